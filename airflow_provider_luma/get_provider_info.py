@@ -1,0 +1,75 @@
+"""What Airflow discovers of this package. Light: Airflow calls it in every process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def get_provider_info() -> dict[str, Any]:
+    return {
+        "package-name": "airflow-provider-luma",
+        "name": "Luma",
+        "description": "Waits for batches of Luma video generations behind an API relay "
+        "and archives the finished videos in object storage.",
+        "integrations": [
+            {
+                "integration-name": "Luma",
+                "external-doc-url": "https://lumalabs.ai/dream-machine",
+                "tags": ["service"],
+            }
+        ],
+        "hooks": [{"integration-name": "Luma", "python-modules": ["airflow_provider_luma.hooks.luma"]}],
+        "sensors": [{"integration-name": "Luma", "python-modules": ["airflow_provider_luma.sensors.luma"]}],
+        "operators": [
+            {"integration-name": "Luma", "python-modules": ["airflow_provider_luma.operators.luma"]}
+        ],
+        "triggers": [{"integration-name": "Luma", "python-modules": ["airflow_provider_luma.triggers.luma"]}],
+        "connection-types": [_connection_type()],
+    }
+
+
+def _connection_type() -> dict[str, Any]:
+    return {
+        "connection-type": "luma",
+        "hook-class-name": "airflow_provider_luma.hooks.luma.LumaHook",
+        "hook-name": "Luma relay",
+        "ui-field-behaviour": {
+            "hidden-fields": ["login", "schema"],
+            "relabeling": {"host": "Relay URL", "password": "API key"},
+            "placeholders": {
+                "host": "https://api.quickrouter.ai (the default; https unless it says http://)",
+                "port": "Only when the relay does not use its scheme's own port",
+                "password": "The relay's API key, without the word Bearer",
+            },
+        },
+        "conn-fields": {
+            "timeout": {
+                "label": "Timeout",
+                "description": "Seconds to wait for a connection and for each read of an answer.",
+                "schema": {"type": ["number", "null"], "default": 30, "minimum": 0},
+            },
+            "batch_size": {
+                "label": "Batch size",
+                "description": "How many task ids one request asks for. No relay documents a limit.",
+                "schema": {"type": ["integer", "null"], "default": 100, "minimum": 1},
+            },
+            "verify": {
+                "label": "Verify TLS certificates",
+                "description": "Turn off only for a relay of your own. "
+                "The path of a CA bundle can be given in the extra JSON instead.",
+                "schema": {"type": ["boolean", "null"], "default": True},
+            },
+            "proxies": {
+                "label": "Proxies",
+                "description": 'As the requests library takes them: {"https": "http://proxy:3128"}. '
+                "Empty: the proxies of the environment.",
+                "schema": {"type": ["object", "null"], "default": None},
+            },
+            "allowed_download_hosts": {
+                "label": "Allowed download hosts",
+                "description": "Host names, separated by commas, that videos may be downloaded from although "
+                "their address is not public.",
+                "schema": {"type": ["string", "null"], "default": None},
+            },
+        },
+    }

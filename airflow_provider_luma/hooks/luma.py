@@ -1,0 +1,193 @@
+"""From an Airflow connection to a client of the relay."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_luma.exceptions import LumaError, LumaInputError
+from airflow_provider_luma.get_provider_info import get_provider_info
+from airflow_provider_luma.relay.batch import read_task_ids
+from airflow_provider_luma.relay.client import DEFAULT_BASE_URL, RelayClient, read_base_url
+from airflow_provider_luma.relay.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Connection
+
+    from airflow_provider_luma.relay.task import LumaTask
+
+
+@dataclass(frozen=True)
+class RelaySettings:
+    """
+    What a connection says, read and checked. Equal settings mean the same relay, key and manners.
+
+    :raises LumaInputError: from :meth:`read`, naming the connection and the field.
+    """
+
+    api_key: str = field(repr=False)
+    base_url: str = DEFAULT_BASE_URL
+    timeout: float = 30
+    batch_size: int = 100
+    verify: bool | str = True
+    proxies: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    allowed_download_hosts: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, connection: Connection, extra: Mapping[str, Any]) -> RelaySettings:
+        name = f"The connection {connection.conn_id!r}"
+        if not connection.password:
+            raise LumaInputError(f"{name} has no password; put the API key of the Luma relay there")
+        given = {key: value for key, value in extra.items() if value not in (None, "")}
+        return cls(
+            api_key=connection.password,
+            base_url=read_base_url(connection.host or DEFAULT_BASE_URL, connection.port),
+            **{key: _read_extra(name, key, given[key]) for key in _EXTRA_READERS if key in given},
+        )
+
+    def client(self, retry: RetryPolicy | None = None) -> RelayClient:
+        return RelayClient(
+            self.api_key,
+            self.base_url,
+            timeout=self.timeout,
+            batch_size=self.batch_size,
+            verify=self.verify,
+            proxies=dict(self.proxies),
+            retry=retry,
+        )
+
+
+class LumaHook(BaseHook):
+    """
+    Talks to a Luma relay over an Airflow connection of type ``luma``.
+
+    :param luma_conn_id: the connection; its password is the relay's API key.
+    """
+
+    conn_name_attr = "luma_conn_id"
+    default_conn_name = "luma_default"
+    conn_type = "luma"
+    hook_name = "Luma relay"
+
+    def __init__(self, luma_conn_id: str = default_conn_name, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.luma_conn_id = luma_conn_id
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Return the form's extra fields for Airflow 3.0 and 3.1, which do not read ``conn-fields``."""
+        from flask_babel import lazy_gettext
+        from wtforms import BooleanField, IntegerField, StringField
+
+        kinds = {"number": IntegerField, "integer": IntegerField, "boolean": BooleanField}
+        return {
+            name: kinds.get(spec["schema"]["type"][0], StringField)(
+                lazy_gettext(spec["label"]),
+                description=spec["description"],
+                default=spec["schema"]["default"],
+            )
+            for name, spec in _connection_type()["conn-fields"].items()
+        }
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return the form's standard fields for Airflow 3.0 and 3.1."""
+        behaviour = _connection_type()["ui-field-behaviour"]
+        return {key.replace("-", "_"): value for key, value in behaviour.items()}
+
+    @cached_property
+    def settings(self) -> RelaySettings:
+        connection = self.get_connection(self.luma_conn_id)
+        extra = connection.extra_dejson
+        self._warn_of_unknown(extra)
+        return RelaySettings.read(connection, extra)
+
+    @cached_property
+    def client(self) -> RelayClient:
+        return self.settings.client()
+
+    def get_conn(self) -> RelayClient:
+        return self.client
+
+    def get_tasks(self, luma_task_ids: Iterable[str]) -> list[LumaTask]:
+        """
+        Ask for these tasks, as many requests as that takes.
+
+        :return: the tasks that the relay knows, in the order of the ids.
+        :raises RelayError: when the relay refused, or trouble outlasted the retries.
+        """
+        return list(self.client.query(read_task_ids(luma_task_ids)).values())
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask for a task that cannot exist, which costs nothing."""
+        try:
+            self.client.check()
+        except LumaError as error:
+            return False, str(error)
+        return True, f"The relay at {self.client.base_url} answers and accepts the API key"
+
+    def _warn_of_unknown(self, extra: Mapping[str, Any]) -> None:
+        if unknown := sorted(extra.keys() - _EXTRA_READERS.keys()):
+            self.log.warning(
+                "The connection %r has extra fields that this provider does not know and does not use: %s",
+                self.luma_conn_id,
+                ", ".join(unknown),
+            )
+
+
+def _connection_type() -> dict[str, Any]:
+    connection_type: dict[str, Any] = get_provider_info()["connection-types"][0]
+    return connection_type
+
+
+def _read_extra(connection: str, name: str, value: Any) -> Any:
+    try:
+        return _EXTRA_READERS[name](value)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise LumaInputError(f"{connection} has an unusable extra field {name!r}: {error}") from None
+
+
+def _positive_number(value: Any) -> float:
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"must be a number above 0, not {value!r}")
+    return number
+
+
+def _positive_integer(value: Any) -> int:
+    number = int(str(value))
+    if number < 1:
+        raise ValueError(f"must be an integer above 0, not {value!r}")
+    return number
+
+
+def _flag_or_path(value: Any) -> bool | str:
+    return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower(), str(value))
+
+
+def _proxies(value: Any) -> tuple[tuple[str, str], ...]:
+    # The value may carry a password, so it is not repeated in the error.
+    proxies = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(proxies, Mapping) or not all(isinstance(url, str) for url in proxies.values()):
+        raise ValueError('must be an object like {"https": "http://proxy:3128"}')
+    return tuple(sorted(proxies.items()))
+
+
+def _host_names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
+    return tuple(name.strip().lower() for name in value if name.strip())
+
+
+_EXTRA_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "timeout": _positive_number,
+    "batch_size": _positive_integer,
+    "verify": _flag_or_path,
+    "proxies": _proxies,
+    "allowed_download_hosts": _host_names,
+}

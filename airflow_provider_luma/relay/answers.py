@@ -1,0 +1,159 @@
+"""From an HTTP answer to its rows, or to the error that its reader can act on."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import requests
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
+
+from airflow_provider_luma.exceptions import (
+    RelayBusyError,
+    RelayError,
+    RelayKeyError,
+    RelayRequestError,
+    RelayRightsError,
+    RelayTroubleError,
+)
+
+_KINDS: Mapping[int, type[RelayError]] = {
+    401: RelayKeyError,
+    402: RelayRightsError,
+    403: RelayRightsError,
+    408: RelayTroubleError,
+    425: RelayTroubleError,
+    429: RelayBusyError,
+}
+
+_NEXT_STEPS: Mapping[type[RelayError], str] = {
+    RelayKeyError: "check the API key in the password field of the connection",
+    RelayRightsError: "check the balance and the rights of the account behind the API key",
+    RelayRequestError: "this request will not pass as it is",
+    RelayBusyError: "slow down",
+    RelayTroubleError: "try again later",
+}
+
+_SUCCESS_CODES = frozenset({"success", "ok", "0", "200", ""})
+_NO_SUCH_TASK = "task_not_exist"
+_REQUEST_ID_IN_TEXT = re.compile(r"\(?request id: ?([\w.:-]+)\)?", re.IGNORECASE)
+_WORDS_LIMIT = 300
+
+
+def read_rows(response: requests.Response) -> list[Any]:
+    """
+    Return the rows of an answer to a query; none when the relay knows none of the ids.
+
+    :raises RelayError: of the kind that the status, the code or the form of the answer stands for.
+    """
+    body = _json(response)
+    words, code = _words(body)
+    if code == _NO_SUCH_TASK:
+        return []
+    if not response.ok or response.is_redirect:
+        raise _refusal(response, words or _plain_words(response))
+    if _is_html(response):
+        raise _trouble(response, "with a web page instead of JSON; is this host a Luma relay?")
+    if code not in _SUCCESS_CODES or _holds_error(body):
+        raise _trouble(response, f"with the error {words or code!r}")
+    return _rows(response, body)
+
+
+def _rows(response: requests.Response, body: Any) -> list[Any]:
+    if isinstance(body, Mapping):
+        body = body["data"] if "data" in body and "task_id" not in body else [body] if body else body
+    if isinstance(body, Mapping) and body:
+        return [body]
+    if body is None:  # how Go writes an empty list, unless there was no JSON at all
+        body = [] if response.content.strip() else ""
+    if not isinstance(body, list):
+        raise _trouble(response, "with something that is not the JSON of a list of tasks")
+    return body
+
+
+def _refusal(response: requests.Response, words: str) -> RelayError:
+    status = response.status_code
+    kind = _KINDS.get(status, RelayTroubleError if status >= 500 else RelayRequestError)
+    step = _NEXT_STEPS[kind]
+    if response.is_redirect:
+        step = "put the address that it redirects to into the host field of the connection"
+    elif _is_html(response) and status < 500:
+        step = "is this host a Luma relay?"
+    return kind(
+        f"{_subject(response)} answered {status}{': ' if words else ''}{words}; {step}",
+        status=status,
+        request_id=_request_id(response),
+        retry_after=_retry_after(response),
+    )
+
+
+def _trouble(response: requests.Response, what: str) -> RelayError:
+    return RelayTroubleError(
+        f"{_subject(response)} answered {response.status_code} {what}",
+        status=response.status_code,
+        request_id=_request_id(response),
+    )
+
+
+def _subject(response: requests.Response) -> str:
+    base_url = str(response.request.url).removesuffix(str(response.request.path_url))
+    return f"The relay at {base_url}"
+
+
+def _json(response: requests.Response) -> Any:
+    try:
+        return json.loads(response.content)
+    except (ValueError, RecursionError):
+        return "" if response.ok else None
+
+
+def _is_html(response: requests.Response) -> bool:
+    kind = response.headers.get("Content-Type", "")
+    return "html" in kind.lower() or response.content[:64].lstrip().startswith(b"<")
+
+
+def _words(body: Any) -> tuple[str, str]:
+    """Return the relay's own message and code from any of the error envelopes that relays use."""
+    if not isinstance(body, Mapping):
+        return "", ""
+    error, detail = body.get("error"), body.get("detail")
+    holders = [holder for holder in (error, body, detail) if isinstance(holder, Mapping)]
+    texts = [holder.get(key) for holder in holders for key in ("message", "reason")] + [error, detail]
+    words = next((text for text in texts if isinstance(text, str) and text), "")
+    code = next((holder["code"] for holder in holders if holder.get("code") not in (None, "")), "")
+    return words[:_WORDS_LIMIT], str(code)
+
+
+def _holds_error(body: Any) -> bool:
+    return isinstance(body, Mapping) and bool(body.get("error") or body.get("success") is False)
+
+
+def _plain_words(response: requests.Response) -> str:
+    return "a web page" if _is_html(response) else response.text.strip()[:_WORDS_LIMIT]
+
+
+def _request_id(response: requests.Response) -> str | None:
+    for name in ("X-Request-Id", "X-Oneapi-Request-Id"):
+        if told := response.headers.get(name):
+            return str(told)
+    found = _REQUEST_ID_IN_TEXT.search(response.text[: 10 * _WORDS_LIMIT]) if not response.ok else None
+    return found.group(1) if found else None
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    """Read ``Retry-After`` in seconds or as a date; ``None`` when absent or not understood."""
+    told = response.headers.get("Retry-After")
+    if not told:
+        return None
+    try:
+        seconds = float(told)
+    except ValueError:
+        try:
+            return Retry().parse_retry_after(told)
+        except InvalidHeader:
+            return None
+    return max(seconds, 0.0) if math.isfinite(seconds) else None

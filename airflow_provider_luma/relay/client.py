@@ -1,0 +1,227 @@
+"""The relay over HTTP: the only place that knows its addresses and holds its key."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from http.cookiejar import DefaultCookiePolicy
+from types import TracebackType
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from tenacity import Retrying
+
+from airflow_provider_luma import __version__
+from airflow_provider_luma.exceptions import LumaInputError, RelayError, RelayTroubleError
+from airflow_provider_luma.relay.answers import read_rows
+from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.relay.task import LumaTask, read_tasks
+
+log = logging.getLogger(__name__)
+
+DEFAULT_BASE_URL = "https://api.quickrouter.ai"
+USER_AGENT = f"airflow-provider-luma/{__version__}"
+
+# A well-formed id that no relay can have given out.
+PROBE_ID = "00000000-0000-0000-0000-000000000000"
+
+
+class RelayClient:
+    """
+    Asks a relay for the state of Luma tasks.
+
+    :param api_key: the relay's key. It goes to ``base_url`` only, and into no message, repr or log.
+    :param base_url: where the relay is, with or without a scheme (``https`` then) and path.
+    :param timeout: seconds, for connecting and for each read.
+    :param batch_size: how many ids one request asks for. No relay documents a limit.
+    :param verify: whether to check TLS certificates, or the path of a CA bundle.
+    :param proxies: as ``requests`` takes them, e.g. ``{"https": "http://proxy:3128"}``. Without it the
+        environment's proxies are used.
+    :param connections: how many requests may run at once in threads of the caller.
+    :param retry: what to do in times of trouble.
+    :raises LumaInputError: when an argument cannot be right.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        base_url: str = DEFAULT_BASE_URL,
+        *,
+        timeout: float = 30,
+        batch_size: int = 100,
+        verify: bool | str = True,
+        proxies: Mapping[str, str] | None = None,
+        connections: int = 4,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        self.base_url = read_base_url(base_url)
+        self.batch_size = batch_size
+        self.retry = retry or RetryPolicy()
+        self._strange_words: set[str] = set()
+        self._api_key = _read_key(api_key)
+        self._session = _session(_Bearer(self._api_key), connections)
+        # Given with each request, because requests lets the environment win over a session's settings.
+        # Redirects are not followed: a POST would become a GET, and the key belongs to this host alone.
+        self._options: dict[str, Any] = {
+            "timeout": timeout,
+            "verify": verify,
+            "proxies": dict(proxies or {}),
+            "allow_redirects": False,
+        }
+
+    def __repr__(self) -> str:
+        return f"RelayClient({self.base_url!r})"
+
+    def __enter__(self) -> RelayClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._session.close()
+
+    def query(self, ids: Sequence[str]) -> dict[str, LumaTask]:
+        """
+        Ask for any number of tasks, ``batch_size`` a request, and wait where the relay asks to.
+
+        :return: what was answered, keyed by id. An id that the relay does not know is not in it.
+        :raises RelayError: when the relay refused, or trouble outlasted the retries.
+        """
+        tasks: dict[str, LumaTask] = {}
+        for _, answered in self.query_batches(ids):
+            tasks.update(answered)
+        return tasks
+
+    def query_batches(
+        self, ids: Sequence[str], *, patience: float = math.inf
+    ) -> Iterator[tuple[Sequence[str], dict[str, LumaTask]]]:
+        """
+        Yield each batch of ids with its answer as it comes, so that trouble later loses nothing.
+
+        :param patience: seconds that may be spent in all on the relay's wish to slow down.
+        :raises RelayBusyError: when the relay asks for more than the ``patience`` left.
+        """
+        deadline = time.monotonic() + patience
+        for batch in self.batches(ids):
+            left = max(deadline - time.monotonic(), 0.0)
+            yield batch, Retrying(**self.retry.driver_arguments(patience=left))(self.ask, batch)
+
+    def batches(self, ids: Sequence[str]) -> Iterator[Sequence[str]]:
+        """Cut ids into what one request asks for."""
+        return (ids[start : start + self.batch_size] for start in range(0, len(ids), self.batch_size))
+
+    def ask(self, ids: Sequence[str]) -> dict[str, LumaTask]:
+        """
+        Send one request, once.
+
+        :raises RelayError: for anything but a list of tasks.
+        """
+        try:
+            tasks = read_tasks(read_rows(self._post("/luma/tasks", {"ids": list(ids)})))
+        except RelayError as error:
+            raise self._without_key(error) from None
+        self._note_strange_words(tasks)
+        return {task_id: tasks[task_id] for task_id in ids if task_id in tasks}
+
+    def check(self) -> None:
+        """
+        Ask for a task that cannot exist: costs nothing, and shows that relay and key are right.
+
+        :raises RelayError: when they are not.
+        """
+        self.ask([PROBE_ID])
+
+    def _post(self, path: str, body: Mapping[str, object]) -> requests.Response:
+        try:
+            return self._session.post(self.base_url + path, json=body, **self._options)
+        except requests.RequestException as error:
+            raise RelayTroubleError(
+                f"No answer from the relay at {self.base_url}: {_cause(error)}"
+            ) from error
+
+    def _without_key(self, error: RelayError) -> RelayError:
+        """Blot out the key, which some relays repeat in what they say."""
+        error.args = (str(error).replace(self._api_key, "***"),)
+        return error
+
+    def _note_strange_words(self, tasks: Mapping[str, LumaTask]) -> None:
+        for task in tasks.values():
+            word = task.state_word
+            if word and not task.knows_state_word and word not in self._strange_words:
+                self._strange_words.add(word)
+                log.warning("The relay says %r of a task, a state nobody documents; taken as running", word)
+
+
+class _Bearer(AuthBase):
+    """Sets the header itself, so that requests does not put credentials of a ``.netrc`` in its place."""
+
+    def __init__(self, api_key: str) -> None:
+        self._value = f"Bearer {api_key}"
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = self._value
+        return request
+
+
+def _session(auth: AuthBase, connections: int) -> requests.Session:
+    session = requests.Session()
+    session.auth = auth
+    session.headers.update({"Accept": "application/json", "User-Agent": USER_AGENT})
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # threads share the session
+    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    return session
+
+
+def read_base_url(host: str, port: int | None = None) -> str:
+    """
+    Return the base URL that a host means: ``https`` unless it says ``http://``; a path is kept.
+
+    :raises LumaInputError: when it is not an address, or carries credentials.
+    """
+    parts = _split(host)
+    if parts.username or parts.password:
+        raise LumaInputError("The host of a Luma relay must not carry credentials; the key is the password")
+    netloc = parts.netloc if port is None or parts.port else f"{parts.netloc}:{port}"
+    return parts._replace(netloc=netloc, path=parts.path.rstrip("/")).geturl()
+
+
+def _split(host: str) -> SplitResult:
+    host = host.strip()
+    try:
+        parts = urlsplit(host if "://" in host else f"https://{host}")
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        usable = False
+    if not usable or parts.query or parts.fragment:
+        raise LumaInputError(f"{host!r:.120} is not the address of a Luma relay, like {DEFAULT_BASE_URL}")
+    return parts
+
+
+def _read_key(api_key: str) -> str:
+    key = api_key.strip().removeprefix("Bearer ").strip()
+    if not key:
+        raise LumaInputError("The API key of the Luma relay is empty")
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise LumaInputError("The API key of the Luma relay holds spaces or characters that no key has")
+    return key
+
+
+def _cause(error: BaseException) -> str:
+    """Say what lies at the bottom of a stack of wrapped network errors."""
+    if isinstance(error, requests.Timeout):
+        return f"timed out ({type(error).__name__})"
+    inner = next(
+        (part for part in (*error.args, getattr(error, "reason", None)) if isinstance(part, BaseException)),
+        None,
+    )
+    return _cause(inner) if inner is not None else f"{type(error).__name__}: {error}"

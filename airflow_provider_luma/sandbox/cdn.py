@@ -1,0 +1,148 @@
+"""The CDN: serves media to signed links, whole or in parts."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections import deque
+from email.utils import formatdate
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from airflow_provider_luma.sandbox import footage
+from airflow_provider_luma.sandbox.faults import Dice, Faults, ScriptedAnswer
+from airflow_provider_luma.sandbox.wire import Connection, RecordedRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.types import Receive, Scope, Send
+
+    from airflow_provider_luma.sandbox.clock import Clock
+    from airflow_provider_luma.sandbox.footage import Footage
+    from airflow_provider_luma.sandbox.links import Links
+    from airflow_provider_luma.sandbox.tasks import Library, Task
+
+PATH = re.compile(r"/dream-machine/([^/]+)/(video\.mp4|thumbnail\.jpg|last_frame\.jpg)")
+RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))")
+CUT = 1
+
+
+class Cdn:
+    """
+    The CDN as an ASGI application.
+
+    :param library: the tasks whose media it serves once they are completed.
+    :param links: tells the links it turns away.
+    :param clock: the sandbox's clock.
+    :param video_bytes: bytes of each video; those of the clip and a little more if None.
+    :param faults: its troubles; may be replaced at any time.
+    :param seed: decides which downloads the troubles strike.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        links: Links,
+        clock: Clock,
+        *,
+        video_bytes: int | None,
+        faults: Faults,
+        seed: int,
+    ) -> None:
+        self.faults = faults
+        self.downloads: list[RecordedRequest] = []
+        self.script: deque[ScriptedAnswer] = deque()
+        self._library = library
+        self._links = links
+        self._clock = clock
+        self._video_bytes = video_bytes
+        self._dice = Dice(seed)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        connection = Connection(scope, receive, send)
+        if self.script:
+            answer = self.script.popleft()
+            self._record(request, answer.status)
+            await connection.deliver_scripted(answer, delay=self.faults.slow)
+            return
+        fault = self._dice.draw(self.faults.refused_downloads, self.faults.cut_downloads)
+        response = _error(403, "Access denied") if fault == 0 else self._response(request)
+        self._record(request, response.status_code)
+        cut = fault == CUT and request.method == "GET"
+        await connection.deliver(response, delay=self.faults.slow, cut=cut)
+
+    def _record(self, request: Request, status: int) -> None:
+        path = request.url.path
+        self.downloads.append(
+            RecordedRequest(self._clock.now(), request.method, path, dict(request.headers), status)
+        )
+
+    def _response(self, request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            return _error(405, "The specified method is not allowed")
+        now = self._clock.now()
+        place = PATH.fullmatch(request.scope["raw_path"].decode("ascii"))
+        task = self._library.find(unquote(place[1]), now) if place else None
+        if place is None or task is None or not task.has_media(now):
+            return _error(404, "The specified key does not exist")
+        if refusal := self._links.refusal(task.id, request.query_params, now):
+            return _error(403, refusal)
+        return self._media(request, task, place[2])
+
+    def _media(self, request: Request, task: Task, name: str) -> Response:
+        is_video = name == "video.mp4"
+        media = footage.video(task.id, self._video_bytes) if is_video else footage.image(name)
+        headers = {
+            "Accept-Ranges": "bytes",
+            "Content-Type": media.content_type,
+            "ETag": _etag(task.id, name, media.size),
+            "Last-Modified": formatdate(self._clock.unix(task.finishes), usegmt=True),
+        }
+        if request.headers.get("if-range", headers["ETag"]) in (headers["ETag"], headers["Last-Modified"]):
+            asked = RANGE.fullmatch(request.headers.get("range", ""))
+        else:
+            asked = None
+        if asked is None:
+            return _part(request, media, range(media.size), 200, headers)
+        span = _span(asked, media.size)
+        if not span:
+            return Response(status_code=416, headers={"Content-Range": f"bytes */{media.size}"})
+        content_range = f"bytes {span.start}-{span.stop - 1}/{media.size}"
+        return _part(request, media, span, 206, {**headers, "Content-Range": content_range})
+
+
+def _span(asked: re.Match[str], size: int) -> range:
+    """Give the bytes a ``Range`` header asks for; none if there are no such bytes."""
+    first, last, suffix = asked.groups()
+    if suffix is not None:
+        return range(max(size - int(suffix), 0), size)
+    return range(int(first), min(int(last), size - 1) + 1 if last else size)
+
+
+def _part(request: Request, media: Footage, span: range, status: int, headers: dict[str, str]) -> Response:
+    headers = {**headers, "Content-Length": str(len(span))}
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
+    return StreamingResponse(_stream(media, span), status, headers)
+
+
+async def _stream(media: Footage, span: range) -> AsyncIterator[bytes]:
+    for chunk in media.chunks(span.start, span.stop):
+        yield chunk
+        # Lets others be served, and is where a stream whose client has left comes to its end.
+        await asyncio.sleep(0)
+
+
+def _etag(*facts: object) -> str:
+    return f'"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}"'
+
+
+def _error(status: int, message: str) -> Response:
+    xml = f'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Message>{message}</Message></Error>\n'
+    return Response(xml, status, media_type="application/xml")

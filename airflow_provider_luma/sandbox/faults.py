@@ -1,0 +1,105 @@
+"""What can go wrong on purpose: shares of faults to draw, and answers scripted one by one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+WINDOW_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Faults:
+    """
+    Troubles of a sandbox, all off by default. A share is the part of requests it strikes, from 0 to 1.
+
+    :param rate_limited: share of status queries answered 429.
+    :param retry_after: the ``Retry-After`` of those, in seconds; None sends neither the header nor a body.
+    :param server_errors: share of status queries answered 500, 502 (an HTML page) or 503.
+    :param slow: seconds added to each answer of the relay and of the CDN.
+    :param cut_downloads: share of downloads whose connection is closed half way.
+    :param refused_downloads: share of downloads answered 403.
+    :param limit_per_minute: how many status queries a minute are served; those above get a 429 whose
+        ``Retry-After`` is right. No limit if None.
+    """
+
+    rate_limited: float = 0.0
+    retry_after: float | None = None
+    server_errors: float = 0.0
+    slow: float = 0.0
+    cut_downloads: float = 0.0
+    refused_downloads: float = 0.0
+    limit_per_minute: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("rate_limited", "server_errors", "cut_downloads", "refused_downloads"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ScriptedAnswer:
+    """
+    One answer, word for word.
+
+    :param status: the HTTP status.
+    :param body: bytes and text are sent as they are, anything else as JSON.
+    :param headers: sent besides ``Content-Type`` and ``Content-Length``.
+    :param content_type: None leaves the header out.
+    :param delay: seconds before the answer begins.
+    :param cut: close the connection half way through the body.
+    """
+
+    status: int = 200
+    body: object = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str | None = "application/json"
+    delay: float = 0.0
+    cut: bool = False
+
+    @property
+    def content(self) -> bytes:
+        if isinstance(self.body, bytes):
+            return self.body
+        if isinstance(self.body, str):
+            return self.body.encode()
+        return json.dumps(self.body, ensure_ascii=False, check_circular=False, separators=(",", ":")).encode()
+
+
+class Dice:
+    """Draws which trouble strikes a request; the same ones for the same seed and number of requests."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def draw(self, *shares: float) -> int | None:
+        """Give the index of the one that strikes, each with the chance of its share; None if none does."""
+        drawn = self._random.random()
+        return next((index for index, sum_ in enumerate(itertools.accumulate(shares)) if drawn < sum_), None)
+
+    def choose(self, answers: Sequence[ScriptedAnswer]) -> ScriptedAnswer:
+        return self._random.choice(answers)
+
+
+class Window:
+    """A sliding window over the requests served in the last minute."""
+
+    def __init__(self) -> None:
+        self._served: deque[float] = deque()
+
+    def admit(self, limit: int, now: float) -> int:
+        """Count a request in and give 0, or give the whole seconds after which there is room for it."""
+        while self._served and self._served[0] <= now - WINDOW_SECONDS:
+            self._served.popleft()
+        if len(self._served) < limit:
+            self._served.append(now)
+            return 0
+        return math.ceil(self._served[-limit] + WINDOW_SECONDS - now) if limit else round(WINDOW_SECONDS)

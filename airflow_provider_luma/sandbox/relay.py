@@ -1,0 +1,177 @@
+"""The relay: answers status queries and takes submits, as the documented ones do."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from typing import TYPE_CHECKING, Any, Literal
+
+from starlette.requests import Request
+
+from airflow_provider_luma.sandbox.answers import gateway_error, page, task_error
+from airflow_provider_luma.sandbox.faults import Dice, Faults, ScriptedAnswer, Window
+from airflow_provider_luma.sandbox.wire import Connection, RecordedRequest
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+    from starlette.types import Receive, Scope, Send
+
+    from airflow_provider_luma.sandbox.answers import Answers
+    from airflow_provider_luma.sandbox.clock import Clock
+    from airflow_provider_luma.sandbox.tasks import Library
+
+Shape = Literal["bare", "wrapped"]
+
+STATUS_QUERY = ("POST", "/luma/tasks")
+SUBMIT = ("POST", "/luma/generations")
+SUBMIT_FIELDS: dict[str, type] = {
+    "user_prompt": str,
+    "model_name": str,
+    "duration": str,
+    "resolution": str,
+    "expand_prompt": bool,
+    "loop": bool,
+    "image_url": str,
+    "image_end_url": str,
+    "aspect_ratio": str,
+    "notify_hook": str,
+}
+DASHBOARD = page(200, "Sandbox relay")
+
+
+class Relay:
+    """
+    The relay as an ASGI application.
+
+    :param library: the tasks it knows and adds to.
+    :param answers: says what is known of a task.
+    :param clock: the sandbox's clock.
+    :param shape: a status query's answer: ``bare``, an array of tasks, or ``wrapped``, rows in an envelope.
+    :param api_key: the key requests must carry; may be replaced at any time.
+    :param seconds: how long a submitted task takes.
+    :param max_ids: the most task ids a query may hold; no limit if None.
+    :param faults: its troubles; may be replaced at any time.
+    :param seed: decides which requests the troubles strike.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        answers: Answers,
+        clock: Clock,
+        *,
+        shape: Shape,
+        api_key: str,
+        seconds: float,
+        max_ids: int | None,
+        faults: Faults,
+        seed: int,
+    ) -> None:
+        self.api_key = api_key
+        self.faults = faults
+        self.requests: list[RecordedRequest] = []
+        self.submits: list[dict[str, Any]] = []
+        self.script: deque[ScriptedAnswer] = deque()
+        self._library = library
+        self._answers = answers
+        self._clock = clock
+        self._shape = shape
+        self._seconds = seconds
+        self._max_ids = max_ids
+        self._dice = Dice(seed)
+        self._window = Window()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        call = (request.method, request.url.path)
+        body = _json(await request.body())
+        answer = self._answer(call, request.headers, body)
+        ids = _ids(body) if call == STATUS_QUERY else None
+        self.requests.append(
+            RecordedRequest(self._clock.now(), *call, dict(request.headers), answer.status, ids)
+        )
+        await Connection(scope, receive, send).deliver_scripted(answer, delay=self.faults.slow)
+
+    def _answer(self, call: tuple[str, str], headers: Headers, body: object) -> ScriptedAnswer:
+        if call == STATUS_QUERY and self.script:
+            return self.script.popleft()
+        if call not in (STATUS_QUERY, SUBMIT):
+            return DASHBOARD
+        if headers.get("authorization") != f"Bearer {self.api_key}":
+            return gateway_error(401, "Invalid token", self._request_id())
+        if call == SUBMIT:
+            return self._submit(body)
+        return self._over_limit() or self._fault() or self._status(body)
+
+    def _status(self, body: object) -> ScriptedAnswer:
+        ids = _ids(body)
+        if ids is None:
+            return task_error(400, "invalid_request", "ids must be an array of strings")
+        if self._max_ids is not None and len(ids) > self._max_ids:
+            return task_error(400, "invalid_request", f"ids must not hold more than {self._max_ids} elements")
+        return ScriptedAnswer(body=self._known(ids))
+
+    def _known(self, ids: list[str]) -> object:
+        """Say what is known of these: never in the order asked, each once, strangers left out."""
+        now = self._clock.now()
+        once = dict.fromkeys(ids)
+        tasks = [task for task_id in reversed(once) if (task := self._library.find(task_id, now))]
+        if self._shape == "bare":
+            return [self._answers.bare(task, now) for task in tasks]
+        rows = [self._answers.row(task, now) for task in tasks]
+        return {"code": "success", "message": "", "data": None if ids and not rows else rows}
+
+    def _submit(self, body: object) -> ScriptedAnswer:
+        if not isinstance(body, dict) or not body.get("user_prompt"):
+            return task_error(400, "invalid_request", "user_prompt is required")
+        for name, kind in SUBMIT_FIELDS.items():
+            if not isinstance(body.get(name, kind()), kind):
+                return task_error(400, "invalid_request", f"{name} must be a {kind.__name__}")
+        self.submits.append(body)
+        task = self._library.add(
+            born=self._clock.now(),
+            seconds=self._seconds,
+            prompt=body["user_prompt"],
+            aspect_ratio=body.get("aspect_ratio", "16:9"),
+        )
+        return ScriptedAnswer(body=self._answers.submitted(task))
+
+    def _over_limit(self) -> ScriptedAnswer | None:
+        limit = self.faults.limit_per_minute
+        wait = 0 if limit is None else self._window.admit(limit, self._clock.now())
+        return self._rate_limited(f"{limit} requests per 1 minutes", wait) if wait else None
+
+    def _fault(self) -> ScriptedAnswer | None:
+        match self._dice.draw(self.faults.rate_limited, self.faults.server_errors):
+            case 0:
+                return self._rate_limited("too many requests", self.faults.retry_after)
+            case 1:
+                return self._dice.choose(self._server_errors())
+        return None
+
+    def _rate_limited(self, message: str, wait: float | None) -> ScriptedAnswer:
+        if wait is None:
+            return ScriptedAnswer(429, content_type=None)
+        return gateway_error(429, message, self._request_id(), **{"Retry-After": f"{wait:g}"})
+
+    def _server_errors(self) -> tuple[ScriptedAnswer, ...]:
+        return (
+            task_error(500, "do_request_failed", "upstream request failed"),
+            page(502, "502 Bad Gateway"),
+            gateway_error(503, "no channel for model luma in group default", self._request_id()),
+        )
+
+    def _request_id(self) -> str:
+        return f"{self._clock.date(self._clock.now()):%Y%m%d%H%M%S}{len(self.requests):09}"
+
+
+def _json(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
+
+
+def _ids(body: object) -> list[str] | None:
+    ids = body.get("ids") if isinstance(body, dict) else None
+    return ids if isinstance(ids, list) and all(isinstance(task_id, str) for task_id in ids) else None

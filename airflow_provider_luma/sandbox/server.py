@@ -1,0 +1,227 @@
+"""The sandbox: a relay and a CDN on loopback, in a thread of their own."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+from starlette.middleware.gzip import GZipMiddleware
+
+from airflow_provider_luma.sandbox import footage
+from airflow_provider_luma.sandbox.answers import Answers
+from airflow_provider_luma.sandbox.cdn import Cdn
+from airflow_provider_luma.sandbox.clock import Clock
+from airflow_provider_luma.sandbox.faults import Faults
+from airflow_provider_luma.sandbox.links import Links
+from airflow_provider_luma.sandbox.loopback import Loopback
+from airflow_provider_luma.sandbox.relay import Relay, Shape
+from airflow_provider_luma.sandbox.tasks import Library
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_provider_luma.sandbox.faults import ScriptedAnswer
+    from airflow_provider_luma.sandbox.wire import RecordedRequest
+
+GZIP_LEVEL = 1
+
+
+class Sandbox:
+    """
+    A relay and a CDN that behave like the documented ones and cost nothing; a context manager.
+
+    Everything follows from the arguments and the clock: the same seed gives the same task ids, the same
+    failures and the same troubles.
+
+    :param tasks: how many tasks there are from the start.
+    :param seconds: how long the slowest of them takes; the quickest takes 0.4 of it. Submitted tasks take
+        exactly this long.
+    :param fail: share of the tasks that fails, rounded to whole tasks; at least one if it is above 0.
+    :param shape: a status query's answer: ``bare``, an array of tasks, or ``wrapped``, rows in an envelope.
+    :param api_key: the key requests must carry.
+    :param faults: what goes wrong; nothing by default.
+    :param seed: decides the task ids, which tasks fail and which requests the faults strike.
+    :param host: the address both servers listen on, and that of the links.
+    :param relay_port: port of the relay; a free one if 0.
+    :param cdn_port: port of the CDN; a free one if 0.
+    :param video_bytes: bytes of each video; about 65,000 if None.
+    :param link_ttl: seconds a link to media works; 7 days if None. Every answer holds fresh links.
+    :param max_ids: the most task ids a status query may hold; no limit if None.
+    :param clock: gives seconds that only grow. A test may pass its own and so decide what time it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        tasks: int = 6,
+        seconds: float = 5.0,
+        fail: float = 0.2,
+        shape: Shape = "bare",
+        api_key: str = "sk-sandbox",
+        faults: Faults | None = None,
+        seed: int = 0,
+        host: str = "127.0.0.1",
+        relay_port: int = 0,
+        cdn_port: int = 0,
+        video_bytes: int | None = None,
+        link_ttl: float | None = None,
+        max_ids: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        _check(tasks, fail, shape, video_bytes)
+        self.base_url = ""
+        self._host = host
+        self._ports = (relay_port, cdn_port)
+        self._seconds = seconds
+        self._clock = Clock(clock)
+        self._library = Library(seed)
+        self._library.add_many(tasks, born=clock(), seconds=seconds, fail=fail)
+        self._links = Links(self._clock, link_ttl)
+        self._relay = Relay(
+            self._library,
+            Answers(self._clock, self._links),
+            self._clock,
+            shape=shape,
+            api_key=api_key,
+            seconds=seconds,
+            max_ids=max_ids,
+            faults=faults or Faults(),
+            seed=seed,
+        )
+        self._cdn = Cdn(
+            self._library,
+            self._links,
+            self._clock,
+            video_bytes=video_bytes,
+            faults=faults or Faults(),
+            seed=seed,
+        )
+        self._loopback: Loopback | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Return when both servers accept requests."""
+        if self._loopback:
+            raise RuntimeError("the sandbox runs already")
+        relay = GZipMiddleware(self._relay, compresslevel=GZIP_LEVEL)
+        self._loopback = Loopback(self._host, [(self._ports[0], relay), (self._ports[1], self._cdn)])
+        self.base_url, self._links.cdn_url = self._loopback.urls
+
+    def stop(self) -> None:
+        """Drop all connections, also those in the midst of an answer, and leave no thread behind."""
+        if self._loopback:
+            self._loopback.stop()
+        self._loopback = None
+
+    @property
+    def cdn_url(self) -> str:
+        return self._links.cdn_url
+
+    @property
+    def task_ids(self) -> list[str]:
+        """All task ids in the order of their creation, added and submitted ones included."""
+        return list(self._library.tasks)
+
+    @property
+    def connection(self) -> dict[str, Any]:
+        """The Airflow connection to this sandbox; as JSON, a value for ``AIRFLOW_CONN_LUMA_DEFAULT``."""
+        return {
+            "conn_type": "luma",
+            "host": self.base_url,
+            "password": self.api_key,
+            "extra": {"allowed_download_hosts": [self._host]},
+        }
+
+    @property
+    def api_key(self) -> str:
+        """The key requests must carry; may be changed while the sandbox runs, as when keys are rotated."""
+        return self._relay.api_key
+
+    @api_key.setter
+    def api_key(self, api_key: str) -> None:
+        self._relay.api_key = api_key
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong; may be changed while the sandbox runs."""
+        return self._relay.faults
+
+    @faults.setter
+    def faults(self, faults: Faults) -> None:
+        self._relay.faults = self._cdn.faults = faults
+
+    @property
+    def requests(self) -> list[RecordedRequest]:
+        """All requests to the relay so far; the list itself, so that it can be cleared."""
+        return self._relay.requests
+
+    @property
+    def downloads(self) -> list[RecordedRequest]:
+        """All requests to the CDN so far; the list itself, so that it can be cleared."""
+        return self._cdn.downloads
+
+    @property
+    def submits(self) -> list[dict[str, Any]]:
+        """The bodies of all submits accepted so far."""
+        return self._relay.submits
+
+    def script(self, *answers: ScriptedAnswer) -> None:
+        """Answer the next requests to ``POST /luma/tasks`` with these, in order, whoever asks."""
+        self._relay.script.extend(answers)
+
+    def script_downloads(self, *answers: ScriptedAnswer) -> None:
+        """Answer the next requests to the CDN with these, in order, whatever they ask for."""
+        self._cdn.script.extend(answers)
+
+    def add_task(
+        self,
+        *,
+        task_id: str | None = None,
+        prompt: str | None = None,
+        seconds: float | None = None,
+        fails: str | None = None,
+        found_after: float = 0.0,
+        hidden: bool = False,
+        state_word: str | None = None,
+        link_delay: float = 0.0,
+    ) -> str:
+        """
+        Create a task now and give its id.
+
+        :param task_id: its id; a UUID if None. A task that has this id already is replaced.
+        :param prompt: what it was asked to show; one of the sandbox's own if None.
+        :param seconds: how long it takes; as long as the sandbox's slowest if None, 0 is over at once.
+        :param fails: the reason it fails with when its time is up; it completes if None.
+        :param found_after: seconds for which the relay leaves it out of its answers.
+        :param hidden: leave it out for ever.
+        :param state_word: the word answered as its state at all times, whatever the clock says.
+        :param link_delay: seconds for which it is completed but has no media yet.
+        """
+        task = self._library.add(
+            task_id=task_id,
+            prompt=prompt,
+            born=self._clock.now(),
+            seconds=self._seconds if seconds is None else seconds,
+            fails=fails,
+            found_after=math.inf if hidden else found_after,
+            state_word=state_word,
+            link_delay=link_delay,
+        )
+        return task.id
+
+
+def _check(tasks: int, fail: float, shape: str, video_bytes: int | None) -> None:
+    if tasks < 0:
+        raise ValueError(f"tasks is a number from 0 up, not {tasks}")
+    if not 0 <= fail <= 1:
+        raise ValueError(f"fail is a share from 0 to 1, not {fail}")
+    if shape not in ("bare", "wrapped"):
+        raise ValueError(f"shape is bare or wrapped, not {shape}")
+    footage.video("0" * 36, video_bytes)

@@ -1,0 +1,102 @@
+"""Names of objects: always below the destination, never shared by two ids."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import string
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from urllib.parse import urlsplit
+
+from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.relay.task import LumaTask
+
+_FIELDS = ("id", "prompt", "aspect_ratio", "created_at")
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,150}")
+_HASHED = re.compile(r".*\.[0-9a-f]{16}")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_SUFFIXES = {"video": (".mp4", ".mov", ".webm"), "image": (".jpg", ".jpeg", ".png", ".webp")}
+
+
+def read_name_template(template: str) -> str:
+    """
+    Check a name template.
+
+    :raises LumaInputError: when it names an unknown field or leaves the destination.
+    """
+    try:
+        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+    except ValueError as error:
+        raise LumaInputError(f"name_template {template!r} is not a template: {error}") from None
+    if unknown := fields.difference(_FIELDS):
+        raise LumaInputError(
+            f"name_template {template!r} has the unknown field {sorted(unknown)[0]!r}; "
+            f"there are {', '.join(_FIELDS)}"
+        )
+    segments = template.split("/")
+    if any(segment.strip() in {"", ".", ".."} for segment in segments) or "\\" in template:
+        raise LumaInputError(f"name_template {template!r} must name something below the destination")
+    return template
+
+
+def object_names(template: str, tasks: Iterable[LumaTask]) -> dict[str, str]:
+    """
+    Name the object of each task, without a suffix, keyed by id.
+
+    :raises LumaInputError: when two tasks would get the same name.
+    """
+    names: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for task in tasks:
+        name = _name(template, task)
+        if (owner := owners.setdefault(name, task.id)) != task.id:
+            raise LumaInputError(
+                f"name_template {template!r} gives {owner} and {task.id} the same name {name!r}; add {{id}}"
+            )
+        names[task.id] = name
+    return names
+
+
+def file_name(name: str, kind: str, url: str) -> str:
+    """
+    Complete an object's name with what it is.
+
+    :param kind: one of :data:`..relay.task.MEDIA_KINDS`.
+    :param url: the link, whose suffix is kept when it is one of this kind of media.
+    """
+    known = _SUFFIXES["video" if kind == "video" else "image"]
+    suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
+    suffix = suffix if suffix in known else known[0]
+    return f"{name}{suffix}" if kind == "video" else f"{name}.{kind}{suffix}"
+
+
+def _name(template: str, task: LumaTask) -> str:
+    values = {
+        "id": safe_id(task.id),
+        "prompt": _slug(task.prompt),
+        "aspect_ratio": _slug(task.aspect_ratio),
+        "created_at": task.created_at or _Unknown(),
+    }
+    name = template.format_map(values)
+    # What a format such as {created_at:%Y/%m} makes of a value must not open folders that lead elsewhere.
+    segments = [segment for segment in name.split("/") if segment.strip(". ")]
+    return "/".join(segments)
+
+
+def safe_id(task_id: str) -> str:
+    """Return a file name that stands for this id and for no other."""
+    if _PLAIN.fullmatch(task_id) and not _HASHED.fullmatch(task_id):
+        return task_id
+    return f"{_slug(task_id)}.{hashlib.sha256(task_id.encode()).hexdigest()[:16]}"
+
+
+def _slug(text: str | None) -> str:
+    return _UNSAFE.sub("-", text or "").strip("-")[:80] or "unknown"
+
+
+class _Unknown:
+    """Stands for a time that the relay did not tell, whatever the format asked for."""
+
+    def __format__(self, spec: str) -> str:
+        return "unknown"
