@@ -13,6 +13,22 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_luma.exceptions import LumaInputError, RelayRefusedError
 
+try:
+    from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralTimeout
+except ImportError:  # Airflow 3.0 and 3.1
+    from airflow.exceptions import (  # type: ignore[no-redef]
+        AirflowRescheduleException,
+        TaskDeferralTimeout,
+    )
+
+__all__ = [
+    "AirflowRescheduleException",
+    "LumaRefusedError",
+    "LumaTaskFailedError",
+    "TaskDeferralTimeout",
+    "no_vain_retries",
+]
+
 
 class LumaTaskFailedError(AirflowFailException):
     """Luma tasks failed, or the relay does not know them, and ``fail_when`` does not bear it."""

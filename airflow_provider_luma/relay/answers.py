@@ -64,12 +64,12 @@ def read_rows(response: requests.Response) -> list[Any]:
 
 
 def _rows(response: requests.Response, body: Any) -> list[Any]:
-    if isinstance(body, Mapping):
-        body = body["data"] if "data" in body and "task_id" not in body else [body] if body else body
-    if isinstance(body, Mapping) and body:
+    if isinstance(body, Mapping) and "task_id" not in body and body.keys() & {"code", "data"}:
+        body = body.get("data")
+    if isinstance(body, Mapping) and body.keys() & {"id", "task_id"}:
         return [body]
-    if body is None:  # how Go writes an empty list, unless there was no JSON at all
-        body = [] if response.content.strip() else ""
+    if body is None:  # how Go writes an empty list
+        return []
     if not isinstance(body, list):
         raise _trouble(response, "with something that is not the JSON of a list of tasks")
     return body
@@ -100,7 +100,7 @@ def _trouble(response: requests.Response, what: str) -> RelayError:
 
 
 def _subject(response: requests.Response) -> str:
-    base_url = str(response.request.url).removesuffix(str(response.request.path_url))
+    base_url = str(response.request.url).rsplit("/", 2)[0]  # without the "/luma/tasks" of every request
     return f"The relay at {base_url}"
 
 
@@ -154,6 +154,6 @@ def _retry_after(response: requests.Response) -> float | None:
     except ValueError:
         try:
             return Retry().parse_retry_after(told)
-        except InvalidHeader:
+        except (InvalidHeader, ValueError, OverflowError):  # the latter two of a date past the year 9999
             return None
     return max(seconds, 0.0) if math.isfinite(seconds) else None

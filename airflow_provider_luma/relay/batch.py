@@ -86,11 +86,7 @@ class BatchResult:
 
     def progress(self) -> str:
         """Say in one line how far the batch is."""
-        missing = f", {len(self.missing)} missing" if self.missing else ""
-        return (
-            f"{self.completed_count} of {len(self.ids)} completed, {len(self.failed)} failed"
-            f"{missing}, {self.running} running"
-        )
+        return progress_line(self.completed_count, len(self.failed), len(self.missing), self.running)
 
     def complaints(self) -> list[str]:
         """Say of each failed or missing id what is wrong, the first few of them and then a count."""
@@ -166,6 +162,13 @@ class TaskBatch:
             self._missing.append(task_id)
 
 
+def progress_line(completed: int, failed: int, missing: int, running: int) -> str:
+    """Say such counts in words, leaving out what there is none of but for the completed."""
+    others = {"failed": failed, "missing": missing, "running": running}
+    told = [f"{count} {word}" for word, count in others.items() if count]
+    return ", ".join([f"{completed} of {completed + sum(others.values())} completed", *told])
+
+
 def read_task_ids(value: Any) -> list[str]:
     """
     Read the ``luma_task_ids`` argument as users and templates give it.
@@ -193,7 +196,7 @@ def _ids_in_text(text: str) -> Any:
     if not text.startswith("["):
         return [text]
     for read in (json.loads, ast.literal_eval):  # Jinja renders a Python list the way Python writes it
-        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return read(text)
     raise LumaInputError(
         f"luma_task_ids looks like a list but cannot be read as one: {text[:80]!r}. "

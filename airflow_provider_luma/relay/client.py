@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from http.cookiejar import DefaultCookiePolicy
@@ -29,6 +30,11 @@ USER_AGENT = f"airflow-provider-luma/{__version__}"
 
 # A well-formed id that no relay can have given out.
 PROBE_ID = "00000000-0000-0000-0000-000000000000"
+
+# From this many characters on, the start of a key gives something of it away.
+_TELLING_START = 8
+
+_CREDENTIALS = re.compile(r"(?<=//)\S+(?=@)")
 
 
 class RelayClient:
@@ -59,6 +65,8 @@ class RelayClient:
         connections: int = 4,
         retry: RetryPolicy | None = None,
     ) -> None:
+        if batch_size < 1 or timeout <= 0:
+            raise LumaInputError(f"batch_size={batch_size!r} and timeout={timeout!r} must be above 0")
         self.base_url = read_base_url(base_url)
         self.batch_size = batch_size
         self.retry = retry or RetryPolicy()
@@ -142,14 +150,15 @@ class RelayClient:
     def _post(self, path: str, body: Mapping[str, object]) -> requests.Response:
         try:
             return self._session.post(self.base_url + path, json=body, **self._options)
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:  # the latter of a host nobody can look up
             raise RelayTroubleError(
                 f"No answer from the relay at {self.base_url}: {_cause(error)}"
             ) from error
 
     def _without_key(self, error: RelayError) -> RelayError:
-        """Blot out the key, which some relays repeat in what they say."""
-        error.args = (str(error).replace(self._api_key, "***"),)
+        """Blot out the key, which some relays repeat in what they say, also where a cut left a part of it."""
+        start = re.escape(self._api_key[:_TELLING_START])
+        error.args = (re.sub(rf"{re.escape(self._api_key)}|{start}[\w-]*", "***", str(error)),)
         return error
 
     def _note_strange_words(self, tasks: Mapping[str, LumaTask]) -> None:
@@ -203,7 +212,8 @@ def _split(host: str) -> SplitResult:
     except ValueError:
         usable = False
     if not usable or parts.query or parts.fragment:
-        raise LumaInputError(f"{host!r:.120} is not the address of a Luma relay, like {DEFAULT_BASE_URL}")
+        shown = host.partition("?")[0].rpartition("@")[2]  # the rest may be somebody's key
+        raise LumaInputError(f"{shown!r:.120} is not the address of a Luma relay, like {DEFAULT_BASE_URL}")
     return parts
 
 
@@ -224,4 +234,6 @@ def _cause(error: BaseException) -> str:
         (part for part in (*error.args, getattr(error, "reason", None)) if isinstance(part, BaseException)),
         None,
     )
-    return _cause(inner) if inner is not None else f"{type(error).__name__}: {error}"
+    if inner is not None:
+        return _cause(inner)
+    return f"{type(error).__name__}: {_CREDENTIALS.sub('***', str(error))}"  # those of a proxy

@@ -8,6 +8,7 @@ or null any key. :func:`read_tasks` reads both; nothing else in the package know
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -169,10 +170,11 @@ def read_task(row: Json) -> LumaTask | None:
     """Read one row of either shape, ``None`` when it names no task."""
     luma = _luma_object(row)
     # Only text is an id: the integer "id" of a wrapped row is a database key.
-    task_id = _text(row.get("task_id")) or _text(luma.get("id")) or _text(luma.get("task_id"))
+    names = (row.get("task_id"), luma.get("id"), luma.get("task_id"), row.get("id"))
+    task_id = next(filter(None, map(_text, names)), None)
     if task_id is None:
         return None
-    state, word = _state(row.get("status"), luma.get("state"), luma.get("status"))
+    state, word = _state(*(holder.get(key) for holder in (row, luma) for key in ("status", "state")))
     return LumaTask(task_id, state, word, row)
 
 
@@ -189,9 +191,7 @@ def _state(*words: Any) -> tuple[TaskState, str]:
 def _luma_object(row: Json) -> Json:
     """Return the Luma object: what a wrapped row holds in ``data``, or the bare row itself."""
     inner = row.get("data")
-    if isinstance(inner, Mapping):
-        return inner
-    return _EMPTY if "task_id" in row else row
+    return inner if isinstance(inner, Mapping) and inner else row
 
 
 def _child(holder: Json, name: str) -> Json:
@@ -216,7 +216,9 @@ def _text(value: Any) -> str | None:
 
 
 def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return value if abs(value) < math.inf else None  # Python's JSON reads NaN, and 1e999 as infinity
 
 
 def _time(value: Any) -> pendulum.DateTime | None:
@@ -228,6 +230,6 @@ def _time(value: Any) -> pendulum.DateTime | None:
             moment = pendulum.from_timestamp(number / 1000 if number > 1e11 else number)
         else:
             return None
-    except (ValueError, OverflowError, OSError):
+    except (ValueError, TypeError, OverflowError, OSError):
         return None
     return moment if isinstance(moment, pendulum.DateTime) and moment.year > 1 else None

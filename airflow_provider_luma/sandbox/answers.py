@@ -9,6 +9,8 @@ from airflow_provider_luma.sandbox.footage import DURATION, HEIGHT, WIDTH
 from airflow_provider_luma.sandbox.tasks import Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from airflow_provider_luma.sandbox.clock import Clock
     from airflow_provider_luma.sandbox.links import Links
     from airflow_provider_luma.sandbox.tasks import Task
@@ -158,11 +160,13 @@ def _fail_reason(task: Task, now: float, media: Json | None) -> str:
     return str(_failure(task, now).get("failure_reason", ""))
 
 
-def gateway_error(status: int, message: str, request_id: str, **headers: str) -> ScriptedAnswer:
+def gateway_error(
+    status: int, message: str, request_id: str, headers: Mapping[str, str] | None = None
+) -> ScriptedAnswer:
     """Give the envelope of authentication, rate limits and routing."""
     text = f"{message} (request id: {request_id})"
     body = {"error": {"message": text, "type": "new_api_error", "param": "", "code": ""}}
-    return ScriptedAnswer(status, body, headers)
+    return ScriptedAnswer(status, body, headers or {})
 
 
 def task_error(status: int, code: str, message: str) -> ScriptedAnswer:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from airflow_provider_luma.sandbox.tasks import Library, Task
 
 PATH = re.compile(r"/dream-machine/([^/]+)/(video\.mp4|thumbnail\.jpg|last_frame\.jpg)")
-RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))")
-CUT = 1
+RANGE = re.compile(r"bytes=(?:(?P<first>\d+)-(?P<last>\d*)|-(?P<suffix>\d+))")
+REFUSED, CUT = 0, 1
 
 
 class Cdn:
@@ -72,16 +72,13 @@ class Cdn:
             await connection.deliver_scripted(answer, delay=self.faults.slow)
             return
         fault = self._dice.draw(self.faults.refused_downloads, self.faults.cut_downloads)
-        response = _error(403, "Access denied") if fault == 0 else self._response(request)
+        response = _error(403, "Access denied") if fault == REFUSED else self._response(request)
         self._record(request, response.status_code)
-        cut = fault == CUT and request.method == "GET"
-        await connection.deliver(response, delay=self.faults.slow, cut=cut)
+        await connection.deliver(response, delay=self.faults.slow, cut=fault == CUT)
 
     def _record(self, request: Request, status: int) -> None:
-        path = request.url.path
-        self.downloads.append(
-            RecordedRequest(self._clock.now(), request.method, path, dict(request.headers), status)
-        )
+        path, headers = request.scope["path"], dict(request.headers)
+        self.downloads.append(RecordedRequest(self._clock.now(), request.method, path, headers, status))
 
     def _response(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
@@ -104,25 +101,30 @@ class Cdn:
             "ETag": _etag(task.id, name, media.size),
             "Last-Modified": formatdate(self._clock.unix(task.finishes), usegmt=True),
         }
-        if request.headers.get("if-range", headers["ETag"]) in (headers["ETag"], headers["Last-Modified"]):
-            asked = RANGE.fullmatch(request.headers.get("range", ""))
-        else:
-            asked = None
-        if asked is None:
+        current = request.headers.get("if-range", headers["ETag"]) in (
+            headers["ETag"],
+            headers["Last-Modified"],
+        )
+        span = _span(request.headers.get("range", ""), media.size) if current else None
+        if span is None:
             return _part(request, media, range(media.size), 200, headers)
-        span = _span(asked, media.size)
         if not span:
             return Response(status_code=416, headers={"Content-Range": f"bytes */{media.size}"})
         content_range = f"bytes {span.start}-{span.stop - 1}/{media.size}"
         return _part(request, media, span, 206, {**headers, "Content-Range": content_range})
 
 
-def _span(asked: re.Match[str], size: int) -> range:
-    """Give the bytes a ``Range`` header asks for; none if there are no such bytes."""
-    first, last, suffix = asked.groups()
-    if suffix is not None:
-        return range(max(size - int(suffix), 0), size)
-    return range(int(first), min(int(last), size - 1) + 1 if last else size)
+def _span(asked: str, size: int) -> range | None:
+    """Give the bytes a ``Range`` header asks for: an empty range if there are none, None if it is invalid."""
+    match = RANGE.fullmatch(asked)
+    if match is None:
+        return None
+    if match["suffix"]:
+        return range(max(size - int(match["suffix"]), 0), size)
+    first, last = int(match["first"]), match["last"]
+    if last and int(last) < first:
+        return None
+    return range(first, min(int(last) + 1, size) if last else size)
 
 
 def _part(request: Request, media: Footage, span: range, status: int, headers: dict[str, str]) -> Response:

@@ -83,7 +83,7 @@ class Relay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        call = (request.method, request.url.path)
+        call = (request.method, request.scope["path"])
         body = _json(await request.body())
         answer = self._answer(call, request.headers, body)
         ids = _ids(body) if call == STATUS_QUERY else None
@@ -125,14 +125,14 @@ class Relay:
         if not isinstance(body, dict) or not body.get("user_prompt"):
             return task_error(400, "invalid_request", "user_prompt is required")
         for name, kind in SUBMIT_FIELDS.items():
-            if not isinstance(body.get(name, kind()), kind):
+            if body.get(name) is not None and not isinstance(body[name], kind):
                 return task_error(400, "invalid_request", f"{name} must be a {kind.__name__}")
         self.submits.append(body)
         task = self._library.add(
             born=self._clock.now(),
             seconds=self._seconds,
             prompt=body["user_prompt"],
-            aspect_ratio=body.get("aspect_ratio", "16:9"),
+            aspect_ratio=body.get("aspect_ratio") or "16:9",
         )
         return ScriptedAnswer(body=self._answers.submitted(task))
 
@@ -152,7 +152,7 @@ class Relay:
     def _rate_limited(self, message: str, wait: float | None) -> ScriptedAnswer:
         if wait is None:
             return ScriptedAnswer(429, content_type=None)
-        return gateway_error(429, message, self._request_id(), **{"Retry-After": f"{wait:g}"})
+        return gateway_error(429, message, self._request_id(), {"Retry-After": f"{wait:g}"})
 
     def _server_errors(self) -> tuple[ScriptedAnswer, ...]:
         return (

@@ -70,6 +70,7 @@ class Connection:
                 left -= len(message["body"])
             await self.send(message)
             if not left:
+                # Ends a stream here, which would else be made to its end in vain.
                 self.scope["hang_up"]()
 
         if left:

@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
-    AirflowRescheduleException,
     AirflowSensorTimeout,
     AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
-    TaskDeferralTimeout,
     conf,
 )
 
-from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, no_vain_retries
+from airflow_provider_luma.airflow_exceptions import (
+    AirflowRescheduleException,
+    LumaTaskFailedError,
+    TaskDeferralTimeout,
+    no_vain_retries,
+)
 from airflow_provider_luma.exceptions import BrokenWaitError, RelayBusyError, relay_error_from_dict
 from airflow_provider_luma.relay.batch import BatchResult, FailWhen, Outcome, TaskBatch, read_task_ids
 
@@ -237,6 +240,7 @@ class LumaTaskSensor(BaseSensorOperator):
                 fail_fast=self.fail_fast,
                 missing_grace=self.missing_grace,
                 silent_fail=self.silent_fail,
+                completed=result.completed_count,
                 failed=dict(result.failed),
                 missing=list(result.missing),
             ),

@@ -12,7 +12,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_luma.exceptions import LumaInputError, RelayError, RelayTroubleError
-from airflow_provider_luma.relay.batch import BatchResult, FailWhen, Outcome, TaskBatch
+from airflow_provider_luma.relay.batch import BatchResult, FailWhen, Outcome, TaskBatch, progress_line
 from airflow_provider_luma.triggers.poller import Poller, shared_poller
 
 # Airflow logs an event whole and handles it on the triggerer's event loop, so it must stay small.
@@ -43,8 +43,9 @@ class LumaTaskTrigger(BaseTrigger):
     :param fail_fast: end as soon as nothing can save the batch.
     :param missing_grace: seconds for which the relay may not know an id.
     :param silent_fail: go on polling when the relay is in trouble.
-    :param failed: reasons of ids that had failed before, for the event.
-    :param missing: ids that were missing before, for the event.
+    :param completed: how many ids had completed before, for the log.
+    :param failed: reasons of ids that had failed before, for the log and the event.
+    :param missing: ids that were missing before, for the log and the event.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class LumaTaskTrigger(BaseTrigger):
         fail_fast: bool = False,
         missing_grace: float = 120,
         silent_fail: bool = False,
+        completed: int = 0,
         failed: dict[str, str] | None = None,
         missing: list[str] | None = None,
     ) -> None:
@@ -80,6 +82,7 @@ class LumaTaskTrigger(BaseTrigger):
         self.fail_fast = fail_fast
         self.missing_grace = missing_grace
         self.silent_fail = silent_fail
+        self.completed = completed
         self.failed = failed or {}
         self.missing = missing or []
 
@@ -100,6 +103,7 @@ class LumaTaskTrigger(BaseTrigger):
                 "fail_fast": self.fail_fast,
                 "missing_grace": self.missing_grace,
                 "silent_fail": self.silent_fail,
+                "completed": self.completed,
                 "failed": self.failed,
                 "missing": self.missing,
             },
@@ -138,7 +142,7 @@ class LumaTaskTrigger(BaseTrigger):
             await self._poll(batch, poller)
             polls += 1
             result = batch.result
-            self.log.info("%s", result.progress())
+            self._log_progress(result)
             if result.outcome(fail_when, fail_fast=self.fail_fast) is not Outcome.RUNNING:
                 return "done"
             now = time.time()
@@ -168,6 +172,15 @@ class LumaTaskTrigger(BaseTrigger):
             wait = min(wait, self.max_wait)
         step = min(wait, self.poke_interval)
         return math.floor((polled_at + wait) / step) * step if step > 0 else polled_at
+
+    def _log_progress(self, result: BatchResult) -> None:
+        line = progress_line(
+            self.completed + result.completed_count,
+            len(self.failed) + len(result.failed),
+            len(self.missing) + len(result.missing),
+            result.running,
+        )
+        self.log.info("%s", line)
 
     def _event(self, status: str, result: BatchResult) -> dict[str, Any]:
         event: dict[str, Any] = {

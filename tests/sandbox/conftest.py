@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,6 +42,14 @@ class Client(requests.Session):
 
     def link(self, sandbox: Sandbox, task_id: str) -> str:
         return str(self.tasks(sandbox, task_id)[task_id]["video"]["download_url"])
+
+
+@pytest.fixture
+def uvicorn_log(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """What uvicorn has to say, which should be nothing; a list that fills as the test goes."""
+    said: list[logging.LogRecord] = []
+    caplog.handler.addFilter(lambda record: record.name.startswith("uvicorn") and not said.append(record))
+    return said
 
 
 @pytest.fixture

@@ -117,14 +117,16 @@ def test_a_part_can_be_asked_for(client, asked, got):
         )
 
 
-@pytest.mark.parametrize("asked", ["bytes=150000-", "bytes=999999-1000000", "bytes=-0", "bytes=5-2"])
+@pytest.mark.parametrize("asked", ["bytes=150000-", "bytes=999999-1000000", "bytes=-0"])
 def test_a_part_that_is_not_there_is_not_satisfiable(client, asked):
     with Sandbox(tasks=1, seconds=0, fail=0, video_bytes=150_000) as sandbox:
         answer = client.get(client.link(sandbox, sandbox.task_ids[0]), headers={"Range": asked})
         assert (answer.status_code, answer.headers["Content-Range"]) == (416, "bytes */150000")
 
 
-@pytest.mark.parametrize("asked", ["bytes=", "bytes=-", "bytes=a-b", "seconds=1-2", "bytes=0-1,5-6"])
+@pytest.mark.parametrize(
+    "asked", ["bytes=", "bytes=-", "bytes=5-2", "bytes=900000-5", "bytes=a-b", "seconds=1-2", "bytes=0-1,5-6"]
+)
 def test_a_range_it_does_not_know_is_ignored(client, finished, asked):
     answer = client.get(client.link(finished, finished.task_ids[0]), headers={"Range": asked})
     assert answer.status_code == 200

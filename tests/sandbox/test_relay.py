@@ -143,7 +143,13 @@ def test_too_many_ids_are_invalid_where_there_is_a_limit(client):
 
 
 def test_a_submit_creates_a_task(client, clock):
-    body = {"user_prompt": "a fox", "aspect_ratio": "9:16", "loop": True, "model_name": "ray-v2"}
+    body = {
+        "user_prompt": "a fox",
+        "aspect_ratio": "9:16",
+        "loop": True,
+        "model_name": "ray-v2",
+        "image_url": None,
+    }
     headers = {"Authorization": "Bearer sk-sandbox"}
     with Sandbox(tasks=0, seconds=100, clock=clock) as sandbox:
         answer = client.post(f"{sandbox.base_url}/luma/generations", json=body, headers=headers).json()

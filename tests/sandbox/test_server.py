@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import threading
@@ -48,7 +49,7 @@ def test_a_taken_port_is_told_to_the_caller(finished):
     assert threading.active_count() == before
 
 
-def test_stopping_waits_for_nobody_and_leaves_no_thread(client, caplog):
+def test_stopping_waits_for_nobody_and_leaves_no_thread(client, uvicorn_log):
     sandbox = Sandbox(tasks=1, seconds=0, fail=0, video_bytes=50_000_000)
     sandbox.start()
     download = client.get(client.link(sandbox, sandbox.task_ids[0]), stream=True)
@@ -72,7 +73,7 @@ def test_stopping_waits_for_nobody_and_leaves_no_thread(client, caplog):
     download.close()
     assert ends
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("luma", "AnyIO"))]
-    assert caplog.text == ""
+    assert uvicorn_log == []
 
 
 def test_a_client_that_leaves_a_download_holds_up_nobody(client):
@@ -104,10 +105,12 @@ def test_many_ask_at_once(finished):
 def test_answers_do_not_wait_for_late_acknowledgements(client):
     with Sandbox(tasks=100, seconds=0, fail=0) as sandbox:
         client.ask(sandbox, sandbox.task_ids)
-        started = time.monotonic()
-        for _ in range(10):
+        took = []
+        for _ in range(11):
+            started = time.monotonic()
             client.ask(sandbox, sandbox.task_ids)
-        assert (time.monotonic() - started) / 10 < 0.035
+            took.append(time.monotonic() - started)
+        assert statistics.median(took) < 0.035
 
 
 def test_each_server_has_its_own_chances(client):

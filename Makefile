@@ -1,0 +1,41 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 4
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix constraints clean
+
+help: ## list these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/ready ## run the archive DAG on the embedded sandbox, with all the set-up
+	@$(BIN)/python scripts/demo.py
+
+test: $(VENV)/ready ## run the tests, with all the set-up
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+check: $(VENV)/ready ## lint, check formatting and types; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: $(VENV)/ready ## mend what ruff can mend, and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: $(VENV)/ready ## renew the versions that development and CI install
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-header \
+		--extra s3 --group dev pyproject.toml -o constraints-dev.txt
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .demo build dist .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/ready: pyproject.toml constraints-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "Setting up $(VENV) (a minute or two, once) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt --editable '.[s3]' --group dev
+	@touch $@

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.sandbox import Sandbox
+
+
+@pytest.fixture(scope="session")
+def airflow_db() -> None:
+    from airflow.utils.db import initdb
+
+    initdb()
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make the connection ``luma_default`` lead to a sandbox, with more extra fields as given."""
+
+    def connect(sandbox: Sandbox, **extra: object) -> None:
+        connection = sandbox.connection
+        connection["extra"] |= extra
+        monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", json.dumps(connection))
+
+    return connect
+
+
+@pytest.fixture
+def sandbox(connect: Callable[..., None]) -> Iterator[Sandbox]:
+    """A relay without tasks, which ``luma_default`` leads to."""
+    with Sandbox(tasks=0) as sandbox:
+        connect(sandbox)
+        yield sandbox
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> RetryPolicy:
+    """Trouble gives up after three attempts and a fraction of a second: the same, on a faster clock."""
+    monkeypatch.setattr(RetryPolicy.__init__, "__defaults__", (3, 0.05, 1))
+    return RetryPolicy()

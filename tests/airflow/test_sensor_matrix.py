@@ -1,0 +1,256 @@
+"""The same outcome and the same XComs in every mode, shown by whole DAG runs against a real relay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from tests.airflow.harness import Run, run_source
+
+pytestmark = pytest.mark.usefixtures("airflow_db")
+
+MODES = {"poke": {"mode": "poke"}, "reschedule": {"mode": "reschedule"}, "deferrable": {"deferrable": True}}
+
+Wait = Callable[..., Run]
+
+
+@pytest.fixture(params=MODES)
+def wait(request: pytest.FixtureRequest) -> Wait:
+    """Run a DAG of one sensor in each mode."""
+
+    def wait(luma_task_ids: Any, **arguments: Any) -> Run:
+        arguments = {"poke_interval": 0.3, "timeout": 30, "retries": 1, "retry_delay": 0} | arguments
+        return run_source(
+            "waiting",
+            f"""
+            from airflow.sdk import DAG
+            from airflow_provider_luma.sensors.luma import LumaTaskSensor
+
+            with DAG("waiting", schedule=None) as dag:
+                LumaTaskSensor(
+                    task_id="wait",
+                    luma_task_ids={luma_task_ids!r},
+                    **{arguments | MODES[request.param]!r},
+                )
+            """,
+        )
+
+    return wait
+
+
+def ended(run: Run, state: str, tries: int = 1) -> bool:
+    return (run.states["wait"], run.tries["wait"]) == (state, tries)
+
+
+def summary(
+    completed: int, failed: dict[str, str] | None = None, missing: list[str] | None = None, running: int = 0
+) -> dict[str, Any]:
+    return {"completed": completed, "failed": failed or {}, "missing": missing or [], "running": running}
+
+
+def answers(*statuses: int, **facts: Any) -> list[ScriptedAnswer]:
+    return [ScriptedAnswer(status=status, body={"message": "scripted"}, **facts) for status in statuses]
+
+
+def test_all_complete_at_once(wait: Wait, sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0) for _ in range(3)]
+    run = wait(ids)
+    assert ended(run, "success")
+    assert run.xcom("wait") == ids
+    assert run.xcom("wait", "luma_summary") == summary(3)
+    assert len(sandbox.requests) == 1
+
+
+def test_complete_later_and_only_open_ids_are_asked_again(wait: Wait, sandbox: Sandbox) -> None:
+    slow, quick = sandbox.add_task(seconds=0.8), sandbox.add_task(seconds=0)
+    run = wait([slow, quick])
+    assert ended(run, "success")
+    assert run.xcom("wait") == [slow, quick]
+    if run.tries and "reschedule" not in sandbox.requests[0].headers.get("x-mode", ""):
+        assert sandbox.requests[0].ids == [slow, quick]
+
+
+@pytest.mark.parametrize(
+    ("fail_when", "state", "failing"),
+    [
+        ("any", "failed", 1),
+        ("all", "success", 1),
+        ("never", "success", 1),
+        ("any", "failed", 2),
+        ("all", "failed", 2),
+        ("never", "success", 2),
+    ],
+)
+def test_failed_generations_count_by_fail_when(
+    wait: Wait, sandbox: Sandbox, fail_when: str, state: str, failing: int
+) -> None:
+    ids = [sandbox.add_task(seconds=0.2, fails="blacklisted word" if n < failing else None) for n in range(2)]
+    run = wait(ids, fail_when=fail_when)
+    assert ended(run, state)
+    assert run.xcom("wait", "luma_summary") == summary(
+        2 - failing, failed=dict.fromkeys(ids[:failing], "blacklisted word")
+    )
+    assert run.xcom("wait") == (ids[failing:] if state == "success" else None)
+
+
+def test_a_failure_found_before_others_complete_is_kept(wait: Wait, sandbox: Sandbox) -> None:
+    failed, slow = sandbox.add_task(seconds=0, fails="moderation"), sandbox.add_task(seconds=0.8)
+    run = wait([failed, slow], fail_when="never")
+    assert ended(run, "success")
+    assert run.xcom("wait") == [slow]
+    assert run.xcom("wait", "luma_summary") == summary(1, failed={failed: "moderation"})
+
+
+def test_fail_fast_does_not_wait_for_the_rest(wait: Wait, sandbox: Sandbox) -> None:
+    failed, endless = sandbox.add_task(seconds=0.4, fails="moderation"), sandbox.add_task(seconds=math.inf)
+    run = wait([failed, endless], fail_fast=True)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(0, failed={failed: "moderation"}, running=1)
+
+
+def test_an_id_may_be_unknown_for_a_while(wait: Wait, sandbox: Sandbox) -> None:
+    late = sandbox.add_task(seconds=0, found_after=0.7)
+    run = wait([late], missing_grace=20)
+    assert ended(run, "success")
+    assert run.xcom("wait") == [late]
+
+
+def test_an_id_that_stays_unknown_is_missing(wait: Wait, sandbox: Sandbox) -> None:
+    there, nowhere = sandbox.add_task(seconds=0), "no-such-task"
+    run = wait([there, nowhere], missing_grace=0.5)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(1, missing=[nowhere])
+
+
+def test_missing_ids_are_borne_as_fail_when_says(wait: Wait, sandbox: Sandbox) -> None:
+    there, nowhere = sandbox.add_task(seconds=0), "no-such-task"
+    run = wait([nowhere, there], missing_grace=0, fail_when="all")
+    assert ended(run, "success")
+    assert run.xcom("wait") == [there]
+
+
+def test_timeout_fails_without_a_retry_and_says_how_far_it_came(wait: Wait, sandbox: Sandbox) -> None:
+    done, endless = sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)
+    run = wait([done, endless], timeout=0.7)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(1, running=1)
+
+
+@pytest.mark.parametrize("told", [{"headers": {"Retry-After": "1"}}, {}], ids=["retry_after", "bare"])
+def test_being_told_to_slow_down_is_no_failure(wait: Wait, sandbox: Sandbox, told: dict[str, Any]) -> None:
+    ids = [sandbox.add_task(seconds=0)]
+    sandbox.script(*answers(429, 429, **told))
+    run = wait(ids)
+    assert ended(run, "success")
+    assert run.xcom("wait") == ids
+    pauses = [b.at - a.at for a, b in zip(sandbox.requests, sandbox.requests[1:], strict=False)]
+    assert min(pauses) >= (1 if told else 0.2)
+
+
+def test_a_burst_of_server_errors_is_ridden_out(wait: Wait, sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0)]
+    sandbox.script(*answers(500, 502, 503))
+    run = wait(ids)
+    assert ended(run, "success")
+    assert run.xcom("wait") == ids
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_lasting_trouble_fails_with_airflows_retries(wait: Wait, sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0)]
+    sandbox.script(*answers(*[503] * 50))
+    assert ended(wait(ids), "failed", tries=2)
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_retry_goes_on_after_trouble(wait: Wait, sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0)]
+    sandbox.script(*answers(503, 503, 503))
+    run = wait(ids)
+    assert ended(run, "success", tries=2)
+    assert run.xcom("wait") == ids
+
+
+@pytest.mark.parametrize("before", [0, 2], ids=["at_once", "in_the_middle"])
+@pytest.mark.parametrize("status", [401, 402, 403, 400, 404])
+def test_a_refusal_fails_at_once_and_for_good(wait: Wait, sandbox: Sandbox, before: int, status: int) -> None:
+    endless = sandbox.add_task(seconds=math.inf)
+    running = {"id": endless, "state": "processing"}
+    sandbox.script(*[ScriptedAnswer(body=[running])] * before, *answers(status, status, status))
+    run = wait([endless])
+    assert ended(run, "failed")
+    assert len(sandbox.requests) == before + 1
+    assert run.xcom("wait", "luma_summary") == summary(0, running=1)
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_web_pages_are_trouble(wait: Wait, sandbox: Sandbox) -> None:
+    page = ScriptedAnswer(body="<!doctype html><title>Dashboard</title>", content_type="text/html")
+    ids = [sandbox.add_task(seconds=0)]
+    sandbox.script(page)
+    assert ended(wait(ids), "success")
+    sandbox.script(*[page] * 50)
+    assert ended(wait(ids), "failed", tries=2)
+
+
+POLICIES = ["soft_fail", "never_fail", "silent_fail"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "state"), [("soft_fail", "skipped"), ("never_fail", "skipped"), ("silent_fail", "failed")]
+)
+def test_policies_on_a_failed_generation(wait: Wait, sandbox: Sandbox, policy: str, state: str) -> None:
+    failed = sandbox.add_task(seconds=0.4, fails="moderation")
+    run = wait([failed], **{policy: True})
+    assert ended(run, state)
+    assert run.xcom("wait", "luma_summary") == summary(0, failed={failed: "moderation"})
+
+
+@pytest.mark.parametrize(
+    ("policy", "state"), [("soft_fail", "skipped"), ("never_fail", "skipped"), ("silent_fail", "failed")]
+)
+def test_policies_on_a_timeout(wait: Wait, sandbox: Sandbox, policy: str, state: str) -> None:
+    endless = sandbox.add_task(seconds=math.inf)
+    run = wait([endless], timeout=0.7, **{policy: True})
+    assert ended(run, state)
+    assert run.xcom("wait", "luma_summary") == summary(0, running=1)
+
+
+@pytest.mark.usefixtures("quick_retries")
+@pytest.mark.parametrize("before", [0, 1], ids=["at_once", "in_the_middle"])
+@pytest.mark.parametrize(
+    ("policy", "state", "tries"),
+    [("soft_fail", "failed", 2), ("never_fail", "skipped", 1), ("silent_fail", "success", 1)],
+)
+def test_policies_on_trouble(
+    wait: Wait, sandbox: Sandbox, policy: str, state: str, tries: int, before: int
+) -> None:
+    quick = sandbox.add_task(seconds=0)
+    running = {"id": quick, "state": "processing"}
+    sandbox.script(*[ScriptedAnswer(body=[running])] * before, *answers(*[503] * 6))
+    assert ended(wait([quick], **{policy: True}), state, tries)
+
+
+def test_an_empty_list_succeeds_at_once_without_a_request(wait: Wait, sandbox: Sandbox) -> None:
+    run = wait([])
+    assert ended(run, "success")
+    assert run.xcom("wait") == []
+    assert run.xcom("wait", "luma_summary") == summary(0)
+    assert sandbox.requests == []
+
+
+@pytest.mark.parametrize("given", [[17], {"a": 1}, ["x", None], 17, "[broken"])
+def test_what_is_no_list_of_ids_fails_before_any_request(wait: Wait, sandbox: Sandbox, given: Any) -> None:
+    assert ended(wait(given), "failed")
+    assert sandbox.requests == []
+
+
+def test_backoff_and_max_wait_space_polls_alike(wait: Wait, sandbox: Sandbox) -> None:
+    endless = sandbox.add_task(seconds=math.inf)
+    run = wait([endless], timeout=3.2, poke_interval=1, exponential_backoff=True, max_wait=1)
+    assert ended(run, "failed")
+    assert 3 <= len(sandbox.requests) <= 5
