@@ -212,7 +212,7 @@ def _split(host: str) -> SplitResult:
     except ValueError:
         usable = False
     if not usable or parts.query or parts.fragment:
-        shown = host.partition("?")[0].rpartition("@")[2]  # the rest may be somebody's key
+        shown = re.split(r"[?#]", host)[0].rpartition("@")[2]  # the rest may be somebody's key
         raise LumaInputError(f"{shown!r:.120} is not the address of a Luma relay, like {DEFAULT_BASE_URL}")
     return parts
 

@@ -161,7 +161,7 @@ class LumaTaskTrigger(BaseTrigger):
 
     def _next_poll(self, polled_at: float, polls: int) -> float:
         """
-        Return when the next poll is due: after the interval, drawn back to a multiple of ``poke_interval``.
+        Return when the next poll is due: after the interval, drawn back to one of its multiples.
 
         The multiples make triggers that started apart poll together, which costs one request instead of many.
         """
@@ -170,8 +170,8 @@ class LumaTaskTrigger(BaseTrigger):
             wait = max(self.poke_interval * 2.0 ** (polls - 2), 1)
         if self.max_wait is not None:
             wait = min(wait, self.max_wait)
-        step = min(wait, self.poke_interval)
-        return math.floor((polled_at + wait) / step) * step if step > 0 else polled_at
+        step = self.poke_interval if self.poke_interval and wait % self.poke_interval == 0 else wait
+        return math.floor((polled_at + wait) / step) * step if step else polled_at
 
     def _log_progress(self, result: BatchResult) -> None:
         line = progress_line(

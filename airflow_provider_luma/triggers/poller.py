@@ -28,8 +28,10 @@ log = logging.getLogger(__name__)
 
 Answer: TypeAlias = tuple[Sequence[str], Mapping[str, LumaTask]]
 
-# Long enough to gather the triggers that start or wake together, short beside any poll interval.
-GATHER_SECONDS = 0.25
+# A round is gathered until nobody has joined it for so long, ...
+GATHER_SECONDS = 0.2
+# ... or until it is so old, however many still come. Both are short beside any poll interval.
+GATHER_SECONDS_LIMIT = 1.0
 
 # Requests that one connection has under way at once.
 MAX_IN_FLIGHT = 4
@@ -48,7 +50,7 @@ class Poller:
         self.users = 0
         self._conn_id = conn_id
         self._client = settings.client()
-        self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix=f"luma-{conn_id}")
+        self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="luma-poll")
         self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._renewal = asyncio.Lock()
         self._refusal: RelayKeyError | None = None
@@ -83,7 +85,7 @@ class Poller:
             raise errors[0]
 
     async def _close_round(self, gathered: _Round) -> None:
-        await asyncio.sleep(GATHER_SECONDS)
+        await self._all_have_joined(gathered)
         self._gathering = None
         fresh = [task_id for task_id in gathered.ids if task_id not in self._under_way]
         for batch in self._client.batches(fresh):
@@ -91,6 +93,15 @@ class Poller:
             request.add_done_callback(partial(self._forget, batch))
             self._under_way.update(dict.fromkeys(batch, request))
         gathered.requests = {task_id: self._under_way[task_id] for task_id in gathered.ids}
+
+    @staticmethod
+    async def _all_have_joined(gathered: _Round) -> None:
+        loop = asyncio.get_running_loop()
+        limit = loop.time() + GATHER_SECONDS_LIMIT
+        joined = -1
+        while joined < len(gathered.ids) and loop.time() < limit:
+            joined = len(gathered.ids)
+            await asyncio.sleep(GATHER_SECONDS)
 
     def _forget(self, batch: Sequence[str], request: asyncio.Task[Answer]) -> None:
         for task_id in batch:

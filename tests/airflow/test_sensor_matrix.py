@@ -19,7 +19,12 @@ Wait = Callable[..., Run]
 
 
 @pytest.fixture(params=MODES)
-def wait(request: pytest.FixtureRequest) -> Wait:
+def mode(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def wait(mode: str) -> Wait:
     """Run a DAG of one sensor in each mode."""
 
     def wait(luma_task_ids: Any, **arguments: Any) -> Run:
@@ -34,7 +39,7 @@ def wait(request: pytest.FixtureRequest) -> Wait:
                 LumaTaskSensor(
                     task_id="wait",
                     luma_task_ids={luma_task_ids!r},
-                    **{arguments | MODES[request.param]!r},
+                    **{arguments | MODES[mode]!r},
                 )
             """,
         )
@@ -65,13 +70,41 @@ def test_all_complete_at_once(wait: Wait, sandbox: Sandbox) -> None:
     assert len(sandbox.requests) == 1
 
 
-def test_complete_later_and_only_open_ids_are_asked_again(wait: Wait, sandbox: Sandbox) -> None:
+def test_complete_later(wait: Wait, sandbox: Sandbox) -> None:
     slow, quick = sandbox.add_task(seconds=0.8), sandbox.add_task(seconds=0)
     run = wait([slow, quick])
     assert ended(run, "success")
     assert run.xcom("wait") == [slow, quick]
-    if run.tries and "reschedule" not in sandbox.requests[0].headers.get("x-mode", ""):
-        assert sandbox.requests[0].ids == [slow, quick]
+    assert run.xcom("wait", "luma_summary") == summary(2)
+
+
+@pytest.mark.parametrize("mode", ["poke", "deferrable"])
+def test_only_open_ids_are_asked_again(wait: Wait, sandbox: Sandbox) -> None:
+    slow, quick = sandbox.add_task(seconds=0.8), sandbox.add_task(seconds=0)
+    wait([slow, quick])
+    first, *later = [request.ids for request in sandbox.requests]
+    assert first == [slow, quick]
+    assert later
+    assert all(ids == [slow] for ids in later)
+
+
+def test_ten_thousand_ids_are_a_hundred_requests(wait: Wait, sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0) for _ in range(10_000)]
+    run = wait(ids)
+    assert run.xcom("wait") == ids
+    assert [len(request.ids or ()) for request in sandbox.requests] == [100] * 100
+
+
+def test_the_wrapped_answer_shape_means_the_same(wait: Wait, connect: Callable[..., None]) -> None:
+    with Sandbox(tasks=0, shape="wrapped") as sandbox:
+        connect(sandbox)
+        failed, good = sandbox.add_task(seconds=0.4, fails="moderation"), sandbox.add_task(seconds=0.4)
+        run = wait([failed, good, "no-such-task"], missing_grace=0.3, fail_when="never")
+    assert ended(run, "success")
+    assert run.xcom("wait") == [good]
+    assert run.xcom("wait", "luma_summary") == summary(
+        1, failed={failed: "moderation"}, missing=["no-such-task"]
+    )
 
 
 @pytest.mark.parametrize(

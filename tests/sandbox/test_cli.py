@@ -24,7 +24,7 @@ def read_until(process, last):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_it_serves_what_it_prints_until_it_is_stopped(client, number):
     arguments = ["--tasks", "3", "--seconds", "0", "--fail", "0", "--shape", "wrapped", "--api-key", "it's"]
-    with subprocess.Popen(  # noqa: S603
+    with subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
@@ -55,20 +55,20 @@ def test_it_serves_what_it_prints_until_it_is_stopped(client, number):
     ],
 )
 def test_wrong_options_are_told(arguments, said):
-    ended = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)  # noqa: S603
+    ended = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert said in ended.stderr
 
 
 def test_a_taken_port_is_told(finished):
     port = finished.base_url.rpartition(":")[2]
-    ended = subprocess.run([*COMMAND, "--port", port], capture_output=True, text=True, check=False)  # noqa: S603
+    ended = subprocess.run([*COMMAND, "--port", port], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert re.fullmatch(r"cannot listen on 127\.0\.0\.1: .*in use.*\n", ended.stderr)
 
 
 def test_help_names_every_option():
-    shown = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True)  # noqa: S603
+    shown = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True)
     options = (
         "tasks seconds fail shape api-key host port cdn-port video-bytes rate-limit retry-after server-errors"
         " slow cut-downloads link-ttl seed"

@@ -1,0 +1,73 @@
+"""The example DAGs as users take them: imported without a connection, and run against the sandbox."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma.sandbox import Sandbox
+from tests.airflow.harness import Run, load_dag, run_dag
+from tests.conftest import DAGS
+
+EXAMPLES = Path(__file__).parents[2] / "example_dags"
+NAMES = sorted(file.stem for file in EXAMPLES.glob("*.py"))
+
+pytestmark = pytest.mark.usefixtures("airflow_db")
+
+
+def test_each_imports_without_a_connection_and_tells_what_it_is() -> None:
+    for name in NAMES:
+        dag = load_dag(EXAMPLES / f"{name}.py", name)
+        assert dag.doc_md.strip().startswith("### ")
+        assert "luma" in dag.tags
+
+
+def run(name: str, **conf: Any) -> Run:
+    # dag.test() asks for the DAG in the DAG folder.
+    file = DAGS / f"{name}.py"
+    file.write_text((EXAMPLES / f"{name}.py").read_text())
+    try:
+        return run_dag(load_dag(file, name), run_conf=conf)
+    finally:
+        file.unlink()
+
+
+def test_archive_keeps_what_completed_and_says_what_failed(sandbox: Sandbox, tmp_path: Path) -> None:
+    ids = [sandbox.add_task(seconds=0.5, fails=None if n else "moderation") for n in range(4)]
+    ran = run("example_luma_archive", luma_task_ids=ids, destination=tmp_path.as_uri())
+    assert set(ran.states.values()) == {"success"}
+    assert ran.xcom("wait", "luma_summary")["failed"] == {ids[0]: "moderation"}
+    files = {file.name for file in tmp_path.iterdir()}
+    assert files == {f"{i}{end}" for i in ids[1:] for end in (".mp4", ".thumbnail.jpg")}
+
+
+def test_fan_out_archives_chunk_by_chunk(sandbox: Sandbox, tmp_path: Path) -> None:
+    ids = [sandbox.add_task(seconds=0) for _ in range(5)]
+    ran = run("example_luma_fan_out", luma_task_ids=ids, destination=tmp_path.as_uri(), chunk_size=2)
+    assert set(ran.states.values()) == {"success"}
+    assert {"archive[0]", "archive[1]", "archive[2]"} <= ran.states.keys()
+    assert [len(ran.xcom("archive", map_index=n)) for n in range(3)] == [2, 2, 1]
+    assert {file.stem for file in tmp_path.iterdir()} == set(ids)
+
+
+def test_records_are_summed_up(sandbox: Sandbox, tmp_path: Path) -> None:
+    ids = [sandbox.add_task(seconds=0) for _ in range(3)]
+    ran = run("example_luma_records", luma_task_ids=ids, destination=tmp_path.as_uri())
+    videos = list(tmp_path.rglob("*.mp4"))
+    assert ran.xcom("sum_up") == {
+        "clips": 3,
+        "seconds": 6.0,
+        "bytes": sum(video.stat().st_size for video in videos),
+    }
+    assert {video.stem for video in videos} == set(ids)
+
+
+def test_the_records_are_plain_json(sandbox: Sandbox, tmp_path: Path) -> None:
+    ran = run(
+        "example_luma_records", luma_task_ids=[sandbox.add_task(seconds=0)], destination=tmp_path.as_uri()
+    )
+    (record,) = ran.xcom("archive")
+    assert json.loads(json.dumps(record)) == record

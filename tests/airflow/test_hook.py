@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.hooks.luma import LumaHook, RelaySettings
+from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+
+Define = Callable[..., LumaHook]
+
+
+@pytest.fixture
+def define(monkeypatch: pytest.MonkeyPatch) -> Define:
+    """Define ``luma_default`` as JSON or a URI, and hook into it."""
+
+    def define(connection: str | None = None, **fields: Any) -> LumaHook:
+        value = connection or json.dumps({"conn_type": "luma", "password": "sk-1"} | fields)
+        monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", value)
+        return LumaHook()
+
+    return define
+
+
+def test_a_key_is_all_that_a_connection_needs(define: Define) -> None:
+    assert define().settings == RelaySettings("sk-1", "https://api.quickrouter.ai")
+
+
+def test_every_extra_field_is_read(define: Define) -> None:
+    settings = define(
+        host="http://relay.example.com/luma-proxy/",
+        port=8080,
+        extra={
+            "timeout": 12.5,
+            "batch_size": 50,
+            "verify": False,
+            "proxies": {"https": "http://proxy:3128"},
+            "allowed_download_hosts": ["cdn.internal"],
+        },
+    ).settings
+    assert settings == RelaySettings(
+        "sk-1",
+        "http://relay.example.com:8080/luma-proxy",
+        timeout=12.5,
+        batch_size=50,
+        verify=False,
+        proxies=(("https", "http://proxy:3128"),),
+        allowed_download_hosts=("cdn.internal",),
+    )
+
+
+def test_a_uri_means_the_same_as_json(define: Define) -> None:
+    uri = (
+        "luma://:sk-1@relay.example.com:8443/?timeout=12.5&batch_size=50&verify=false"
+        "&allowed_download_hosts=cdn.internal%2C+CDN2.internal"
+    )
+    assert define(uri).settings == RelaySettings(
+        "sk-1",
+        "https://relay.example.com:8443",
+        timeout=12.5,
+        batch_size=50,
+        verify=False,
+        allowed_download_hosts=("cdn.internal", "cdn2.internal"),
+    )
+
+
+def test_empty_form_fields_mean_the_defaults(define: Define) -> None:
+    extra = {"timeout": None, "batch_size": None, "proxies": None, "allowed_download_hosts": ""}
+    assert define(extra=extra).settings == RelaySettings("sk-1")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("timeout", "soon"),
+        ("timeout", 0),
+        ("timeout", "inf"),
+        ("batch_size", 0),
+        ("batch_size", 1.5),
+        ("proxies", "http://user:secret@proxy"),
+        ("proxies", [1]),
+        ("allowed_download_hosts", 7),
+    ],
+)
+def test_an_unusable_extra_field_is_named(define: Define, field: str, value: Any) -> None:
+    with pytest.raises(LumaInputError, match=rf"luma_default.*'{field}'") as error:
+        _ = define(extra={field: value}).settings
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{"password": None}, {"password": ""}])
+def test_a_connection_without_a_key_says_where_the_key_goes(define: Define, fields: dict[str, Any]) -> None:
+    with pytest.raises(LumaInputError, match=r"luma_default.*no password"):
+        _ = define(**fields).client
+
+
+def test_unknown_extra_fields_are_named_and_sent_nowhere(
+    sandbox: Sandbox, connect: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect(sandbox, webhook_target="elsewhere", rpm=54321)
+    LumaHook().get_tasks([sandbox.add_task()])
+    logged = capsys.readouterr().out
+    assert "rpm, webhook_target" in logged
+    assert "elsewhere" not in logged
+    assert "54321" not in str(sandbox.requests[0])
+    assert "elsewhere" not in str(sandbox.requests[0])
+
+
+def test_tasks_come_in_the_order_of_the_ids(sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0) for _ in range(5)]
+    assert [task.id for task in LumaHook().get_tasks([*ids, "unknown", ids[0]])] == ids
+
+
+def test_the_connection_test_says_when_all_is_well(sandbox: Sandbox) -> None:
+    assert LumaHook().test_connection() == (
+        True,
+        f"The relay at {sandbox.base_url} answers and accepts the API key",
+    )
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ScriptedAnswer(
+            status=400, body={"code": "task_not_exist", "message": "task_not_exist", "data": None}
+        ),
+        ScriptedAnswer(body={"code": "success", "message": "", "data": None}),
+        ScriptedAnswer(body="null"),
+    ],
+    ids=["task_not_exist", "no_rows", "null"],
+)
+def test_not_knowing_the_probe_is_a_good_answer(sandbox: Sandbox, answer: ScriptedAnswer) -> None:
+    sandbox.script(answer)
+    assert LumaHook().test_connection()[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (
+            ScriptedAnswer(status=401, body={"error": {"message": "Invalid token"}}),
+            "Invalid token; check the API key",
+        ),
+        (ScriptedAnswer(body="<html>", content_type="text/html"), "is this host a Luma relay?"),
+        (ScriptedAnswer(status=404, body="<html>", content_type="text/html"), "is this host a Luma relay?"),
+        (ScriptedAnswer(status=403, body={"message": "no balance"}), "no balance; check the balance"),
+    ],
+    ids=["key", "dashboard", "404", "balance"],
+)
+def test_the_connection_test_says_what_to_mend(
+    sandbox: Sandbox, answer: ScriptedAnswer, sentence: str
+) -> None:
+    sandbox.script(answer)
+    good, message = LumaHook().test_connection()
+    assert not good
+    assert sentence in message
+    assert sandbox.base_url in message
+
+
+def test_the_connection_test_names_a_host_that_cannot_be_reached(define: Define) -> None:
+    good, message = define(host="http://127.0.0.1:9").test_connection()
+    assert not good
+    assert "http://127.0.0.1:9" in message
+    assert "refused" in message
+
+
+def test_the_connection_test_asks_once(define: Define, sandbox: Sandbox) -> None:
+    sandbox.script(*[ScriptedAnswer(status=503)] * 3)
+    assert not LumaHook().test_connection()[0]
+    assert len(sandbox.requests) == 1
+
+
+def test_the_key_is_in_no_repr(define: Define) -> None:
+    hook = define(extra={"proxies": {"https": "http://u:hush@proxy"}})
+    assert "sk-1" not in f"{hook!r} {hook.settings!r} {hook.client!r} {vars(hook)!r}"
+    assert "hush" not in f"{hook!r} {hook.settings!r} {hook.client!r} {vars(hook)!r}"

@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma.exceptions import BrokenWaitError
+from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sensors.luma import LumaTaskSensor
+from airflow_provider_luma.triggers.luma import EVENT_LIMIT, LumaTaskTrigger
+
+
+def trigger(ids: list[str], **arguments: Any) -> LumaTaskTrigger:
+    arguments = {"started_at": time.time(), "timeout": 20, "poke_interval": 0.2} | arguments
+    return LumaTaskTrigger(luma_task_ids=ids, luma_conn_id="luma_default", **arguments)
+
+
+def rebuilt(trigger: LumaTaskTrigger) -> LumaTaskTrigger:
+    """Take a trigger the way it goes from the worker over the database to the triggerer."""
+    from airflow.sdk._shared.module_loading import import_string
+    from airflow.sdk.serde import deserialize, serialize
+
+    path, kwargs = trigger.serialize()
+    return import_string(path)(**deserialize(json.loads(json.dumps(serialize(kwargs)))))
+
+
+async def event_of(trigger: LumaTaskTrigger) -> dict[str, Any]:
+    events = [event.payload async for event in trigger.run()]
+    assert len(events) == 1
+    return events[0]
+
+
+def fire(trigger: LumaTaskTrigger) -> dict[str, Any]:
+    return asyncio.run(event_of(trigger))
+
+
+def test_it_survives_airflows_own_encoding() -> None:
+    original = trigger(
+        ["a", "b"],
+        polled_at=1.5,
+        max_wait=7.5,
+        completed=2,
+        failed={"x": "why"},
+        missing=["y"],
+        fail_fast=True,
+    )
+    assert rebuilt(original).serialize() == original.serialize()
+    assert rebuilt(original).serialize()[0] == "airflow_provider_luma.triggers.luma.LumaTaskTrigger"
+
+
+def test_it_carries_no_secret(sandbox: Sandbox) -> None:
+    sandbox.api_key = "sk-very-secret"
+    assert "sk-very-secret" not in json.dumps(trigger(["a"]).serialize())
+
+
+def test_done_says_what_did_not_complete(sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0), sandbox.add_task(seconds=0.3, fails="moderation"), "nowhere"]
+    event = fire(trigger(ids, missing_grace=0.3, failed={"before": "why"}, missing=["earlier"]))
+    assert event == {
+        "status": "done",
+        "running": 0,
+        "failed": {"before": "why", ids[1]: "moderation"},
+        "missing": ["earlier", "nowhere"],
+    }
+
+
+def test_a_timeout_comes_at_the_deadline_after_a_last_poll(sandbox: Sandbox) -> None:
+    started = time.time()
+    event = fire(
+        trigger([sandbox.add_task(seconds=math.inf)], timeout=1, poke_interval=60, polled_at=started)
+    )
+    assert event == {"status": "timeout", "running": 1, "failed": {}, "missing": []}
+    assert 1 <= time.time() - started < 2
+    assert len(sandbox.requests) == 1
+
+
+def test_a_deadline_that_passed_during_an_outage_still_gets_one_poll(sandbox: Sandbox) -> None:
+    long_ago = time.time() - 3600
+    done, endless = sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)
+    assert fire(trigger([done], started_at=long_ago, timeout=60))["status"] == "done"
+    assert fire(trigger([endless], started_at=long_ago, timeout=60))["status"] == "timeout"
+
+
+def test_an_answer_that_hangs_past_the_deadline_does_not_hold_the_trigger(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_luma.triggers.luma.LAST_POLL_SECONDS", 0.2)
+    sandbox.script(ScriptedAnswer(body=[], delay=20))
+    started = time.monotonic()
+    assert fire(trigger([sandbox.add_task()], timeout=0.3))["status"] == "timeout"
+    assert time.monotonic() - started < 2
+
+
+def test_a_restart_neither_extends_the_deadline_nor_the_grace(sandbox: Sandbox) -> None:
+    first = trigger(["nowhere"], missing_grace=0.6, timeout=10)
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(event_of(first), 0.5))
+    restarted = time.time()
+    assert fire(rebuilt(first))["missing"] == ["nowhere"]
+    assert time.time() - restarted < 0.7
+
+
+def test_the_sensors_poll_is_not_repeated_before_the_interval_is_over(sandbox: Sandbox) -> None:
+    started = time.time()
+    fire(trigger([sandbox.add_task(seconds=0)], polled_at=started, not_before=started + 0.8))
+    assert time.time() - started >= 0.8
+    assert len(sandbox.requests) == 1
+
+
+def test_trouble_becomes_an_error_event_with_the_relays_words(
+    sandbox: Sandbox, quick_retries: RetryPolicy
+) -> None:
+    sandbox.script(*[ScriptedAnswer(status=503, body={"message": "no channel"})] * 9)
+    event = fire(trigger([sandbox.add_task()]))
+    assert event["status"] == "error"
+    assert event["error"]["type"] == "RelayTroubleError"
+    assert event["error"]["status"] == 503
+    assert "no channel" in event["error"]["message"]
+
+
+def test_a_connection_that_cannot_be_used_becomes_an_error_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", '{"conn_type": "luma"}')
+    event = fire(trigger(["a"]))
+    assert event["error"]["type"] == "LumaInputError"
+    assert "no password" in event["error"]["message"]
+
+
+def test_a_bug_is_raised_and_not_blamed_on_the_relay(sandbox: Sandbox) -> None:
+    with pytest.raises(TypeError):
+        fire(trigger([sandbox.add_task(seconds=math.inf)], poke_interval="soon"))
+
+
+def test_the_event_for_ten_thousand_failures_stays_small(sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0, fails="moderation") for _ in range(10_000)]
+    event = fire(trigger(ids))
+    assert len(json.dumps(event)) < EVENT_LIMIT
+    assert (event["failed"], event["missing"]) == (None, None)
+
+
+class Context(dict[str, Any]):
+    """The little that ``execute_complete`` needs of a running task: somewhere to push to."""
+
+    def __init__(self) -> None:
+        self.pushed: dict[str, Any] = {}
+        super().__init__(ti=self)
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+def test_what_did_not_fit_into_the_event_is_asked_again(sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0, fails="moderation" if n % 2 else None) for n in range(1000)]
+    sensor = LumaTaskSensor(task_id="wait", luma_task_ids=ids, fail_when="never")
+    context = Context()
+    event = {"status": "done", "running": 0, "failed": None, "missing": None}
+    assert sensor.execute_complete(context, event) == ids[::2]
+    assert context.pushed["luma_summary"]["failed"] == dict.fromkeys(ids[1::2], "moderation")
+    assert len(sandbox.requests) == 10
+
+
+@pytest.mark.parametrize("event", [None, {}, {"status": "success"}, "done"])
+def test_a_lost_or_unknown_event_fails_loudly(event: Any) -> None:
+    sensor = LumaTaskSensor(task_id="wait", luma_task_ids=["a"], soft_fail=True)
+    with pytest.raises(BrokenWaitError, match="without saying how"):
+        sensor.execute_complete(Context(), event)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "waits"),
+    [
+        ({"poke_interval": 60}, [60, 60, 60]),
+        ({"poke_interval": 60, "max_wait": 20}, [20, 20, 20]),
+        ({"poke_interval": 60, "exponential_backoff": True}, [30, 60, 120, 240]),
+        ({"poke_interval": 60, "exponential_backoff": True, "max_wait": 100}, [30, 60, 100, 100]),
+        ({"poke_interval": 1, "exponential_backoff": True}, [1, 1, 2, 4]),
+    ],
+)
+def test_waits_grow_as_the_sensor_says(arguments: dict[str, Any], waits: list[float]) -> None:
+    # From a moment on the grid, where nothing is drawn back.
+    wait = trigger(["a"], **arguments)
+    moment = 60_000_000
+    for polls, seconds in enumerate(waits, start=1):
+        assert wait._next_poll(moment, polls) - moment == seconds
+
+
+def test_triggers_that_started_apart_poll_together_from_the_second_poll_on() -> None:
+    wait = trigger(["a"], poke_interval=60)
+    assert {wait._next_poll(6000 + started, 1) for started in range(60)} == {6060}
