@@ -218,7 +218,7 @@ def _split(host: str) -> SplitResult:
 
 
 def _read_key(api_key: str) -> str:
-    key = api_key.strip().removeprefix("Bearer ").strip()
+    key = f"{api_key.strip()} ".removeprefix("Bearer ").strip()
     if not key:
         raise LumaInputError("The API key of the Luma relay is empty")
     if not key.isascii() or not key.isprintable() or " " in key:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import weakref
 from collections.abc import Collection
+from contextlib import suppress
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -16,12 +18,16 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from airflow_provider_luma.exceptions import UnsafeLinkError
 
 
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
 def guarded_session(*, relay_url: str, allowed_hosts: Collection[str], connections: int) -> requests.Session:
     """
     Return a session that talks to public addresses only, and never with anybody's credentials.
 
     The address that a socket is really connected to is judged, before anything is sent, so that no name
-    server can tell one thing to a check and another to the connection.
+    server can tell one thing to a check and another to the connection. Closing the session ends also the
+    downloads under way in other threads.
 
     :param relay_url: the relay, whose own origin may be downloaded from wherever it is.
     :param allowed_hosts: host names that may be downloaded from although their address is not public.
@@ -44,23 +50,22 @@ class _GuardedAdapter(HTTPAdapter):
         relay = urlsplit(relay_url)
         self._relay = (relay.hostname, relay.port or {"https": 443, "http": 80}[relay.scheme])
         self._allowed_hosts = frozenset(allowed_hosts)
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         super().__init__(pool_connections=connections, pool_maxsize=connections)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
         manager: PoolManager = self.poolmanager
         manager.pool_classes_by_scheme = {
-            "http": _pool_class(HTTPConnectionPool, HTTPConnection, self.check),
-            "https": _pool_class(HTTPSConnectionPool, HTTPSConnection, self.check),
+            "http": _pool_class(HTTPConnectionPool, HTTPConnection, self),
+            "https": _pool_class(HTTPSConnectionPool, HTTPSConnection, self),
         }
 
     def check(self, host: str, port: int, address: str) -> None:
         host = host.strip("[]").lower()
         if (host, port) == self._relay or host in self._allowed_hosts:
             return
-        # "::ffff:127.0.0.1" is 127.0.0.1, and a zone ("%eth0") is no part of the address.
-        ip = ipaddress.ip_address(address.partition("%")[0])
-        ip = getattr(ip, "ipv4_mapped", None) or ip
+        ip = _destination(address)
         if not ip.is_global or ip.is_multicast:
             raise UnsafeLinkError(
                 f"the link leads to {host}, whose address {ip} is not public; if that is right, "
@@ -68,12 +73,37 @@ class _GuardedAdapter(HTTPAdapter):
             )
 
 
-def _pool_class(pool: type[Any], connection: type[Any], check: Any) -> type[Any]:
+    def watch(self, connected: socket.socket) -> None:
+        self._sockets.add(connected)
+
+    def close(self) -> None:
+        """Wake also the threads that wait for bytes, which a pool does not do."""
+        for connected in list(self._sockets):
+            with suppress(OSError):
+                socket.socket.shutdown(connected, socket.SHUT_RDWR)  # past TLS, which would say goodbye first
+        super().close()
+
+
+def _destination(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Read an address: "::ffff:127.0.0.1" and the like are 127.0.0.1, and a zone ("%eth0") is no part of it."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip
+    if ip in _NAT64:
+        return ipaddress.IPv4Address(ip.packed[-4:])
+    return ip.ipv4_mapped or ip.sixtofour or ip
+
+
+def _pool_class(pool: type[Any], connection: type[Any], guard: _GuardedAdapter) -> type[Any]:
     class GuardedConnection(connection):  # type: ignore[misc]
+        def connect(self) -> None:
+            super().connect()
+            guard.watch(self.sock)
+
         def _new_conn(self) -> socket.socket:
             made: socket.socket = super()._new_conn()
             try:
-                check(self.host, self.port, made.getpeername()[0])
+                guard.check(self.host, self.port, made.getpeername()[0])
             except BaseException:
                 made.close()
                 raise

@@ -26,9 +26,12 @@ def read_name_template(template: str) -> str:
     :raises LumaInputError: when it names an unknown field or leaves the destination.
     """
     try:
-        fields = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+        parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise LumaInputError(f"name_template {template!r} is not a template: {error}") from None
+    if any("{" in (spec or "") for _, _, spec, _ in parts):
+        raise LumaInputError(f"name_template {template!r} has a field within a field's format")
+    fields = {name for _, name, _, _ in parts if name is not None}
     if unknown := fields.difference(_FIELDS):
         raise LumaInputError(
             f"name_template {template!r} has the unknown field {sorted(unknown)[0]!r}; "
@@ -44,7 +47,7 @@ def object_names(template: str, tasks: Iterable[LumaTask]) -> dict[str, str]:
     """
     Name the object of each task, without a suffix, keyed by id.
 
-    :raises LumaInputError: when two tasks would get the same name.
+    :raises LumaInputError: when two tasks would get the same name, or one none at all.
     """
     names: dict[str, str] = {}
     owners: dict[str, str] = {}
@@ -78,9 +81,14 @@ def _name(template: str, task: LumaTask) -> str:
         "aspect_ratio": _slug(task.aspect_ratio),
         "created_at": task.created_at or _Unknown(),
     }
-    name = template.format_map(values)
+    try:
+        name = template.format_map(values)
+    except ValueError as error:
+        raise LumaInputError(f"name_template {template!r} is not a template: {error}") from None
     # What a format such as {created_at:%Y/%m} makes of a value must not open folders that lead elsewhere.
     segments = [segment for segment in name.split("/") if segment.strip(". ")]
+    if not segments:
+        raise LumaInputError(f"name_template {template!r} gives {task.id} no name")
     return "/".join(segments)
 
 

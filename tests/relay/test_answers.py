@@ -1,0 +1,298 @@
+from __future__ import annotations
+
+import gzip
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import time_machine
+
+from airflow_provider_luma.exceptions import (
+    RelayBusyError,
+    RelayError,
+    RelayKeyError,
+    RelayRequestError,
+    RelayRightsError,
+    RelayTroubleError,
+)
+from airflow_provider_luma.relay import TaskState
+from airflow_provider_luma.sandbox import ScriptedAnswer
+
+SEED = Path(__file__).with_name("seed_answer.json").read_text()
+HTML = "<!DOCTYPE html>\n<html><head><title>Dashboard</title></head><body></body></html>"
+A = {"id": "a", "state": "completed"}
+ROW = {"id": 1, "task_id": "b", "status": "FAILURE", "fail_reason": "moderated", "data": None}
+
+
+@pytest.fixture
+def error_of(ask):
+    """Give the error that an answer is taken for."""
+
+    def error_of(*answer, **details):
+        with pytest.raises(RelayError) as caught:
+            ask(*answer, **details)
+        return caught.value
+
+    return error_of
+
+
+@pytest.mark.parametrize(
+    ("body", "ids"),
+    [
+        ([A], ["a"]),
+        ([A, {"id": "b"}], ["a", "b"]),
+        ([{"id": "b"}, None, 5, {}, A], ["a", "b"]),
+        ([{"id": "z"}], []),
+        ([], []),
+        (None, []),
+        (A, ["a"]),
+        (ROW, ["b"]),
+        ({"code": "success", "message": "", "data": [ROW]}, ["b"]),
+        ({"code": "success", "message": "", "data": ROW}, ["b"]),
+        ({"code": "success", "message": "", "data": None}, []),
+        ({"code": "success", "message": "", "data": []}, []),
+        ({"code": "success", "message": ""}, []),
+        ({"code": "", "data": [A]}, ["a"]),
+        ({"code": 0, "data": [A]}, ["a"]),
+        ({"code": 200, "message": "ok", "data": [A]}, ["a"]),
+        ({"code": None, "data": [A]}, ["a"]),
+        ({"data": [A]}, ["a"]),
+        ({"data": A}, ["a"]),
+        ({"success": True, "data": [A], "error": None}, ["a"]),
+    ],
+)
+def test_every_documented_shape_is_read(ask, body, ids):
+    assert list(ask(200, body)) == ids
+
+
+def test_the_documented_example_is_read_over_http(sandbox, client):
+    task_id = json.loads(SEED)[0]["id"]
+    sandbox.script(ScriptedAnswer(body=SEED), ScriptedAnswer(body=f"\ufeff{SEED}"))
+    for _ in range(2):
+        assert client.ask([task_id])[task_id].prompt == "cat dance"
+
+
+def test_any_success_status_will_do(ask):
+    assert list(ask(201, [A])) == ["a"]
+
+
+def test_json_is_read_whatever_type_it_claims_but_html(ask):
+    for content_type in (None, "text/plain", "application/octet-stream"):
+        assert list(ask(200, [A], content_type=content_type)) == ["a"]
+
+
+def test_compressed_answers_are_read(ask):
+    zipped = gzip.compress(json.dumps([A]).encode())
+    assert ask(200, zipped, {"Content-Encoding": "gzip"})["a"].state is TaskState.COMPLETED
+
+
+@pytest.mark.parametrize("status", [200, 400, 404])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"code": "task_not_exist", "message": "task_not_exist", "data": None},
+        {"error": {"message": "task_not_exist", "code": "task_not_exist"}},
+    ],
+)
+def test_a_task_that_does_not_exist_is_nothing_found_and_no_error(ask, status, body):
+    assert ask(status, body) == {}
+
+
+STATUSES = [
+    (400, RelayRequestError, "will not pass"),
+    (401, RelayKeyError, "check the API key"),
+    (402, RelayRightsError, "check the balance"),
+    (403, RelayRightsError, "check the balance"),
+    (404, RelayRequestError, "will not pass"),
+    (408, RelayTroubleError, "try again later"),
+    (409, RelayRequestError, "will not pass"),
+    (413, RelayRequestError, "will not pass"),
+    (422, RelayRequestError, "will not pass"),
+    (425, RelayTroubleError, "try again later"),
+    (429, RelayBusyError, "slow down"),
+    (500, RelayTroubleError, "try again later"),
+    (502, RelayTroubleError, "try again later"),
+    (503, RelayTroubleError, "try again later"),
+    (504, RelayTroubleError, "try again later"),
+    (524, RelayTroubleError, "try again later"),
+]
+
+
+@pytest.mark.parametrize(("status", "kind", "advice"), STATUSES)
+@pytest.mark.parametrize("body", ["", "null", "not json", '"text"', "[]", "{}", "{"])
+def test_each_status_is_an_error_of_its_kind_whatever_the_body(error_of, status, kind, advice, body):
+    error = error_of(status, body)
+    assert (type(error), error.status) == (kind, status)
+    assert str(status) in str(error)
+    assert advice in str(error)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_an_error_that_no_retry_helps(error_of, status):
+    error = error_of(status, HTML, {"Location": "https://other.example/luma/tasks"})
+    assert (type(error), error.status) == (RelayRequestError, status)
+    assert "redirects to" in str(error)
+    assert "host field" in str(error)
+
+
+def test_a_redirect_to_nowhere_is_trouble(error_of):
+    assert type(error_of(301)) is RelayTroubleError
+
+
+@pytest.mark.parametrize("location", ["http://[bad", "\xff\xfe"])
+def test_a_redirect_to_no_address_is_trouble(error_of, location):
+    assert type(error_of(302, "", {"Location": location})) is RelayTroubleError
+
+
+ENVELOPES = [
+    {"error": {"message": "no channel", "type": "new_api_error", "param": "", "code": ""}},
+    {"error": {"message": "no channel", "code": "model_not_found"}},
+    {"error": "no channel"},
+    {"code": "fail_to_fetch_task", "message": "no channel", "data": None},
+    {"detail": "no channel"},
+    {"detail": {"reason": "no channel", "code": 1}},
+    {"success": False, "message": "no channel"},
+]
+
+
+@pytest.mark.parametrize(("status", "kind", "advice"), STATUSES)
+@pytest.mark.parametrize("body", ENVELOPES, ids=json.dumps)
+def test_the_relays_own_words_are_told_from_every_envelope(sandbox, error_of, status, kind, advice, body):
+    error = error_of(status, body)
+    assert type(error) is kind
+    assert f"The relay at {sandbox.base_url} answered {status}: no channel; " in str(error)
+    assert advice in str(error)
+
+
+@pytest.mark.parametrize(
+    "body", [body for body in ENVELOPES if body != {"detail": "no channel"}], ids=json.dumps
+)
+def test_an_error_with_status_200_is_still_an_error(error_of, body):
+    error = error_of(200, body)
+    assert (type(error), error.status) == (RelayTroubleError, 200)
+    assert "answered 200 with the error 'no channel'" in str(error)
+
+
+@pytest.mark.parametrize("body", [{"code": "too_many", "data": [A]}, {"code": 5, "data": None}])
+def test_a_code_other_than_success_is_told_when_there_are_no_words(error_of, body):
+    assert f"with the error '{body['code']}'" in str(error_of(200, body))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        " ",
+        "[",
+        '[{"id": "a"',
+        "nonsense",
+        '"a"',
+        "5",
+        "true",
+        "{}",
+        '{"data": "a"}',
+        '{"data": {}}',
+        '{"data": {"tasks": []}}',
+        '{"message": "hello"}',
+        '{"items": [], "count": 0}',
+        b"\xff\xfe\x00",
+        "[" * 100_000,
+    ],
+    ids=lambda body: repr(body[:20]),
+)
+def test_what_is_no_list_of_tasks_is_trouble_and_not_an_empty_answer(error_of, body):
+    error = error_of(200, body)
+    assert (type(error), error.status) == (RelayTroubleError, 200)
+    assert "not the JSON of a list of tasks" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(200, RelayTroubleError), (404, RelayRequestError), (403, RelayRightsError)],
+)
+@pytest.mark.parametrize("content_type", ["text/html; charset=utf-8", None])
+def test_a_web_page_raises_the_question_of_the_host(sandbox, error_of, status, kind, content_type):
+    error = error_of(status, f"\n {HTML}", content_type=content_type)
+    assert type(error) is kind
+    assert f"The relay at {sandbox.base_url} answered {status}" in str(error)
+    assert "a web page" in str(error)
+    assert str(error).endswith("is this host a Luma relay?")
+    assert "Dashboard" not in str(error)
+
+
+def test_a_web_page_of_a_gateway_in_trouble_is_trouble(error_of):
+    error = error_of(502, HTML, content_type="text/html")
+    assert type(error) is RelayTroubleError
+    assert str(error).endswith("answered 502: a web page; try again later")
+
+
+def test_a_cut_answer_is_trouble(error_of):
+    error = error_of(200, [A] * 50, cut=True)
+    assert (type(error), error.status) == (RelayTroubleError, None)
+    assert "No answer from the relay" in str(error)
+
+
+def test_a_damaged_compressed_answer_is_trouble(error_of):
+    assert type(error_of(200, "[]", {"Content-Encoding": "gzip"})) is RelayTroubleError
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [
+        ("5", 5),
+        ("0", 0),
+        ("1.5", 1.5),
+        ("-5", 0),
+        ("Sun, 22 Dec 2024 13:39:10 GMT", 30),
+        ("Sun, 22 Dec 2024 13:38:00 GMT", 0),
+        ("Sun, 22 Dec 99999 13:38:00 GMT", None),
+        ("Sun, 22 Dec 9999999999999999999 13:38:00 GMT", None),
+        ("soon", None),
+        ("nan", None),
+        ("inf", None),
+        ("1e999", None),
+        ("2024-12-22T13:39:10Z", None),
+        ("", None),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 503])
+def test_retry_after_is_read_in_seconds_and_as_a_date(error_of, status, told, seconds):
+    with time_machine.travel(datetime(2024, 12, 22, 13, 38, 40, tzinfo=UTC), tick=False):
+        assert error_of(status, "", {"Retry-After": told}).retry_after == seconds
+
+
+def test_a_bare_429_names_no_time(error_of):
+    error = error_of(429, content_type=None)
+    assert (type(error), error.retry_after) == (RelayBusyError, None)
+    assert str(error).endswith("answered 429; slow down")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "request_id"),
+    [
+        (500, "", {"X-Oneapi-Request-Id": "2024-a"}, "2024-a"),
+        (401, "", {"X-Request-Id": "2024-b"}, "2024-b"),
+        (401, {"error": {"message": "no (request id: 20241222a_B.1)"}}, {}, "20241222a_B.1"),
+        (401, {"error": {"message": "no (request id: text)"}}, {"X-Request-Id": "header"}, "header"),
+        (403, "Request ID:20241222", {}, "20241222"),
+        (200, HTML, {"X-Request-Id": "2024-c"}, "2024-c"),
+        (200, {"code": "x"}, {"X-Request-Id": "2024-d"}, "2024-d"),
+        (500, {"error": {"message": "no request id"}}, {}, None),
+        (500, "", {}, None),
+    ],
+)
+def test_the_request_id_is_found_in_header_or_text(error_of, status, body, headers, request_id):
+    assert error_of(status, body, headers).request_id == request_id
+
+
+@pytest.mark.parametrize(
+    "body", ["x" * 100_000, {"error": {"message": "x" * 100_000}}, {"detail": "x" * 100_000}]
+)
+def test_a_long_message_is_cut(error_of, body):
+    assert 300 < len(str(error_of(500, body))) < 420
+
+
+def test_words_that_are_no_known_envelope_are_told_as_they_are(error_of):
+    assert '{"msg":"余额不足"}' in str(error_of(400, {"msg": "余额不足"}))
+    assert "answered 400: Bad things;" in str(error_of(400, "Bad things\n", content_type="text/plain"))

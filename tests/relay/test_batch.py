@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.relay import BatchResult, FailWhen, LumaTask, Outcome, TaskBatch, TaskState
+
+REASON = "the relay gave no reason"
+
+
+def tasks(**states):
+    """Give what a relay answers, one state word for each id."""
+    return {task_id: LumaTask(task_id, TaskState(state)) for task_id, state in states.items()}
+
+
+def batch(ids="abc", *, grace=120.0):
+    return TaskBatch(ids, started_at=1000, missing_grace=grace)
+
+
+def result(*, completed=0, failed=0, missing=0, running=0):
+    ids = [f"id-{n:02}" for n in range(completed + failed + missing + running)]
+    reasons = dict.fromkeys(ids[completed : completed + failed], "moderated")
+    return BatchResult(ids, reasons, ids[completed + failed : completed + failed + missing], running)
+
+
+def test_a_batch_begins_with_every_id_open_in_order_and_once():
+    new = batch(["c", "a", "c", "b", "a"])
+    assert new.open_ids == ["c", "a", "b"]
+    assert new.result == BatchResult(("c", "a", "b"), {}, (), 3)
+
+
+def test_ids_may_come_from_any_iterable():
+    assert batch(iter("ab")).open_ids == ["a", "b"]
+
+
+def test_what_the_relay_says_settles_or_leaves_open():
+    waiting = batch("abcd")
+    waiting.observe("abcd", tasks(d="completed", b="failed", c="processing", a="pending"), now=1001)
+    assert waiting.open_ids == ["a", "c"]
+    assert waiting.result == BatchResult(("a", "b", "c", "d"), {"b": REASON}, (), 2)
+
+
+def test_a_settled_id_never_reopens_and_keeps_its_reason():
+    waiting = batch("ab")
+    moderated = LumaTask("b", TaskState.FAILED, raw={"failure_reason": "x"})
+    waiting.observe("ab", tasks(a="completed") | {"b": moderated}, now=1001)
+    before = waiting.result
+    waiting.observe("ab", tasks(a="failed", b="completed"), now=1002)
+    waiting.observe("ab", tasks(a="processing", b="pending"), now=1003)
+    waiting.observe("ab", {}, now=9999)
+    assert waiting.result == before == BatchResult(("a", "b"), {"b": "x"}, (), 0)
+
+
+def test_a_missing_id_never_reopens():
+    waiting = batch("a")
+    waiting.observe("a", {}, now=1120)
+    waiting.observe("a", tasks(a="completed"), now=1121)
+    assert waiting.result == BatchResult(("a",), {}, ("a",), 0)
+
+
+def test_answers_about_strangers_are_ignored():
+    waiting = batch("a")
+    waiting.observe("az", tasks(z="failed", a="completed"), now=1001)
+    assert waiting.result == BatchResult(("a",), {}, (), 0)
+
+
+def test_only_what_was_asked_for_can_be_absent():
+    waiting = batch("ab")
+    waiting.observe("a", tasks(a="processing"), now=5000)
+    assert waiting.open_ids == ["a", "b"]
+
+
+def test_an_earlier_result_does_not_change_with_the_batch():
+    waiting = batch("ab")
+    early = waiting.result
+    waiting.observe("ab", tasks(a="failed"), now=2000)
+    assert early == BatchResult(("a", "b"), {}, (), 2)
+
+
+@pytest.mark.parametrize(
+    ("sightings", "asked_at", "missing"),
+    [
+        ([], 1000, False),
+        ([], 1119.9, False),
+        ([], 1120, True),
+        ([1100], 1219.9, False),
+        ([1100], 1220, True),
+        ([1100, 1500], 1600, False),
+    ],
+)
+def test_an_id_is_missing_when_the_grace_since_start_or_last_sight_is_over(sightings, asked_at, missing):
+    waiting = batch("a")
+    for now in sightings:
+        waiting.observe("a", tasks(a="pending"), now=now)
+    waiting.observe("a", {}, now=asked_at)
+    assert (waiting.open_ids == []) == missing
+    assert list(waiting.result.missing) == ["a"] * missing
+
+
+def test_without_grace_an_id_is_missing_at_once():
+    waiting = batch("a", grace=0)
+    waiting.observe("a", {}, now=1000)
+    assert waiting.result.missing == ("a",)
+
+
+def test_an_id_not_found_at_first_may_turn_up():
+    waiting = batch("a")
+    waiting.observe("a", {}, now=1060)
+    waiting.observe("a", tasks(a="completed"), now=1070)
+    assert waiting.result.completed == ["a"]
+
+
+SOME = {"completed": 1, "failed": 1}
+LOST = {"completed": 1, "missing": 1}
+DEAD = {"failed": 1, "missing": 1}
+R, C, F = Outcome.RUNNING, Outcome.COMPLETED, Outcome.FAILED
+
+
+@pytest.mark.parametrize(
+    ("counts", "running", "any_", "any_fast", "all_", "all_fast", "never", "never_fast"),
+    [
+        ({}, 0, C, C, C, C, C, C),
+        ({"completed": 2}, 0, C, C, C, C, C, C),
+        ({"completed": 2}, 1, R, R, R, R, R, R),
+        ({}, 2, R, R, R, R, R, R),
+        (SOME, 0, F, F, C, C, C, C),
+        (SOME, 1, R, F, R, R, R, R),
+        (LOST, 0, F, F, C, C, C, C),
+        (LOST, 1, R, F, R, R, R, R),
+        (DEAD, 0, F, F, F, F, C, C),
+        (DEAD, 1, R, F, R, R, R, R),
+    ],
+)
+def test_the_outcome_follows_fail_when_and_fail_fast(
+    counts, running, any_, any_fast, all_, all_fast, never, never_fast
+):
+    outcomes = [
+        result(**counts, running=running).outcome(fail_when, fail_fast=fail_fast)
+        for fail_when, fail_fast in itertools.product(FailWhen, (False, True))
+    ]
+    assert outcomes == [any_, any_fast, all_, all_fast, never, never_fast]
+
+
+def test_every_open_id_is_waited_for_unless_told_to_fail_fast():
+    assert result(failed=1, running=1).outcome(FailWhen.ANY) is Outcome.RUNNING
+
+
+def test_fail_when_is_one_of_three_words():
+    assert [FailWhen.parse(word) for word in ("any", "all", "never")] == list(FailWhen)
+
+
+@pytest.mark.parametrize("word", ["some", "", "ANY", None, [], True])
+def test_any_other_fail_when_is_refused_with_the_three_words(word):
+    with pytest.raises(LumaInputError, match="'any', 'all', 'never'"):
+        FailWhen.parse(word)
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        ({}, "0 of 0 completed"),
+        ({"completed": 2}, "2 of 2 completed"),
+        ({"running": 2}, "0 of 2 completed, 2 running"),
+        ({"completed": 1, "missing": 2}, "1 of 3 completed, 2 missing"),
+        ({"completed": 412, "failed": 3, "running": 585}, "412 of 1000 completed, 3 failed, 585 running"),
+        (
+            {"completed": 1, "failed": 2, "missing": 3, "running": 4},
+            "1 of 10 completed, 2 failed, 3 missing, 4 running",
+        ),
+    ],
+)
+def test_progress_is_one_line_of_the_counts_there_are(counts, line):
+    assert result(**counts).progress() == line
+
+
+def test_completed_ids_keep_the_order_of_the_request():
+    mixed = BatchResult(("d", "b", "a", "c"), {"b": "x"}, ("c",))
+    assert (mixed.completed, mixed.completed_count) == (["d", "a"], 2)
+
+
+def test_complaints_name_failures_then_the_missing_in_order():
+    mixed = BatchResult(("d", "b", "a", "c"), {"a": "x", "d": "y"}, ("c", "b"))
+    unknown = "the relay does not know this id"
+    assert mixed.complaints() == ["d: y", "a: x", f"b: {unknown}", f"c: {unknown}"]
+    assert result(completed=1).complaints() == []
+
+
+@pytest.mark.parametrize(
+    ("failed", "missing", "lines", "last"),
+    [
+        (20, 0, 20, "id-19: moderated"),
+        (21, 0, 21, "and 1 more"),
+        (10, 11, 21, "and 1 more"),
+        (1000, 0, 21, "and 980 more"),
+    ],
+)
+def test_complaints_are_twenty_and_then_a_count(failed, missing, lines, last):
+    complaints = result(failed=failed, missing=missing).complaints()
+    assert (len(complaints), complaints[-1]) == (lines, last)
+
+
+def test_the_summary_is_plain_and_complete():
+    mixed = BatchResult(("d", "b", "a", "c"), {"a": "x"}, ("c",), 1)
+    assert mixed.summary() == {"completed": 1, "failed": {"a": "x"}, "missing": ["c"], "running": 1}
+
+
+def test_ten_thousand_ids_are_followed_in_a_blink():
+    ids = [f"id-{n}" for n in range(10_000)]
+    waiting = batch(ids)
+    waiting.observe(ids, tasks(**dict.fromkeys(ids[::2], "completed")), now=5000)
+    assert waiting.result.completed == ids[::2]
+    assert len(waiting.result.complaints()) == 21

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from airflow_provider_luma import exceptions
+from airflow_provider_luma.exceptions import (
+    LumaError,
+    RelayBusyError,
+    RelayError,
+    RelayKeyError,
+    RelayRefusedError,
+    RelayRequestError,
+    RelayRightsError,
+    RelayTroubleError,
+    relay_error_from_dict,
+)
+
+KINDS = [RelayKeyError, RelayRightsError, RelayRequestError, RelayBusyError, RelayTroubleError]
+
+
+def test_every_error_is_a_luma_error_and_drawn_in_the_tree():
+    kinds = [
+        kind for kind in vars(exceptions).values() if isinstance(kind, type) and issubclass(kind, Exception)
+    ]
+    assert len(kinds) > 10
+    for kind in kinds:
+        assert issubclass(kind, LumaError)
+        assert f" {kind.__name__}" in exceptions.__doc__
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_what_no_retry_can_help_is_refused(kind):
+    assert issubclass(kind, RelayError)
+    assert issubclass(kind, RelayRefusedError) == (kind not in {RelayBusyError, RelayTroubleError})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_is_the_same_in_another_process(kind):
+    error = kind("The relay answered", status=401, request_id="2024")
+    pickled = pickle.loads(pickle.dumps(error))  # noqa: S301
+    for copy in (relay_error_from_dict(error.as_dict()), pickled):
+        assert (type(copy), str(copy), vars(copy)) == (kind, str(error), vars(error))
+
+
+def test_an_error_of_an_unknown_kind_is_trouble():
+    error = relay_error_from_dict({"type": "RelayWeatherError", "message": "rain"})
+    assert (type(error), str(error), error.status) == (RelayTroubleError, "rain", None)

@@ -1,0 +1,139 @@
+"""The API key goes to the relay and nowhere else."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from airflow_provider_luma.exceptions import LumaInputError, RelayError
+from airflow_provider_luma.relay import RelayClient, RetryPolicy
+from airflow_provider_luma.relay.client import read_base_url
+from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+
+KEY = "sk-Zq3v8LkT0pW5xY7bN2mC4dF6gH9jR1sA"
+BODIES = [
+    {"error": {"message": f"Incorrect API key provided: {KEY} (request id: 1)"}},
+    {"code": KEY, "message": "", "data": None},
+    {"detail": {"reason": f"token {KEY}"}},
+    {"success": False, "message": f"Bearer {KEY}"},
+    {"unknown": f"key={KEY}"},
+    f"no such key: {KEY}",
+]
+
+
+def told_by(error):
+    """Give all that an error and those behind it say."""
+    told = []
+    while error is not None:
+        told += [str(error), repr(error), *map(str, error.args), repr(vars(error))]
+        error = error.__cause__ or error.__context__
+    return "\n".join(told)
+
+
+def error_of(client):
+    with pytest.raises(RelayError) as caught:
+        client.query(["a"])
+    return caught.value
+
+
+@pytest.mark.parametrize("body", BODIES, ids=str)
+@pytest.mark.parametrize("status", [200, 400, 401, 403, 429, 500])
+def test_a_key_that_the_relay_repeats_is_in_no_message_and_no_log(sandbox, make_client, caplog, status, body):
+    caplog.set_level(logging.DEBUG)
+    sandbox.script(*[ScriptedAnswer(status, body)] * 2, ScriptedAnswer(401, body))
+    error = error_of(make_client(KEY, retry=RetryPolicy(attempts=2, first_wait=0.001)))
+    assert "***" in str(error) or status == 200
+    assert KEY not in told_by(error)
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize("left", range(8, len(KEY) + 1))
+def test_no_part_of_a_key_is_left_where_a_long_message_is_cut(sandbox, make_client, left):
+    sandbox.script(ScriptedAnswer(401, {"error": {"message": "x" * (299 - left) + " " + KEY}}))
+    assert KEY[:8] not in told_by(error_of(make_client(KEY)))
+
+
+def test_a_key_is_in_no_repr_and_in_no_log_of_a_good_answer(sandbox, make_client, caplog):
+    caplog.set_level(logging.DEBUG)
+    client = make_client()
+    client.query(sandbox.task_ids)
+    assert repr(client) == f"RelayClient('{sandbox.base_url}')"
+    assert "POST /luma/tasks" in caplog.text
+    assert sandbox.api_key not in caplog.text
+
+
+@pytest.mark.parametrize("base_url", ["http://127.0.0.1:9", "http://" + "a" * 70 + ".example"])
+def test_a_key_is_in_no_error_of_a_relay_out_of_reach(make_client, base_url):
+    assert KEY not in told_by(error_of(make_client(KEY, base_url)))
+
+
+def test_a_key_is_in_no_error_of_a_cut_or_slow_answer(sandbox, make_client):
+    sandbox.script(ScriptedAnswer(body=[{}] * 50, cut=True), ScriptedAnswer(delay=2))
+    for _ in range(2):
+        assert KEY not in told_by(error_of(make_client(KEY, timeout=0.1)))
+
+
+@pytest.mark.parametrize(
+    "spelled", [KEY, f" {KEY} ", f"{KEY}\n", f"\r\n{KEY}\t", f"Bearer {KEY}", f" Bearer  {KEY}\n"]
+)
+def test_a_key_is_read_as_people_paste_it(sandbox, make_client, spelled):
+    sandbox.api_key = KEY
+    make_client(spelled).query(sandbox.task_ids)
+    assert sandbox.requests[-1].headers["authorization"] == f"Bearer {KEY}"
+
+
+@pytest.mark.parametrize("spelled", ["", "  ", "\n", "Bearer ", " Bearer \n"])
+def test_no_key_is_no_client(spelled):
+    with pytest.raises(LumaInputError, match="key of the Luma relay is empty"):
+        RelayClient(spelled)
+
+
+@pytest.mark.parametrize(
+    "spelled", [f"{KEY} x", f"{KEY}\nX-Evil: 1", f"bearer {KEY}", f"{KEY}é", f"{KEY}\x00", f"{KEY}\u200b"]
+)
+def test_a_key_that_cannot_be_one_is_refused_without_repeating_it(spelled):
+    with pytest.raises(LumaInputError, match="holds spaces or characters that no key has") as caught:
+        RelayClient(spelled)
+    assert KEY not in told_by(caught.value)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        f"https://{KEY}@relay.example",
+        f"https://user:{KEY}@relay.example",
+        f"https://user:{KEY}@relay.example?x=1",
+        f"ftp://user:{KEY}@relay.example",
+        f"https://relay.example/?key={KEY}",
+        f"https://relay.example/#{KEY}",
+    ],
+)
+def test_a_key_put_into_the_host_is_refused_without_repeating_it(host):
+    with pytest.raises(LumaInputError) as caught:
+        read_base_url(host)
+    assert KEY not in told_by(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_takes_the_key_nowhere(sandbox, client, status):
+    with Sandbox() as other:
+        sandbox.script(ScriptedAnswer(status, headers={"Location": f"{other.base_url}/luma/tasks"}))
+        error_of(client)
+        assert (len(sandbox.requests), other.requests) == (1, [])
+
+
+def test_a_redirect_within_the_relay_is_not_followed_either(sandbox, client):
+    sandbox.script(ScriptedAnswer(307, headers={"Location": "/luma/tasks"}))
+    error_of(client)
+    assert len(sandbox.requests) == 1
+
+
+@pytest.mark.parametrize("variable", ["HOME", "NETRC"])
+def test_a_netrc_does_not_take_the_place_of_the_key(sandbox, client, tmp_path, monkeypatch, variable):
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("default login user password secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv(variable, str(tmp_path if variable == "HOME" else netrc))
+    assert client.query(sandbox.task_ids)
+    assert sandbox.requests[-1].headers["authorization"] == f"Bearer {sandbox.api_key}"

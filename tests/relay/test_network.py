@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from airflow_provider_luma.exceptions import LumaInputError, RelayTroubleError
+from airflow_provider_luma.relay import RetryPolicy
+from airflow_provider_luma.relay.client import read_base_url
+from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+
+FAR = "http://relay.invalid"
+
+
+@pytest.fixture
+def other():
+    with Sandbox(tasks=0) as other:
+        yield other
+
+
+def trouble_of(client):
+    with pytest.raises(RelayTroubleError) as caught:
+        client.query(["a"])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "base_url"),
+    [
+        ("relay.example", None, "https://relay.example"),
+        ("relay.example", 8443, "https://relay.example:8443"),
+        ("relay.example:8443", None, "https://relay.example:8443"),
+        ("relay.example:8443", 80, "https://relay.example:8443"),
+        ("https://relay.example", 8443, "https://relay.example:8443"),
+        ("http://relay.example", None, "http://relay.example"),
+        ("HTTPS://relay.example/", None, "https://relay.example"),
+        (" https://relay.example// \n", None, "https://relay.example"),
+        ("https://relay.example/gateway/v1/", 80, "https://relay.example:80/gateway/v1"),
+        ("relay.example/gateway", None, "https://relay.example/gateway"),
+        ("127.0.0.1:8000", None, "https://127.0.0.1:8000"),
+        ("localhost", 8000, "https://localhost:8000"),
+        ("[::1]", 8000, "https://[::1]:8000"),
+    ],
+)
+def test_a_host_is_read_as_people_write_it(host, port, base_url):
+    assert read_base_url(host, port) == base_url
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        " ",
+        "://",
+        "http://",
+        "ftp://relay.example",
+        "file:///etc/passwd",
+        "::1",
+        "[::1",
+        "//relay.example",
+        "relay.example:port",
+        "relay.example:99999",
+        "https://relay.example?x=1",
+        "https://relay.example#top",
+    ],
+)
+def test_what_is_no_address_is_refused_with_an_example_of_one(host):
+    with pytest.raises(LumaInputError, match="is not the address of a Luma relay, like https://"):
+        read_base_url(host)
+
+
+def test_a_host_with_credentials_is_refused():
+    with pytest.raises(LumaInputError, match="the key is the password"):
+        read_base_url("https://user:word@relay.example")
+
+
+def test_the_path_of_the_base_url_is_kept_and_told(sandbox, make_client):
+    base_url = f"{sandbox.base_url}/gateway/v1"
+    assert f"The relay at {base_url} answered 200" in trouble_of(make_client(base_url=f"{base_url}/"))
+    assert sandbox.requests[-1].path == "/gateway/v1/luma/tasks"
+
+
+def test_a_relay_that_is_not_there_is_named(make_client):
+    told = trouble_of(make_client(base_url="http://127.0.0.1:9"))
+    assert told.startswith("No answer from the relay at http://127.0.0.1:9: ")
+    assert "Connection refused" in told
+    assert "object at 0x" not in told
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".example", "relay..example", "relay example"])
+def test_a_host_that_nobody_can_look_up_is_trouble_with_its_name(make_client, host):
+    assert f"relay at http://{host}: " in trouble_of(make_client(base_url=f"http://{host}"))
+
+
+def test_a_slow_answer_is_given_up_in_time(sandbox, make_client):
+    sandbox.script(ScriptedAnswer(delay=5))
+    started = time.monotonic()
+    assert trouble_of(make_client(timeout=0.1)).endswith(f"{sandbox.base_url}: timed out (ReadTimeout)")
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[]"]
+)
+def test_an_answer_that_is_cut_or_not_http_is_trouble(make_client, listen, answer):
+    base_url, _ = listen(answer)
+    assert f"No answer from the relay at {base_url}: " in trouble_of(make_client(base_url=base_url))
+
+
+def test_https_to_a_port_without_it_is_trouble(sandbox, make_client):
+    base_url = sandbox.base_url.replace("http:", "https:")
+    assert f"No answer from the relay at {base_url}: SSL" in trouble_of(make_client(base_url=base_url))
+
+
+def test_a_relay_that_comes_back_is_found_again(make_client):
+    with Sandbox(tasks=1) as first:
+        client = make_client(base_url=first.base_url, retry=RetryPolicy(attempts=9, first_wait=0.01))
+        client.query(first.task_ids)
+    port = int(first.base_url.rpartition(":")[2])
+    with Sandbox(tasks=1, relay_port=port) as second:
+        assert list(client.query(second.task_ids)) == second.task_ids
+
+
+def test_given_proxies_are_used(other, make_client):
+    trouble_of(make_client("sk-a", FAR, proxies={"http": other.base_url}))
+    assert other.requests[-1].path == f"{FAR}/luma/tasks"
+    assert other.requests[-1].headers["authorization"] == "Bearer sk-a"
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
+def test_the_proxies_of_the_environment_are_used(other, make_client, monkeypatch, variable):
+    monkeypatch.setenv(variable, other.base_url)
+    trouble_of(make_client("sk-a", FAR))
+    assert len(other.requests) == 1
+
+
+def test_given_proxies_come_before_those_of_the_environment(sandbox, other, make_client, monkeypatch):
+    monkeypatch.setenv("http_proxy", sandbox.base_url)
+    trouble_of(make_client("sk-a", FAR, proxies={"http": other.base_url}))
+    assert (len(sandbox.requests), len(other.requests)) == (0, 1)
+
+
+def test_the_environment_may_exempt_the_relay(sandbox, other, client, monkeypatch):
+    monkeypatch.setenv("http_proxy", other.base_url)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert client.query(sandbox.task_ids)
+    assert other.requests == []
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://user:secret@127.0.0.1:9", "http://user:secret@proxy:99999", "user:secret@127.0.0.1:9"]
+)
+def test_a_proxys_password_is_not_told(make_client, proxy):
+    assert "secret" not in trouble_of(make_client("sk-a", FAR, proxies={"http": proxy}))

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from tenacity import AsyncRetrying, Retrying
+
+from airflow_provider_luma.exceptions import (
+    LumaInputError,
+    RelayBusyError,
+    RelayKeyError,
+    RelayRefusedError,
+    RelayRequestError,
+    RelayRightsError,
+    RelayTroubleError,
+)
+from airflow_provider_luma.relay import RetryPolicy
+
+DONE = "done"
+TROUBLE = RelayTroubleError("502")
+BUSY = RelayBusyError("429")
+
+JITTER_WHEN_TOLD = 0.2
+
+
+class Relay:
+    """Says one thing after the other, the last one for ever."""
+
+    def __init__(self, *sayings):
+        self._sayings = list(sayings)
+        self.calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        saying = self._sayings.pop(0) if len(self._sayings) > 1 else self._sayings[0]
+        if isinstance(saying, BaseException):
+            raise saying
+        return saying
+
+    async def later(self):
+        return self()
+
+
+def drive(policy, relay, *, patience=float("inf")):
+    """Ask under this policy; give the result or error, and the waits it wished for."""
+    waits = []
+    try:
+        return Retrying(sleep=waits.append, **policy.driver_arguments(patience=patience))(relay), waits
+    except Exception as error:  # noqa: BLE001
+        return error, waits
+
+
+@pytest.mark.parametrize(
+    ("sayings", "calls", "end"),
+    [
+        ([DONE], 1, DONE),
+        ([TROUBLE, DONE], 2, DONE),
+        ([TROUBLE, TROUBLE, DONE], 3, DONE),
+        ([TROUBLE], 3, TROUBLE),
+        ([BUSY] * 50 + [DONE], 51, DONE),
+        ([BUSY, TROUBLE, BUSY, TROUBLE, BUSY, DONE], 6, DONE),
+        ([BUSY, TROUBLE, BUSY, TROUBLE, BUSY, TROUBLE, DONE], 6, TROUBLE),
+        ([TROUBLE, RelayKeyError("401"), DONE], 2, RelayKeyError),
+        ([RelayKeyError("401"), DONE], 1, RelayKeyError),
+        ([RelayRightsError("402"), DONE], 1, RelayRightsError),
+        ([RelayRequestError("400"), DONE], 1, RelayRequestError),
+        ([RelayRefusedError("?"), DONE], 1, RelayRefusedError),
+        ([LumaInputError("?"), DONE], 1, LumaInputError),
+        ([ZeroDivisionError("a bug of ours"), DONE], 1, ZeroDivisionError),
+    ],
+)
+def test_three_attempts_are_used_up_by_trouble_alone(sayings, calls, end):
+    relay = Relay(*sayings)
+    outcome, waits = drive(RetryPolicy(attempts=3), relay)
+    assert outcome is end or isinstance(outcome, end if isinstance(end, type) else ())
+    assert (relay.calls, len(waits)) == (calls, calls - 1)
+
+
+@pytest.mark.parametrize(("attempts", "calls"), [(0, 1), (1, 1), (2, 2), (7, 7)])
+def test_there_are_as_many_attempts_as_the_policy_says_and_at_least_one(attempts, calls):
+    relay = Relay(TROUBLE)
+    assert drive(RetryPolicy(attempts=attempts), relay)[0] is TROUBLE
+    assert relay.calls == calls
+
+
+def test_waits_double_from_the_first_to_the_longest():
+    waits = drive(RetryPolicy(attempts=7, first_wait=0.5, max_wait=4), Relay(TROUBLE))[1]
+    for wait, least in zip(waits, [0.5, 1, 2, 4, 4, 4], strict=True):
+        assert least <= wait <= min(least + 0.5, 4)
+
+
+def test_the_default_outlasts_an_outage_of_half_a_minute():
+    assert sum(drive(RetryPolicy(), Relay(TROUBLE))[1]) >= 30
+
+
+def test_waits_are_jittered():
+    assert len({drive(RetryPolicy(attempts=2), Relay(TROUBLE))[1][0] for _ in range(20)}) > 10
+
+
+def test_a_bare_429_backs_off_and_never_past_the_longest_wait():
+    waits = drive(RetryPolicy(first_wait=0.5, max_wait=4), Relay(*[BUSY] * 2000, DONE))[1]
+    assert 0.5 <= waits[0] <= 1
+    assert waits[-1] == max(waits) == 4
+
+
+@pytest.mark.parametrize("kind", [RelayBusyError, RelayTroubleError])
+@pytest.mark.parametrize("told", [0, 3, 120])
+def test_the_relay_is_given_the_time_it_asks_for_and_hardly_more(kind, told):
+    (wait,) = drive(RetryPolicy(max_wait=4), Relay(kind("later", retry_after=told), DONE))[1]
+    assert told <= wait <= told + JITTER_WHEN_TOLD
+
+
+@pytest.mark.parametrize(
+    ("error", "patience", "calls"),
+    [
+        (RelayBusyError("429", retry_after=5), 5.5, 2),
+        (RelayBusyError("429", retry_after=5), 4.9, 1),
+        (RelayBusyError("429", retry_after=0), 0, 1),
+        (RelayBusyError("429", retry_after=0), 1, 2),
+        (BUSY, 0, 1),
+        (BUSY, 9, 2),
+        (TROUBLE, 0, 2),
+    ],
+)
+def test_patience_bounds_what_is_waited_for_a_busy_relay_only(error, patience, calls):
+    relay = Relay(error, DONE)
+    outcome, _ = drive(RetryPolicy(), relay, patience=patience)
+    assert (relay.calls, outcome) == (calls, DONE if calls == 2 else error)
+
+
+def test_the_error_that_ends_it_is_the_relays_own():
+    assert drive(RetryPolicy(attempts=1), Relay(TROUBLE))[0] is TROUBLE
+
+
+def test_one_policy_serves_any_number_of_requests():
+    policy = RetryPolicy(attempts=2)
+    for _ in range(3):
+        relay = Relay(TROUBLE)
+        drive(policy, relay)
+        assert relay.calls == 2
+
+
+def test_it_drives_asynchronous_requests_alike():
+    relay = Relay(BUSY, BUSY, TROUBLE, TROUBLE)
+    arguments = RetryPolicy(attempts=2, first_wait=0.001).driver_arguments()
+    with pytest.raises(RelayTroubleError):
+        asyncio.run(AsyncRetrying(**arguments)(relay.later))
+    assert relay.calls == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (RelayBusyError("slow down", status=429), logging.INFO),
+        (RelayTroubleError("gone", status=502), logging.WARNING),
+    ],
+)
+def test_each_wait_is_told_with_its_length_and_reason(caplog, error, level):
+    caplog.set_level(logging.INFO)
+    _, waits = drive(RetryPolicy(), Relay(error, DONE))
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (level, f"Asking again in {waits[0]:.1f} s: {error}")
+    ]

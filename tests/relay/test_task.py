@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from airflow_provider_luma.relay.task import MEDIA_KINDS, Media, TaskState, read_task, read_tasks
+
+SEED = Path(__file__).with_name("seed_answer.json").read_text()
+SEED_ID = "4665a07c-7641-4809-a133-10786201bb56"
+CDN = "https://storage.cdn-luma.com/dream-machine/b0d67582-c6f0-4973-a89c-3fea9d46d5e9"
+SIGNED = "https://r2.example/a.mp4?X-Amz-Signature=1"
+
+BARE = {"id": "a", "state": "completed"}
+ROW = {"id": 13917, "task_id": "a", "status": "SUCCESS", "data": {"id": "a", "state": "completed"}}
+
+
+@pytest.fixture
+def seed():
+    return read_tasks(json.loads(SEED))[SEED_ID]
+
+
+def video_url(**luma):
+    """Read the video's link in both shapes, which must agree."""
+    bare, row = read_task(BARE | luma), read_task(ROW | {"data": {"id": "a"} | luma})
+    assert bare.video == row.video
+    return bare.video and bare.video.url
+
+
+def test_the_documented_example_is_read_to_the_last_field(seed):
+    assert (seed.id, seed.state, seed.state_word) == (SEED_ID, TaskState.COMPLETED, "completed")
+    assert (seed.prompt, seed.aspect_ratio, seed.duration) == ("cat dance", "16:9", 5.041667)
+    assert seed.created_at.isoformat() == "2024-12-22T13:38:40.139000+00:00"
+    assert seed.is_terminal
+    assert seed.knows_state_word
+    assert seed.failure_reason is None
+
+
+def test_the_documented_example_gives_its_three_files(seed):
+    video = "35049450-c008-4607-b1d0-0b025599f15d/video0b6619468da8e409da860706bbf26bbad.mp4"
+    last_frame = "606108d9-9daf-4265-84fb-595f18240ac5/video_0_last_frame.jpg"
+    thumbnail = "https://imagedelivery.net/1KomXrSWiTojGGip43n0SQ/e4268de5-4a74-45ff-67b8-dc46df12de00/public"
+    assert seed.media("video") == Media(f"{CDN}/{video}", 1360, 752)
+    assert seed.media("last_frame") == Media(f"{CDN}/{last_frame}", 1360, 752)
+    assert seed.media("thumbnail") == Media(thumbnail, 1360, 752)
+
+
+def test_the_documented_row_of_a_wrapped_answer_is_read():
+    task_id = "9d4b7516-77e5-481a-b015-48313946f33b"
+    row = {
+        "id": 13917,
+        "created_at": "2024-07-01T07:35:13.568Z",
+        "task_id": task_id,
+        "platform": "luma_free",
+        "status": "IN_PROGRESS",
+        "fail_reason": "",
+        "submit_time": 1719819313,
+        "finish_time": 0,
+        "data": {
+            "id": task_id,
+            "state": "processing",
+            "video": None,
+            "prompt": "cat dance",
+            "created_at": "2024-07-01T07:35:13.498000Z",
+        },
+    }
+    task = read_tasks([row])[task_id]
+    assert (task.state, task.prompt, task.video) == (TaskState.PROCESSING, "cat dance", None)
+    assert task.created_at.isoformat() == "2024-07-01T07:35:13.498000+00:00"
+
+
+def test_everything_the_relay_said_is_kept():
+    row = {**ROW, "quota": 250000, "data": {"id": "a", "news": {"x": [1]}}}
+    assert read_task(row).raw == row
+
+
+def test_a_signed_link_is_not_in_the_repr():
+    assert "Signature" not in repr(read_task(BARE | {"video": {"url": SIGNED}}))
+
+
+@pytest.mark.parametrize(
+    ("row", "task_id"),
+    [
+        ({"id": "a"}, "a"),
+        ({"id": 13917, "task_id": "a"}, "a"),
+        ({"id": "13917", "task_id": "a", "data": {"id": "b"}}, "a"),
+        ({"id": 13917, "data": {"id": "a"}}, "a"),
+        ({"id": 13917, "task_id": None, "data": {"task_id": "a"}}, "a"),
+        ({"id": 13917, "task_id": 13917, "data": {"id": "a"}}, "a"),
+        ({"id": "a", "data": {}}, "a"),
+        ({"id": "a", "data": {"state": "completed"}}, "a"),
+        ({"id": 13917}, None),
+        ({"id": 13917, "data": {"id": 13918}}, None),
+        ({"id": "", "task_id": ""}, None),
+        ({"state": "completed"}, None),
+        ({}, None),
+    ],
+)
+def test_the_id_is_the_luma_id_and_never_the_number_of_a_row(row, task_id):
+    task = read_task(row)
+    assert (task and task.id) == task_id
+
+
+@pytest.mark.parametrize(
+    ("words", "state"),
+    [
+        ("pending queued submitted not_start", TaskState.PENDING),
+        ("processing in_progress dreaming running unknown", TaskState.PROCESSING),
+        ("completed success succeeded", TaskState.COMPLETED),
+        ("failed failure error cancelled canceled rejected expired", TaskState.FAILED),
+    ],
+)
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "a", "state": "WORD"},
+        {"id": "a", "status": "WORD"},
+        {"task_id": "a", "state": "WORD"},
+        {"task_id": "a", "status": "WORD", "data": None},
+        {"task_id": "a", "status": None, "data": {"state": "WORD"}},
+        {"task_id": "a", "data": {"status": "WORD"}},
+    ],
+    ids=str,
+)
+def test_each_documented_word_is_understood_in_any_case_and_place(words, state, row):
+    for word in words.split():
+        for spelled in (word, word.upper(), word.title()):
+            assert read_task(json.loads(json.dumps(row).replace("WORD", spelled))).state is state
+
+
+@pytest.mark.parametrize(
+    ("status", "inner", "state"),
+    [
+        ("IN_PROGRESS", "completed", TaskState.COMPLETED),
+        ("IN_PROGRESS", "failed", TaskState.FAILED),
+        ("SUCCESS", "processing", TaskState.COMPLETED),
+        ("FAILURE", "processing", TaskState.FAILED),
+        ("FAILURE", "completed", TaskState.FAILED),
+        ("QUEUED", "processing", TaskState.PENDING),
+        ("", "processing", TaskState.PROCESSING),
+    ],
+)
+def test_where_row_and_task_disagree_the_finished_one_wins_then_the_row(status, inner, state):
+    assert read_task({"task_id": "a", "status": status, "data": {"state": inner}}).state is state
+
+
+def test_a_word_nobody_documents_is_running_and_is_known_as_strange():
+    task = read_task({"id": "a", "state": "half_baked"})
+    assert (task.state, task.state_word) == (TaskState.PROCESSING, "half_baked")
+    assert not task.knows_state_word
+
+
+@pytest.mark.parametrize("state", [None, "", 2, True, ["completed"], {"completed": 1}])
+def test_a_state_that_is_no_word_is_pending(state):
+    assert read_task({"id": "a", "state": state}).state is TaskState.PENDING
+    assert read_task({"id": "a"}).state is TaskState.PENDING
+
+
+@pytest.mark.parametrize(
+    ("told", "read"),
+    [
+        ("2024-12-22T13:38:40.139Z", "2024-12-22T13:38:40.139000+00:00"),
+        ("2024-12-22T13:38:40.139409Z", "2024-12-22T13:38:40.139409+00:00"),
+        ("2024-12-22T13:38:40.139409123Z", "2024-12-22T13:38:40.139409+00:00"),
+        ("2024-12-22T13:38:40Z", "2024-12-22T13:38:40+00:00"),
+        ("2024-12-22T21:38:40+08:00", "2024-12-22T21:38:40+08:00"),
+        ("2024-12-22T13:38:40", "2024-12-22T13:38:40+00:00"),
+        (1734874720, "2024-12-22T13:38:40+00:00"),
+        (1734874720.5, "2024-12-22T13:38:40.500000+00:00"),
+        (1734874720139, "2024-12-22T13:38:40.139000+00:00"),
+    ],
+)
+def test_times_are_read_as_text_seconds_and_milliseconds(told, read):
+    assert read_task(BARE | {"created_at": told}).created_at.isoformat() == read
+    assert read_task(ROW | {"created_at": told, "data": None}).created_at.isoformat() == read
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "0001-01-01T00:00:00Z",
+        -62135596800,
+        -62135596800000,
+        0,
+        "",
+        None,
+        True,
+        "soon",
+        "2024-13-45T99:99:99Z",
+        "4024122/T133840",
+        "12::1.5",
+        "P1D",
+        10**400,
+        float("nan"),
+        float("inf"),
+        [1734874720],
+    ],
+)
+def test_a_time_that_is_none_is_absent(told):
+    assert read_task(BARE | {"created_at": told}).created_at is None
+
+
+def test_the_task_was_created_when_the_inner_object_says_or_else_the_row():
+    inner = ROW | {"created_at": 1, "data": {"created_at": "2024-07-01T07:35:13Z"}}
+    zero = ROW | {"created_at": 1719819313, "data": {"created_at": "0001-01-01T00:00:00Z"}}
+    assert read_task(inner).created_at.timestamp() == read_task(zero).created_at.timestamp() == 1719819313
+
+
+@pytest.mark.parametrize(
+    ("luma", "url"),
+    [
+        ({"video": {"download_url": "d", "url": "v"}, "video_raw": {"url": "r"}}, "d"),
+        ({"video": {"download_url": "", "url": "watermarked"}, "video_raw": {"url": "r"}}, "r"),
+        ({"video": {"download_url": None, "url": "v"}, "video_raw": None}, "v"),
+        ({"video": {"url": "v"}, "video_raw": {"url": ""}, "assets": {"video": "s"}}, "v"),
+        ({"video": None, "assets": {"video": "s"}}, "s"),
+        ({"video": {"url": 5}, "assets": {"video": ["s"]}}, None),
+        ({"video": None, "artifact": {"video": {"download_url": "ad"}}}, "ad"),
+        ({"video": {"url": ""}, "artifact": {"video_raw": {"url": "ar"}}}, "ar"),
+        ({"video": {"url": "v"}, "artifact": {"video": {"url": "av"}}}, "v"),
+        ({"video": {}, "video_raw": [], "assets": None, "artifact": "none"}, None),
+        ({}, None),
+    ],
+)
+def test_the_best_link_wins(luma, url):
+    assert video_url(**luma) == url
+
+
+def test_a_completed_task_without_a_link_is_completed():
+    task = read_task(BARE | {"video": {"url": "", "width": 1360, "height": 752}})
+    assert (task.state, task.video) == (TaskState.COMPLETED, Media(None, 1360, 752))
+    assert read_task(BARE | dict.fromkeys(MEDIA_KINDS)).video is None
+
+
+def test_pictures_fall_back_to_their_copies():
+    copies = {"artifact": {"thumbnail": {"url": "t", "width": 8}, "last_frame": {"url": "l"}}}
+    task = read_task(BARE | copies | {"thumbnail": {"url": "", "height": 9}})
+    assert (task.thumbnail, task.last_frame) == (Media("t", 8, 9), Media("l"))
+
+
+@pytest.mark.parametrize(
+    ("luma", "duration"),
+    [
+        ({"video_raw": {"duration": 5.041667}}, 5.041667),
+        ({"video_raw": {"duration": None}, "video": {"duration": 9}}, 9),
+        ({"artifact": {"video_raw": {"duration": 5}}}, 5),
+        ({"video_raw": {"duration": "5s"}}, None),
+        ({"video_raw": {"duration": True}}, None),
+        ({"video_raw": {"duration": float("inf")}}, None),
+        ({}, None),
+    ],
+)
+def test_the_duration_is_a_number_or_absent(luma, duration):
+    assert read_task(BARE | luma).duration == duration
+
+
+def test_prompt_and_ratio_are_read_at_the_top_level_too():
+    task = read_task(BARE | {"prompt": "cat dance", "aspect_ratio": "1:1", "request": {"prompt": ""}})
+    assert (task.prompt, task.aspect_ratio) == ("cat dance", "1:1")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"id": "a", "state": "failed", "failure_reason": "moderated"}, "moderated"),
+        ({"id": "a", "state": "failed", "fail_reason": "moderated"}, "moderated"),
+        ({**ROW, "status": "FAILURE", "data": None, "fail_reason": "moderated"}, "moderated"),
+        (
+            {**ROW, "status": "FAILURE", "data": {"failure_reason": "moderated"}, "fail_reason": "x"},
+            "moderated",
+        ),
+        (
+            {**ROW, "status": "FAILURE", "data": {"failure_reason": None}, "fail_reason": "moderated"},
+            "moderated",
+        ),
+        ({**ROW, "status": "FAILURE", "failure_reason": "moderated", "fail_reason": ""}, "moderated"),
+        ({"id": "a", "state": "failed"}, "the relay gave no reason"),
+        ({"id": "a", "state": "failed", "failure_reason": ""}, "the relay gave no reason"),
+        ({"id": "a", "state": "failed", "failure_reason": {"code": 1}}, "{'code': 1}"),
+    ],
+)
+def test_a_failed_task_always_gives_a_reason(row, reason):
+    assert read_task(row).failure_reason == reason
+
+
+@pytest.mark.parametrize("status", ["SUCCESS", "IN_PROGRESS", "half_baked", None])
+def test_a_reason_is_no_proof_of_failure(status):
+    task = read_task({"task_id": "a", "status": status, "fail_reason": SIGNED, "data": None})
+    assert task.state is not TaskState.FAILED
+    assert task.failure_reason is None
+
+
+def test_of_two_rows_for_one_task_the_finished_one_counts():
+    done, running = {"id": "a", "state": "completed"}, {"id": "a", "state": "processing"}
+    for rows in ([done, running], [running, done]):
+        assert read_tasks(rows)["a"].state is TaskState.COMPLETED
+
+
+def test_rows_that_name_no_task_are_left_out():
+    assert list(read_tasks([None, 1, "a", [], {}, {"id": 5}, {"id": "a"}])) == ["a"]

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.relay.batch import read_task_ids
+
+A = "4665a07c-7641-4809-a133-10786201bb56"
+B = "luma_gen_abc123"
+
+
+class LazyXCom:
+    """Iterable as what a mapped task pushed: it has a length and items, and is no list."""
+
+    def __iter__(self):
+        return iter([A, B])
+
+    def __len__(self):
+        return 2
+
+
+@pytest.mark.parametrize(
+    ("given", "ids"),
+    [
+        ([A, B], [A, B]),
+        ([B, A, B, A], [B, A]),
+        ((A, B), [A, B]),
+        ({A: None, B: None}.keys(), [A, B]),
+        (iter([A, B]), [A, B]),
+        (LazyXCom(), [A, B]),
+        ({A}, [A]),
+        (A, [A]),
+        (f"  {A}\n", [A]),
+        ([f" {A} ", A], [A]),
+        (json.dumps([A, B]), [A, B]),
+        (json.dumps([A, B], indent=2), [A, B]),
+        (str([A, B]), [A, B]),
+        (f" ['{A}', \"{B}\",] ", [A, B]),
+        ([], []),
+        ((), []),
+        ("[]", []),
+        (" [ ] ", []),
+    ],
+)
+def test_ids_are_read_in_every_form_that_users_and_templates_give(given, ids):
+    assert read_task_ids(given) == ids
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (None, "must be a list of ids, one id or a JSON list, not None"),
+        (5, "must be a list of ids, one id or a JSON list, not 5"),
+        (True, "must be a list of ids"),
+        (1.5, "must be a list of ids"),
+        ({A: 1}, "must be a list of ids"),
+        ("", r"luma_task_ids\[0\] must be a non-empty string, not ''"),
+        (" \n", r"luma_task_ids\[0\] must be a non-empty string"),
+        ([A, ""], r"luma_task_ids\[1\] must be a non-empty string, not ''"),
+        ([A, "  "], r"luma_task_ids\[1\]"),
+        ([A, None], r"luma_task_ids\[1\] must be a non-empty string, not None"),
+        ([A, 5], r"luma_task_ids\[1\] must be a non-empty string, not 5"),
+        ([[A], B], r"luma_task_ids\[0\]"),
+        ([{"id": A}], r"luma_task_ids\[0\]"),
+        (A.encode(), r"luma_task_ids\[0\]"),
+        ("[1, 2]", r"luma_task_ids\[0\] must be a non-empty string, not 1"),
+        (f'["{A}", null]', r"luma_task_ids\[1\]"),
+        (f"['{A}'", "looks like a list but cannot be read as one"),
+        (f"[{A}]", "looks like a list but cannot be read as one"),
+        ("[{[]: 1}]", "looks like a list but cannot be read as one"),
+        ("[\0]", "looks like a list but cannot be read as one"),
+        ("[" * 10_000, "looks like a list but cannot be read as one"),
+        ("[__import__('os').getcwd()]", "looks like a list but cannot be read as one"),
+    ],
+)
+def test_whatever_is_no_id_is_refused_with_its_place(given, complaint):
+    with pytest.raises(LumaInputError, match=complaint):
+        read_task_ids(given)
+
+
+def test_a_refusal_is_short_however_long_the_argument():
+    for given in ({"x" * 10_000: 1}, [["x" * 10_000]], "[" + "x" * 10_000):
+        with pytest.raises(LumaInputError) as caught:
+            read_task_ids(given)
+        assert len(str(caught.value)) < 300
