@@ -6,7 +6,12 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+from tests.stores import S3, s3_server
 
 HOME = Path(tempfile.mkdtemp(prefix="luma-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
@@ -26,3 +31,9 @@ os.environ |= {
 }
 for name in [name for name in os.environ if name.startswith("AIRFLOW_CONN_")]:
     del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server

@@ -35,7 +35,7 @@ def modules(room):
 def run(source, *arguments):
     """Run this in a Python that has imported nothing yet."""
     command = [sys.executable, "-c", textwrap.dedent(source), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)  # noqa: S603
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=PACKAGE.parent)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -78,7 +78,7 @@ def test_the_relays_public_names_are_those_it_lists():
 
 
 def test_an_unknown_name_of_the_relay_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="'airflow_provider_luma.relay' has no attribute 'RelayServer'"):
+    with pytest.raises(AttributeError, match=r"'airflow_provider_luma.relay' has no attribute 'RelayServer'"):
         relay.RelayServer  # noqa: B018
 
 

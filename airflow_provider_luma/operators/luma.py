@@ -15,10 +15,16 @@ from airflow_provider_luma.relay.batch import BatchResult, FailWhen, Outcome, re
 from airflow_provider_luma.relay.task import MEDIA_KINDS, LumaTask, TaskState
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
 
     from airflow_provider_luma.hooks.luma import LumaHook
     from airflow_provider_luma.transfer.archive import Archive
+
+_EXTRA_OF_SCHEME: Mapping[str, str] = {
+    **dict.fromkeys(("s3", "s3a", "s3n"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("abfs", "abfss", "adl"), "azure"),
+}
 
 
 class LumaDownloadOperator(BaseOperator):
@@ -120,9 +126,22 @@ class LumaDownloadOperator(BaseOperator):
     def on_kill(self) -> None:
         self._stopped.set()
 
-    def _archive(self, completed: Sequence[LumaTask]) -> Archive:
+    def _folder(self) -> ObjectStoragePath:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+        folder = ObjectStoragePath(self.destination, conn_id=self.storage_conn_id)
+        try:
+            _ = folder.fs
+        except ValueError as error:
+            scheme = self.destination.partition(":")[0]
+            if (extra := _EXTRA_OF_SCHEME.get(scheme)) is None:
+                raise LumaInputError(f"No object storage for {self.destination!r}: {error}") from error
+            raise LumaInputError(
+                f"{scheme}:// needs another provider: pip install 'airflow-provider-luma[{extra}]'"
+            ) from error
+        return folder
+
+    def _archive(self, completed: Sequence[LumaTask]) -> Archive:
         from airflow_provider_luma.transfer.archive import Archiver
         from airflow_provider_luma.transfer.download import Downloader
         from airflow_provider_luma.transfer.guard import guarded_session
@@ -144,7 +163,7 @@ class LumaDownloadOperator(BaseOperator):
         archiver = Archiver(
             downloader,
             lambda task_id: self.hook.client.query([task_id]).get(task_id),
-            ObjectStoragePath(self.destination, conn_id=self.storage_conn_id),
+            self._folder(),
             media=self.media,
             name_template=read_name_template(self.name_template),
             max_parallel=self.max_parallel,

@@ -17,7 +17,6 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from airflow_provider_luma.exceptions import UnsafeLinkError
 
-
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -71,7 +70,6 @@ class _GuardedAdapter(HTTPAdapter):
                 f"the link leads to {host}, whose address {ip} is not public; if that is right, "
                 "add the host to allowed_download_hosts in the connection's extra"
             )
-
 
     def watch(self, connected: socket.socket) -> None:
         self._sockets.add(connected)

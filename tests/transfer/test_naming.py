@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import random
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.relay.task import LumaTask, TaskState
+from airflow_provider_luma.transfer.naming import file_name, object_names, read_name_template, safe_id
+
+
+def task(task_id: str, **raw: Any) -> LumaTask:
+    return LumaTask(task_id, TaskState.COMPLETED, "completed", {"id": task_id} | raw)
+
+
+def name(template: str, task: LumaTask) -> str:
+    return object_names(read_name_template(template), [task])[task.id]
+
+
+CAT = task(
+    "4665a07c-7641-4809-a133-10786201bb56",
+    created_at="2024-12-22T13:38:40.139Z",
+    request={"prompt": "cat dance / ../etc", "aspect_ratio": "16:9"},
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{id}", CAT.id),
+        ("clips/{id}", f"clips/{CAT.id}"),
+        ("{created_at:%Y-%m-%d}/{id}", f"2024-12-22/{CAT.id}"),
+        ("{created_at:%Y/%m}/{id}", f"2024/12/{CAT.id}"),
+        ("{prompt}-{aspect_ratio}", "cat-dance-etc-16-9"),
+    ],
+)
+def test_templates_name_objects(template: str, expected: str) -> None:
+    assert name(template, CAT) == expected
+
+
+def test_what_the_relay_did_not_tell_is_unknown() -> None:
+    assert name("{created_at:%Y}/{prompt}/{id}", task("a")) == "unknown/unknown/a"
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["../{id}", "a/../{id}", "/{id}", "{id}/", "a//{id}", "./{id}", "", "a\\{id}", "{", "{}", "{0}", "{nope}",
+     "{id.__class__}", "{id[0]}"],
+)  # fmt: skip
+def test_templates_that_lead_elsewhere_or_mean_nothing_are_refused(template: str) -> None:
+    with pytest.raises(LumaInputError, match="name_template"):
+        read_name_template(template)
+
+
+@pytest.mark.parametrize(
+    "task_id",
+    [
+        "../../x",
+        "..",
+        ".",
+        "/etc/passwd",
+        "a/b",
+        "a\\b",
+        "a b",
+        ".hidden",
+        "ü",
+        "x" * 5000,
+        "a\0b",
+        "{id}",
+        "a.b/../c",
+    ],
+)
+@pytest.mark.parametrize("template", ["{id}", "clips/{id}", "{id}/{id}"])
+def test_no_id_leaves_the_destination(task_id: str, template: str) -> None:
+    path = PurePosixPath(name(template, task(task_id)))
+    assert not path.is_absolute()
+    assert not {"..", "."} & {*path.parts}
+    assert len(path.parts) == len(PurePosixPath(template).parts)
+    assert all(len(part) < 200 and part.isascii() and part.isprintable() for part in path.parts)
+
+
+def test_no_two_ids_share_a_name() -> None:
+    draw = random.Random(1)
+    ids = {"".join(draw.choices("ab./-_ ü", k=draw.randint(1, 6))) for _ in range(50_000)}
+    ids |= {safe_id(task_id) for task_id in ids}
+    assert len({safe_id(task_id) for task_id in ids}) == len(ids)
+
+
+def test_two_tasks_with_one_name_are_refused() -> None:
+    with pytest.raises(LumaInputError, match=r"a and b the same name.*\{id\}"):
+        object_names("clip", [task("a"), task("b")])
+
+
+@pytest.mark.parametrize(
+    ("kind", "url", "expected"),
+    [
+        ("video", "https://cdn/x/video.mp4?sig=a.webm", "n.mp4"),
+        ("video", "https://cdn/x/video.MOV", "n.mov"),
+        ("video", "https://cdn/x/video.exe", "n.mp4"),
+        ("thumbnail", "https://imagedelivery.net/x/public", "n.thumbnail.jpg"),
+        ("last_frame", "https://cdn/x.png", "n.last_frame.png"),
+    ],
+)
+def test_files_are_named_for_what_they_are(kind: str, url: str, expected: str) -> None:
+    assert file_name("n", kind, url) == expected
