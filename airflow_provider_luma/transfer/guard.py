@@ -83,7 +83,7 @@ class _GuardedAdapter(HTTPAdapter):
 
 
 def _destination(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Read an address: "::ffff:127.0.0.1" and the like are 127.0.0.1, and a zone ("%eth0") is no part of it."""
+    """Read an address without its zone ("%eth0"); "::ffff:127.0.0.1" and the like are 127.0.0.1."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv4Address):
         return ip
