@@ -53,6 +53,17 @@ def _connection_type() -> dict[str, Any]:
                 "description": "How many task ids one request asks for. No relay documents a limit.",
                 "schema": {"type": ["integer", "null"], "default": 100, "minimum": 1},
             },
+            "max_in_flight": {
+                "label": "Requests at once",
+                "description": "How many status requests the triggerer has under way at once.",
+                "schema": {"type": ["integer", "null"], "default": 4, "minimum": 1},
+            },
+            "max_requests_per_minute": {
+                "label": "Requests a minute",
+                "description": "How many status requests the triggerer sends a minute at the most. "
+                "Empty: as many as are due.",
+                "schema": {"type": ["number", "null"], "default": None, "minimum": 0},
+            },
             "verify": {
                 "label": "Verify TLS certificates",
                 "description": "Turn off only for a relay of your own. "

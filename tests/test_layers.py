@@ -15,7 +15,7 @@ PACKAGE = Path(relay.__file__).parents[1]
 ROOMS = {
     "relay": "airflow_provider_luma.transfer airflow_provider_luma.sandbox starlette uvicorn fsspec",
     "transfer": "airflow_provider_luma.sandbox starlette uvicorn",
-    "sandbox": "airflow_provider_luma.relay airflow_provider_luma.transfer",
+    "sandbox": "",
     "exceptions.py": "airflow_provider_luma.relay airflow_provider_luma.transfer requests pendulum tenacity",
 }
 UPSTAIRS = "airflow " + " ".join(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseHook
 
+from airflow_provider_luma import metrics
 from airflow_provider_luma.exceptions import LumaError, LumaInputError
 from airflow_provider_luma.get_provider_info import get_provider_info
 from airflow_provider_luma.relay.batch import read_task_ids
@@ -34,6 +35,8 @@ class RelaySettings:
     base_url: str = DEFAULT_BASE_URL
     timeout: float = 30
     batch_size: int = 100
+    max_in_flight: int = 4
+    max_requests_per_minute: float | None = None
     verify: bool | str = True
     proxies: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     allowed_download_hosts: tuple[str, ...] = ()
@@ -58,6 +61,8 @@ class RelaySettings:
             batch_size=self.batch_size,
             verify=self.verify,
             proxies=dict(self.proxies),
+            connections=self.max_in_flight,
+            on_request=metrics.count_request,
             retry=retry,
         )
 
@@ -187,6 +192,8 @@ def _host_names(value: Any) -> tuple[str, ...]:
 _EXTRA_READERS: Mapping[str, Callable[[Any], Any]] = {
     "timeout": _positive_number,
     "batch_size": _positive_integer,
+    "max_in_flight": _positive_integer,
+    "max_requests_per_minute": _positive_number,
     "verify": _flag_or_path,
     "proxies": _proxies,
     "allowed_download_hosts": _host_names,

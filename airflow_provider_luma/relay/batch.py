@@ -151,6 +151,14 @@ class TaskBatch:
             else:
                 self._present_at[task_id] = now
 
+    def restore(self, *, completed: Iterable[str], failed: Mapping[str, str], missing: Iterable[str]) -> None:
+        """Take over what was found out before, elsewhere."""
+        missing = list(missing)
+        for task_id in (*completed, *failed, *missing):
+            del self._present_at[task_id]
+        self._failed.update(failed)
+        self._missing.extend(missing)
+
     def _settle(self, task: LumaTask) -> None:
         del self._present_at[task.id]
         if task.state is TaskState.FAILED:

@@ -6,7 +6,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.cookiejar import DefaultCookiePolicy
 from types import TracebackType
 from typing import Any
@@ -49,6 +49,7 @@ class RelayClient:
     :param proxies: as ``requests`` takes them, e.g. ``{"https": "http://proxy:3128"}``. Without it the
         environment's proxies are used.
     :param connections: how many requests may run at once in threads of the caller.
+    :param on_request: told of each request that was answered or failed: the error if any, and the seconds.
     :param retry: what to do in times of trouble.
     :raises LumaInputError: when an argument cannot be right.
     """
@@ -63,6 +64,7 @@ class RelayClient:
         verify: bool | str = True,
         proxies: Mapping[str, str] | None = None,
         connections: int = 4,
+        on_request: Callable[[RelayError | None, float], None] | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
         if batch_size < 1 or timeout <= 0:
@@ -71,6 +73,7 @@ class RelayClient:
         self.batch_size = batch_size
         self.retry = retry or RetryPolicy()
         self._strange_words: set[str] = set()
+        self._on_request = on_request or (lambda error, seconds: None)
         self._api_key = _read_key(api_key)
         self._session = _session(_Bearer(self._api_key), connections)
         # Given with each request, because requests lets the environment win over a session's settings.
@@ -132,10 +135,13 @@ class RelayClient:
 
         :raises RelayError: for anything but a list of tasks.
         """
+        started = time.monotonic()
         try:
             tasks = read_tasks(read_rows(self._post("/luma/tasks", {"ids": list(ids)})))
         except RelayError as error:
+            self._on_request(error, time.monotonic() - started)
             raise self._without_key(error) from None
+        self._on_request(None, time.monotonic() - started)
         self._note_strange_words(tasks)
         return {task_id: tasks[task_id] for task_id in ids if task_id in tasks}
 

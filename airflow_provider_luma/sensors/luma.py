@@ -25,7 +25,9 @@ from airflow_provider_luma.airflow_exceptions import (
     no_vain_retries,
 )
 from airflow_provider_luma.exceptions import BrokenWaitError, RelayBusyError, relay_error_from_dict
+from airflow_provider_luma.metrics import count_tasks
 from airflow_provider_luma.relay.batch import BatchResult, FailWhen, Outcome, TaskBatch, read_task_ids
+from airflow_provider_luma.sensors.memory import recall, remember
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 TRIGGER_BACKSTOP = timedelta(minutes=2)
 
 SUMMARY_KEY = "luma_summary"
+
+# What fits into the TEXT column that MySQL has for a trigger's arguments, encrypted and as UUIDs.
+IDS_FOR_MYSQL = 1000
 
 
 class LumaTaskSensor(BaseSensorOperator):
@@ -107,7 +112,8 @@ class LumaTaskSensor(BaseSensorOperator):
             batch = self._current_batch(context)
         with self._skipping_as_told(), self._pushing_summary(context, lambda: batch.result):
             if not self.deferrable:
-                completed: list[str] = super().execute(context)
+                with self._remembering(context, batch):
+                    completed: list[str] = super().execute(context)
             elif done := self._first_poke(context):
                 completed = done.xcom_value or []
             else:
@@ -162,6 +168,8 @@ class LumaTaskSensor(BaseSensorOperator):
                 started_at=first.timestamp() if first else time.time(),
                 missing_grace=self.missing_grace,
             )
+            if first:
+                recall(context, self._batch)
         return self._batch
 
     def _ask(self, batch: TaskBatch) -> None:
@@ -225,6 +233,13 @@ class LumaTaskSensor(BaseSensorOperator):
         from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
         result = batch.result
+        if result.running > IDS_FOR_MYSQL:
+            self.log.info(
+                "Deferring %d ids in one trigger. Where Airflow's database is MySQL, a trigger holds 64 KB, "
+                "about %d ids: map over chunks of ids there, as example_luma_fan_out does",
+                result.running,
+                IDS_FOR_MYSQL,
+            )
         self.defer(
             trigger=LumaTaskTrigger(
                 luma_task_ids=batch.open_ids,
@@ -256,6 +271,18 @@ class LumaTaskSensor(BaseSensorOperator):
         batch.observe(ids, self.hook.client.query(ids), now=time.time())
         return batch.result
 
+    @staticmethod
+    @contextmanager
+    def _remembering(context: Context, batch: TaskBatch) -> Iterator[None]:
+        """Keep what is settled for the process that polls next."""
+        known = batch.open_ids
+        try:
+            yield
+        except AirflowRescheduleException:
+            if batch.open_ids != known:
+                remember(context, batch)
+            raise
+
     @contextmanager
     def _pushing_summary(self, context: Context, result: Callable[[], BatchResult]) -> Iterator[None]:
         """Push the summary however the wait ends, but not while it goes on."""
@@ -274,6 +301,14 @@ class LumaTaskSensor(BaseSensorOperator):
     @staticmethod
     def _push_summary(context: Context, result: BatchResult) -> None:
         context["ti"].xcom_push(SUMMARY_KEY, result.summary())
+        count_tasks(
+            {
+                "completed": result.completed_count,
+                "failed": len(result.failed),
+                "missing": len(result.missing),
+                "running": result.running,
+            }
+        )
 
     @contextmanager
     def _skipping_as_told(self) -> Iterator[None]:

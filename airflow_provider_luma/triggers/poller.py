@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 from asgiref.sync import sync_to_async
 from tenacity import AsyncRetrying, RetryCallState
 
+from airflow_provider_luma import metrics
 from airflow_provider_luma.exceptions import RelayBusyError, RelayKeyError
 from airflow_provider_luma.hooks.luma import LumaHook, RelaySettings
 from airflow_provider_luma.relay.task import LumaTask
@@ -32,9 +33,6 @@ Answer: TypeAlias = tuple[Sequence[str], Mapping[str, LumaTask]]
 GATHER_SECONDS = 0.2
 # ... or until it is so old, however many still come. Both are short beside any poll interval.
 GATHER_SECONDS_LIMIT = 1.0
-
-# Requests that one connection has under way at once.
-MAX_IN_FLIGHT = 4
 
 
 class Poller:
@@ -50,11 +48,12 @@ class Poller:
         self.users = 0
         self._conn_id = conn_id
         self._client = settings.client()
-        self._threads = ThreadPoolExecutor(MAX_IN_FLIGHT, thread_name_prefix="luma-poll")
-        self._slots = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._threads = ThreadPoolExecutor(settings.max_in_flight, thread_name_prefix="luma-poll")
+        self._slots = asyncio.Semaphore(settings.max_in_flight)
         self._renewal = asyncio.Lock()
         self._refusal: RelayKeyError | None = None
         self._paused_until = 0.0
+        self._next_turn = 0.0
         self._gathering: _Round | None = None
         self._under_way: dict[str, asyncio.Task[Answer]] = {}
 
@@ -87,6 +86,7 @@ class Poller:
     async def _close_round(self, gathered: _Round) -> None:
         await self._all_have_joined(gathered)
         self._gathering = None
+        metrics.gauge_round(self._conn_id, len(gathered.ids))
         fresh = [task_id for task_id in gathered.ids if task_id not in self._under_way]
         for batch in self._client.batches(fresh):
             request = asyncio.create_task(self._request(batch))
@@ -122,7 +122,7 @@ class Poller:
 
     async def _ask(self, batch: Sequence[str]) -> dict[str, LumaTask]:
         async with self._slots:
-            await self._pause_is_over()
+            await self._turn()
             used = self.settings
             try:
                 if self._refusal is not None:
@@ -136,13 +136,18 @@ class Poller:
                     raise
         return await self._ask(batch)
 
-    async def _pause_is_over(self) -> None:
+    async def _turn(self) -> None:
+        """Return when a request may go out: after a pause, and in step with ``max_requests_per_minute``."""
         loop = asyncio.get_running_loop()
-        while loop.time() < (until := self._paused_until):  # which may have moved on meanwhile
+        # Both may have moved on meanwhile.
+        while loop.time() < (until := max(self._paused_until, self._next_turn)):
             await asyncio.sleep(until - loop.time())
+        if self.settings.max_requests_per_minute:
+            self._next_turn = loop.time() + 60 / self.settings.max_requests_per_minute
 
     def _pause(self, seconds: float) -> None:
         """Hold back every request of this connection."""
+        metrics.count_pause(self._conn_id)
         self._paused_until = max(self._paused_until, asyncio.get_running_loop().time() + seconds)
 
     async def _renewed(self, used: RelaySettings) -> bool:

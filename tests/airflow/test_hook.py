@@ -36,6 +36,8 @@ def test_every_extra_field_is_read(define: Define) -> None:
         extra={
             "timeout": 12.5,
             "batch_size": 50,
+            "max_in_flight": 8,
+            "max_requests_per_minute": "30",
             "verify": False,
             "proxies": {"https": "http://proxy:3128"},
             "allowed_download_hosts": ["cdn.internal"],
@@ -46,6 +48,8 @@ def test_every_extra_field_is_read(define: Define) -> None:
         "http://relay.example.com:8080/luma-proxy",
         timeout=12.5,
         batch_size=50,
+        max_in_flight=8,
+        max_requests_per_minute=30,
         verify=False,
         proxies=(("https", "http://proxy:3128"),),
         allowed_download_hosts=("cdn.internal",),

@@ -78,7 +78,6 @@ def test_complete_later(wait: Wait, sandbox: Sandbox) -> None:
     assert run.xcom("wait", "luma_summary") == summary(2)
 
 
-@pytest.mark.parametrize("mode", ["poke", "deferrable"])
 def test_only_open_ids_are_asked_again(wait: Wait, sandbox: Sandbox) -> None:
     slow, quick = sandbox.add_task(seconds=0.8), sandbox.add_task(seconds=0)
     wait([slow, quick])

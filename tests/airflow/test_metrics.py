@@ -1,0 +1,63 @@
+"""Metrics as they arrive at a real StatsD port."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections import Counter
+
+from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+
+SCRIPT = """
+import asyncio, sys, time
+from airflow_provider_luma.hooks.luma import LumaHook
+from airflow_provider_luma.metrics import count_tasks
+from airflow_provider_luma.triggers.luma import LumaTaskTrigger
+
+async def wait():
+    trigger = LumaTaskTrigger(
+        luma_task_ids=sys.argv[1:], luma_conn_id="luma_default", started_at=time.time(), timeout=20, poke_interval=1
+    )
+    return [event async for event in trigger.run()]
+
+asyncio.run(wait())
+count_tasks({"completed": 2, "failed": 1, "missing": 0})
+"""
+
+
+def test_requests_tasks_and_pauses_are_counted() -> None:
+    with Sandbox(tasks=0) as sandbox, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+        statsd.bind(("127.0.0.1", 0))
+        statsd.settimeout(0.5)
+        ids = [sandbox.add_task(seconds=0) for _ in range(3)]
+        sandbox.script(ScriptedAnswer(status=429), ScriptedAnswer(status=503))
+        environment = os.environ | {
+            "AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(sandbox.connection),
+            "AIRFLOW__METRICS__STATSD_ON": "True",
+            "AIRFLOW__METRICS__STATSD_PORT": str(statsd.getsockname()[1]),
+            "AIRFLOW__METRICS__STATSD_HOST": "127.0.0.1",
+            "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
+        }
+        subprocess.run([sys.executable, "-c", SCRIPT, *ids], env=environment, check=True, capture_output=True)
+        counted = Counter(message.partition(":")[0] for message in received(statsd))
+    assert counted["airflow.luma.requests,outcome=ok"] == 1
+    assert counted["airflow.luma.requests,outcome=rate_limited"] == 1
+    assert counted["airflow.luma.requests,outcome=trouble"] == 1
+    assert counted["airflow.luma.request_duration"] == 3
+    assert counted["airflow.luma.pauses,conn_id=luma_default"] == 1
+    assert counted["airflow.luma.open_ids,conn_id=luma_default"] == 1
+    assert counted["airflow.luma.tasks,state=completed"] == counted["airflow.luma.tasks,state=failed"] == 1
+    assert counted["airflow.luma.tasks,state=missing"] == 0
+    assert not [name for name in counted if any(task_id in name for task_id in ids)]
+
+
+def received(statsd: socket.socket) -> list[str]:
+    messages: list[str] = []
+    while True:
+        try:
+            messages += statsd.recv(65536).decode().splitlines()
+        except TimeoutError:
+            return messages
