@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix constraints clean
+.PHONY: help demo test test-stack check fix constraints clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -14,6 +14,11 @@ demo: $(VENV)/ready ## run the archive DAG on the embedded sandbox, with all the
 
 test: $(VENV)/ready ## run the tests, with all the set-up
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-stack: $(VENV)/ready ## test a real api-server, scheduler and triggerer on PostgreSQL (some minutes)
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
+		|| { apt-get update -qq && apt-get install -y -qq postgresql; }
+	$(BIN)/python -m pytest -m stack tests/stack -v -s $(ARGS)
 
 check: $(VENV)/ready ## lint, check formatting and types; changes nothing
 	$(BIN)/ruff check .

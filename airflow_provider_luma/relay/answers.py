@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -42,6 +41,8 @@ _SUCCESS_CODES = frozenset({"success", "ok", "0", "200", ""})
 _NO_SUCH_TASK = "task_not_exist"
 _REQUEST_ID_IN_TEXT = re.compile(r"\(?request id: ?([\w.:-]+)\)?", re.IGNORECASE)
 _WORDS_LIMIT = 300
+# A longer "pause" is a mistake, such as a point in time where seconds belong.
+_PAUSE_LIMIT = 24 * 3600
 
 
 def read_rows(response: requests.Response) -> list[Any]:
@@ -80,7 +81,10 @@ def _refusal(response: requests.Response, words: str) -> RelayError:
     kind = _KINDS.get(status, RelayTroubleError if status >= 500 else RelayRequestError)
     step = _NEXT_STEPS[kind]
     if response.is_redirect:
-        step = "put the address that it redirects to into the host field of the connection"
+        target = response.headers.get("Location", "").partition("?")[0]
+        step = (
+            f"it redirects to {target}; put the address of the relay itself into the connection's host field"
+        )
     elif _is_html(response) and status < 500:
         step = "is this host a Luma relay?"
     return kind(
@@ -153,7 +157,7 @@ def _retry_after(response: requests.Response) -> float | None:
         seconds = float(told)
     except ValueError:
         try:
-            return Retry().parse_retry_after(told)
+            seconds = Retry().parse_retry_after(told)
         except (InvalidHeader, ValueError, OverflowError):  # the latter two of a date past the year 9999
             return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
+    return max(seconds, 0.0) if seconds <= _PAUSE_LIMIT else None

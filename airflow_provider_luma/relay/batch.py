@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from airflow_provider_luma.exceptions import LumaInputError
 from airflow_provider_luma.relay.task import LumaTask, TaskState
 
 _COMPLAINTS_LIMIT = 20
+_NO_ID = re.compile(r"""[\s,;'"(){}\[\]]""")
 
 
 class FailWhen(StrEnum):
@@ -202,6 +204,11 @@ def read_task_ids(value: Any) -> list[str]:
 def _ids_in_text(text: str) -> Any:
     text = text.strip()
     if not text.startswith("["):
+        if text in {"None", "null"} or _NO_ID.search(text):
+            raise LumaInputError(
+                f"luma_task_ids is {text[:80]!r}, which is no id. A template of an XCom that is not there "
+                "renders to None; several ids are a list"
+            )
         return [text]
     for read in (json.loads, ast.literal_eval):  # Jinja renders a Python list the way Python writes it
         with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):

@@ -20,6 +20,7 @@ from tenacity import Retrying
 from airflow_provider_luma import __version__
 from airflow_provider_luma.exceptions import LumaInputError, RelayError, RelayTroubleError
 from airflow_provider_luma.relay.answers import read_rows
+from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.task import LumaTask, read_tasks
 
@@ -104,6 +105,7 @@ class RelayClient:
         Ask for any number of tasks, ``batch_size`` a request, and wait where the relay asks to.
 
         :return: what was answered, keyed by id. An id that the relay does not know is not in it.
+        :raises LumaInputError: when something in it is not an id.
         :raises RelayError: when the relay refused, or trouble outlasted the retries.
         """
         tasks: dict[str, LumaTask] = {}
@@ -121,7 +123,7 @@ class RelayClient:
         :raises RelayBusyError: when the relay asks for more than the ``patience`` left.
         """
         deadline = time.monotonic() + patience
-        for batch in self.batches(ids):
+        for batch in self.batches(read_task_ids(ids)):
             left = max(deadline - time.monotonic(), 0.0)
             yield batch, Retrying(**self.retry.driver_arguments(patience=left))(self.ask, batch)
 

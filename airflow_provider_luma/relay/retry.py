@@ -43,7 +43,7 @@ class RetryPolicy:
             "retry": retry_if_exception_type((RelayTroubleError, RelayBusyError)),
             "stop": _StopWhenHopeless(self.attempts, patience),
             "wait": _WaitAsTold(
-                wait_exponential_jitter(self.first_wait, self.max_wait, jitter=self.first_wait)
+                wait_exponential_jitter(self.first_wait, self.max_wait, jitter=self.first_wait), self.max_wait
             ),
             "before_sleep": _log_wait,
             "reraise": True,
@@ -68,12 +68,18 @@ class _StopWhenHopeless(stop_base):
 class _WaitAsTold(wait_base):
     """Wait as long as the relay says, a little longer so that callers spread; else back off."""
 
-    def __init__(self, backoff: wait_base) -> None:
+    def __init__(self, backoff: wait_base, max_wait: float) -> None:
         self._backoff = backoff
+        self._max_wait = max_wait
 
     def __call__(self, retry_state: RetryCallState) -> float:
-        told = getattr(_error(retry_state), "retry_after", None)
-        return self._backoff(retry_state) if told is None else told + random.uniform(0, 0.2)  # noqa: S311
+        error = _error(retry_state)
+        told = error.retry_after if isinstance(error, RelayError) else None
+        if told is None:
+            return self._backoff(retry_state)
+        # Only a rate limit is waited out however long it is; trouble is bounded in time as in number.
+        wait = told if isinstance(error, RelayBusyError) else min(told, self._max_wait)
+        return wait + random.uniform(0, 0.2)  # noqa: S311
 
 
 def _error(retry_state: RetryCallState) -> BaseException | None:

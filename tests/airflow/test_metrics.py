@@ -19,7 +19,11 @@ from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
 async def wait():
     trigger = LumaTaskTrigger(
-        luma_task_ids=sys.argv[1:], luma_conn_id="luma_default", started_at=time.time(), timeout=20, poke_interval=1
+        luma_task_ids=sys.argv[1:],
+        luma_conn_id="luma_default",
+        started_at=time.time(),
+        timeout=20,
+        poke_interval=1,
     )
     return [event async for event in trigger.run()]
 

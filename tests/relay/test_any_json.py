@@ -22,8 +22,8 @@ WRAPPED = {
     "data": SEED,
 }
 VALUES = json.loads(
-    '[null, true, 0, -1, 1.5, 1e999, NaN, 1e300, "", "x", "12::1.5", 1734874720, "\\ud800", [], [null], {}, {"url": {}},'
-    '{"id": [], "width": 1e999}]'
+    '[null, true, 0, -1, 1.5, 1e999, NaN, 1e300, "", "x", "12::1.5", 1734874720, "\\ud800", [],'
+    '[null], {}, {"url": {}}, {"id": [], "width": 1e999}]'
 )
 PROPERTIES = [name for name in vars(LumaTask) if isinstance(vars(LumaTask)[name], property)]
 

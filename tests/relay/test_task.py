@@ -190,6 +190,7 @@ def test_times_are_read_as_text_seconds_and_milliseconds(told, read):
         "soon",
         "2024-13-45T99:99:99Z",
         "4024122/T133840",
+        "12::1.5",
         "P1D",
         10**400,
         float("nan"),

@@ -85,3 +85,9 @@ def test_a_refusal_is_short_however_long_the_argument():
         with pytest.raises(LumaInputError) as caught:
             read_task_ids(given)
         assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["None", "null", "a, b", "('a', 'b')", '{"a": 1}', "a b", '"a"'])
+def test_text_that_no_id_can_be_is_refused_instead_of_missed_later(text):
+    with pytest.raises(LumaInputError, match="which is no id"):
+        read_task_ids(text)

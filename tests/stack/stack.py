@@ -1,0 +1,225 @@
+"""A whole Airflow on loopback: PostgreSQL, api-server, scheduler, DAG processor and triggerers."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import requests
+
+# Forked task processes find Airflow's SDK imported, which spares each of them some seconds.
+_PRELOAD = (
+    "import airflow.sdk.execution_time.task_runner\nfrom airflow.sdk import DAG, task, BaseSensorOperator\n"
+)
+
+
+class Stack:
+    """
+    A running Airflow.
+
+    :param home: a folder of its own.
+    :param environment: connections and settings besides those that the stack needs.
+    """
+
+    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+        self._home = home
+        self._database_port, api_port = _free_ports(2)
+        self.api = f"http://127.0.0.1:{api_port}"
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._environment = os.environ | {
+            "AIRFLOW_HOME": str(home / "airflow"),
+            "PYTHONPATH": str(home / "settings"),
+            "AIRFLOW__API__PORT": str(api_port),
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API__SECRET_KEY": "for-this-stack-only",
+            "AIRFLOW__API_AUTH__JWT_SECRET": "for-this-stack-only-for-this-stack-only",
+            "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.api}/execution/",
+            "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "1000",
+            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{self._dsn}",
+            "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
+            "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
+            **environment,
+        }
+        self._token = ""
+
+    @property
+    def _dsn(self) -> str:
+        return f"postgres@127.0.0.1:{self._database_port}/postgres"
+
+    @contextmanager
+    def running(self, dags: Mapping[str, str]) -> Iterator[None]:
+        """Run it with these DAG files, and leave nothing running."""
+        for folder in ("dags", "settings", "airflow", "logs"):
+            (self._home / folder).mkdir()
+        (self._home / "settings/airflow_local_settings.py").write_text(_PRELOAD)
+        for name, source in dags.items():
+            (self._home / "dags" / name).write_text(source)
+        with ExitStack() as ending:
+            ending.enter_context(_postgres(self._home / "postgres", self._database_port))
+            self._run("db", "migrate")
+            ending.callback(self.stop_all)
+            for part in ("api-server", "scheduler", "dag-processor", "triggerer"):
+                self.start(part)
+            self.until(self._answers, "the api-server answers", 90)
+            yield
+
+    def start(self, part: str) -> None:
+        log = (self._home / f"{part}.log").open("ab")
+        self._processes[part] = subprocess.Popen(
+            [sys.executable, "-m", "airflow", part],
+            env=self._environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def kill(self, part: str) -> None:
+        """Kill it and its children the hard way: no clean-up of any kind."""
+        process = self._processes.pop(part)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def stop_all(self) -> None:
+        for process in self._processes.values():
+            process.terminate()
+        for part in list(self._processes):
+            with suppress(subprocess.TimeoutExpired):
+                self._processes[part].wait(10)
+            with suppress(ProcessLookupError):
+                self.kill(part)
+
+    def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
+        """Start a run as soon as the DAG is known."""
+        self.until(lambda: self._request("PATCH", f"/dags/{dag_id}", {"is_paused": False}).ok, "the DAG", 90)
+        answer = self._request("POST", f"/dags/{dag_id}/dagRuns", {"conf": conf, "logical_date": None})
+        answer.raise_for_status()
+        return answer.json()["dag_run_id"]
+
+    def mark_failed(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> None:
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/{map_index}"
+        self._request("PATCH", path, {"new_state": "failed"}).raise_for_status()
+
+    def states(self, task_id: str) -> Counter[tuple[str | None, int]]:
+        """Count the instances of a task by state and number of tries."""
+        rows = self.rows("select state, try_number from task_instance where task_id = %s", task_id)
+        return Counter((state, tries) for state, tries in rows)
+
+    def rows(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        with psycopg2.connect(f"postgresql://{self._dsn}") as connection, connection.cursor() as cursor:
+            cursor.execute(query, arguments)
+            return cursor.fetchall()
+
+    def log_of(self, part: str) -> str:
+        return (self._home / f"{part}.log").read_text(errors="replace")
+
+    def until(self, condition: Callable[[], bool], what: str, seconds: float) -> float:
+        """Wait for something, and say how long it took."""
+        started = time.monotonic()
+        while not condition():
+            if time.monotonic() - started > seconds:
+                raise TimeoutError(f"{what} did not come within {seconds} s; the logs are in {self._home}")
+            time.sleep(0.5)
+        took = time.monotonic() - started
+        print(f"{took:6.1f} s until {what}", flush=True)
+        return took
+
+    def _run(self, *command: str) -> None:
+        subprocess.run(
+            [sys.executable, "-m", "airflow", *command],
+            env=self._environment,
+            check=True,
+            capture_output=True,
+        )
+
+    def _answers(self) -> bool:
+        try:
+            answer = requests.get(f"{self.api}/auth/token", timeout=5)
+            self._token = answer.json()["access_token"]
+        except (requests.RequestException, ValueError, KeyError):
+            return False
+        return True
+
+    def _request(self, method: str, path: str, body: Any) -> requests.Response:
+        return requests.request(
+            method,
+            f"{self.api}/api/v2{path}",
+            data=json.dumps(body),
+            headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"},
+            timeout=30,
+        )
+
+
+@contextmanager
+def _postgres(folder: Path, port: int) -> Iterator[None]:
+    """Run PostgreSQL with files of its own; as the user postgres where we are root, which it refuses."""
+    tools = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    tool = str((tools[-1] if tools else Path(shutil.which("initdb") or "initdb").parent) / "{}")
+    root = getpass.getuser() == "root"
+    as_user = ["runuser", "-u", "postgres", "--"] if root else []
+    folder.mkdir()
+    if root:
+        shutil.chown(folder, "postgres")
+        for parent in folder.parents:
+            parent.chmod(parent.stat().st_mode | 0o011)
+            if parent.parent == Path("/tmp"):  # noqa: S108 - where pytest keeps its folders, which are our own
+                break
+    data = str(folder / "data")
+    subprocess.run(
+        [*as_user, tool.format("initdb"), "-D", data, "-U", "postgres", "-A", "trust"],
+        check=True,
+        capture_output=True,
+        cwd="/",
+    )
+    server = subprocess.Popen(
+        [
+            *(*as_user, tool.format("postgres"), "-D", data, "-p", str(port), "-k", str(folder)),
+            *("-c", "fsync=off", "-c", "listen_addresses=127.0.0.1", "-c", "max_connections=300"),
+        ],
+        cwd="/",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        _wait_for(port)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait(20)
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            psycopg2.connect(f"postgresql://postgres@127.0.0.1:{port}/postgres").close()
+        except psycopg2.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return
+
+
+def _free_ports(number: int) -> list[int]:
+    with ExitStack() as probes:
+        sockets = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        return [int(opened.getsockname()[1]) for opened in sockets]
