@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-stack check fix constraints clean
+.PHONY: help demo test test-stack bench-wait check fix constraints clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ test-stack: $(VENV)/ready ## test a real api-server, scheduler and triggerer on 
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
 		|| { apt-get update -qq && apt-get install -y -qq postgresql; }
 	$(BIN)/python -m pytest -m stack tests/stack -v -s $(ARGS)
+
+bench-wait: $(VENV)/ready ## measure what waiting costs a triggerer, beside the peers (ten minutes)
+	$(BIN)/python benchmarks/wait.py
 
 check: $(VENV)/ready ## lint, check formatting and types; changes nothing
 	$(BIN)/ruff check .
