@@ -238,8 +238,8 @@ def main() -> None:
     results = [(name, number, run(kind, number)) for name, kind, numbers in CASES for number in numbers]
     peer_cpu = {number: m.cpu_a_minute for name, number, m in results if "peer" in name}
     lines = [
-        f"One run, polls every {INTERVAL} s, {os.cpu_count()} cores shared with the relay. CPU and memory are",
-        "those of the process that holds the triggers; memory is what the case added to it at its peak.",
+        f"One run, polls every {INTERVAL} s, {os.cpu_count()} cores shared with the relay. CPU and memory",
+        "are those of the process that holds the triggers; memory is what the case added to it at its peak.",
         "",
         "| triggers | ids | requests a round | CPU s a minute | CPU, peer = 1 | MiB added "
         "| loop lag ms p50 / p99 | terminal to event s p50 / p99 |",
