@@ -286,3 +286,39 @@ def test_backoff_and_max_wait_space_polls_alike(wait: Wait, sandbox: Sandbox) ->
     run = wait([endless], timeout=3.2, poke_interval=1, exponential_backoff=True, max_wait=1)
     assert ended(run, "failed")
     assert 3 <= len(sandbox.requests) <= 5
+
+
+def test_a_mapped_sensor_leaves_the_first_poll_to_the_triggerer(sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0) for _ in range(5)]
+    run = run_source(
+        "mapped",
+        f"""
+        from airflow.sdk import DAG
+        from airflow_provider_luma.sensors.luma import LumaTaskSensor
+
+        with DAG("mapped", schedule=None) as dag:
+            LumaTaskSensor.partial(task_id="wait", deferrable=True, poke_interval=0.3).expand(luma_task_ids={ids!r})
+        """,
+    )
+    assert set(run.states.values()) == {"success"}
+    assert [run.xcom("wait", map_index=index) for index in range(5)] == [[task_id] for task_id in ids]
+    # dag.test() runs one trigger after the other, so that nothing can be shared here.
+    assert sorted(request.ids or [] for request in sandbox.requests) == sorted([task_id] for task_id in ids)
+
+
+@pytest.mark.parametrize("number", [1000, 1001])
+def test_many_ids_in_one_trigger_are_remarked_on(
+    sandbox: Sandbox, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    ids = [sandbox.add_task(seconds=0.5) for _ in range(number)]
+    run_source(
+        "large",
+        f"""
+        from airflow.sdk import DAG
+        from airflow_provider_luma.sensors.luma import LumaTaskSensor
+
+        with DAG("large", schedule=None) as dag:
+            LumaTaskSensor(task_id="wait", deferrable=True, poke_interval=0.5, luma_task_ids={ids!r})
+        """,
+    )
+    assert ("MySQL" in capsys.readouterr().out) == (number > 1000)
