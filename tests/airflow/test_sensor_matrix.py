@@ -297,7 +297,9 @@ def test_a_mapped_sensor_leaves_the_first_poll_to_the_triggerer(sandbox: Sandbox
         from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
         with DAG("mapped", schedule=None) as dag:
-            LumaTaskSensor.partial(task_id="wait", deferrable=True, poke_interval=0.3).expand(luma_task_ids={ids!r})
+            LumaTaskSensor.partial(
+                task_id="wait", deferrable=True, poke_interval=0.3
+            ).expand(luma_task_ids={ids!r})
         """,
     )
     assert set(run.states.values()) == {"success"}
