@@ -63,7 +63,7 @@ def serve(number: int, pipe: Any) -> None:
     from airflow_provider_luma.sandbox.loopback import Loopback
 
     started = time.monotonic()
-    finish = started + STARTING + WARM_UP + STEADY
+    finish = started + STARTING + WARM_UP + STEADY + 2 * INTERVAL
     with Sandbox(tasks=0) as sandbox:
         done_at = {}
         for index in range(number):
@@ -168,17 +168,17 @@ async def watch(kind: str, served: Relay) -> Measured:
         delays.append(time.monotonic() - max(served.done_at[task_id] for task_id in ids))
 
     waits = asyncio.gather(*(follow(ids, events) for ids, events in triggers(kind, served)))
-    watching = asyncio.create_task(watch_lag(lags))
     await asyncio.sleep(WARM_UP)
-    lags.clear()
     cpu, requests = time.process_time(), served.count()
     await asyncio.sleep(STEADY)
     cpu, requests = time.process_time() - cpu, served.count() - requests
-    steady_lags = list(lags)
-    await waits
+    # By itself, because looking a hundred times a second costs more than a thousand idle triggers.
+    watching = asyncio.create_task(watch_lag(lags))
+    await asyncio.sleep(2 * INTERVAL)
     watching.cancel()
+    await waits
     return Measured(
-        requests / (STEADY / INTERVAL), cpu * 60 / STEADY, (peak_rss() - before) / 2**20, steady_lags, delays
+        requests / (STEADY / INTERVAL), cpu * 60 / STEADY, (peak_rss() - before) / 2**20, lags, delays
     )
 
 
