@@ -15,7 +15,8 @@ Everything that can go wrong, sorted by what its reader can do about it.
     ├── TransferError             one file did not get from its link to its place
     │   ├── TransferTroubleError  connection, timeout, cut or damaged download, 5xx: may pass by itself
     │   ├── LinkRefusedError      the link is gone, expired or missing: a fresh one may work
-    │   └── UnsafeLinkError       the link leads where no download may go
+    │   ├── UnsafeLinkError       the link leads where no download may go
+    │   └── ObjectExistsError     the name is taken, and if_exists does not allow to replace what is there
     └── BrokenWaitError           a wait ended without saying how: a lost or unknown trigger event
 
 Nothing here imports Airflow. What a task raises so that Airflow does not retry in vain is in
@@ -106,6 +107,10 @@ class LinkRefusedError(TransferError):
 
 class UnsafeLinkError(TransferError):
     """The link leads where no download may go."""
+
+
+class ObjectExistsError(TransferError):
+    """The name is taken by an object that must not be replaced."""
 
 
 class BrokenWaitError(LumaError):

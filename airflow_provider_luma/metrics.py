@@ -22,6 +22,15 @@ def count_tasks(numbers: Mapping[str, int]) -> None:
             Stats.incr("luma.tasks", number, tags={"state": state})
 
 
+def count_archive(summary: Mapping[str, int], seconds: float) -> None:
+    """Count the videos that an archive dealt with, by outcome, and what it moved."""
+    for outcome in ("downloaded", "unchanged", "errors"):
+        if number := summary[outcome]:
+            Stats.incr("luma.videos", number, tags={"outcome": outcome})
+    Stats.incr("luma.bytes", summary["bytes"])
+    Stats.timing("luma.archive_duration", seconds * 1000)
+
+
 def count_pause(conn_id: str) -> None:
     """Count that the relay made a whole connection pause."""
     Stats.incr("luma.pauses", tags={"conn_id": conn_id})

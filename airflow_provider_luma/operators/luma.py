@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator
 
+from airflow_provider_luma import lineage, metrics
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, no_vain_retries
+from airflow_provider_luma.choices import FailWhen, IfExists
 from airflow_provider_luma.exceptions import LumaInputError, TransferError
-from airflow_provider_luma.relay.batch import BatchResult, FailWhen, Outcome, read_task_ids
+from airflow_provider_luma.relay.batch import Outcome, read_task_ids
 from airflow_provider_luma.relay.task import MEDIA_KINDS, LumaTask, TaskState
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
+    from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_luma.hooks.luma import LumaHook
     from airflow_provider_luma.transfer.archive import Archive
+    from airflow_provider_luma.transfer.download import Downloader
+    from airflow_provider_luma.transfer.report import Report
 
 _EXTRA_OF_SCHEME: Mapping[str, str] = {
     **dict.fromkeys(("s3", "s3a", "s3n"), "s3"),
@@ -36,10 +40,13 @@ class LumaDownloadOperator(BaseOperator):
     video that fails does not stop the others; the task fails afterwards, naming it and the cause.
 
     Returns one record per archived video, in the order of the ids: ``id``, ``state``, ``prompt``,
-    ``aspect_ratio``, ``created_at``, ``duration``, ``width``, ``height``, ``status`` and for each of
-    ``video``, ``thumbnail`` and ``last_frame`` either ``None`` or its ``uri``, ``size``, ``sha256``,
-    ``content_type`` and ``source`` (the link without its query). The records are in XCom also when some
-    videos failed.
+    ``aspect_ratio``, ``created_at``, ``duration``, ``width``, ``height``, ``status`` (``downloaded`` or
+    ``unchanged``) and for each of ``video``, ``thumbnail`` and ``last_frame`` either ``None`` or its ``uri``,
+    ``size``, ``sha256``, ``content_type`` and ``source`` (the link without its query). The records are in
+    XCom also when some videos failed.
+
+    The same record is written beside each video as ``{name}.json``, last of all. Where there is one, and the
+    objects have the sizes that it tells, a retry or another run moves nothing.
 
     :param luma_task_ids: the Luma task ids, in any form that :class:`LumaTaskSensor` takes. (templated)
     :param destination: the folder: any URL of Airflow's object storage, such as
@@ -51,12 +58,25 @@ class LumaDownloadOperator(BaseOperator):
     :param name_template: name of each object below ``destination``, without its suffix, with the fields
         ``{id}`` (the default), ``{prompt}``, ``{aspect_ratio}`` and ``{created_at}``, the latter also as in
         ``{created_at:%Y-%m-%d}``. ``/`` makes folders. (templated)
+    :param if_exists: ``"skip"`` (default) leaves what a record vouches for and writes the rest, also over an
+        object without a record, which an interrupted run may have left; ``"fail"`` does the same but never
+        replaces an object: where one has the name and no record vouches for it, that video is an error;
+        ``"overwrite"`` moves everything again. Under the first two the name of another Luma task is an error.
+    :param manifest: ``True`` writes ``manifest.jsonl`` (``manifest-{map_index}.jsonl`` where the task is
+        mapped) into ``destination``, a text another name. It has one line for each id: its record, or its
+        ``id``, ``state``, ``status`` and ``error``. XCom then holds, instead of the records,
+        ``{"manifest": uri, "completed": n, "downloaded": n, "unchanged": n, "errors": n, "failed": n,
+        "missing": n, "running": n, "bytes": n}``. Default ``False``. (templated)
     :param max_parallel: how many videos are moved at once. Default 8.
+    :param max_bytes: how large a file may be. Default 5 GiB.
     :param fail_when: how failed and missing tasks are met: ``"any"`` (default) fails when there is one,
         ``"all"`` only when none completed, ``"never"`` not at all.
     :param link_timeout: seconds, default 120, for which the relay is asked again while a completed task has
         no link, or one that is refused.
-    :param staging_dir: where files wait until they are whole. Default: the system's temporary folder.
+    :param download_timeout: seconds for each file, resumed attempts included. Default 3600.
+    :param staging_dir: where files wait until they are whole, without names, so that nothing is left of them
+        even after a crash. Default: the system's temporary folder; for a local destination its own file
+        system, so that nothing is copied. (templated)
     :raises LumaTaskFailedError: by ``fail_when``, after everything else was archived; not retried.
     :raises LumaRefusedError: when the relay refuses for good or an argument is wrong; not retried.
     :raises TransferError: when a video could not be archived or is not completed yet; Airflow's ``retries``
@@ -69,8 +89,13 @@ class LumaDownloadOperator(BaseOperator):
         "luma_conn_id",
         "storage_conn_id",
         "name_template",
+        "manifest",
+        "staging_dir",
     )
     ui_color = "#e6e0ff"
+
+    _downloader: Downloader | None = None
+    _archived: Archive | None = None
 
     def __init__(
         self,
@@ -81,9 +106,13 @@ class LumaDownloadOperator(BaseOperator):
         storage_conn_id: str | None = None,
         media: Sequence[str] = ("video",),
         name_template: str = "{id}",
+        if_exists: str = "skip",
+        manifest: bool | str = False,
         max_parallel: int = 8,
+        max_bytes: int = 5 * 1024**3,
         fail_when: str = "any",
         link_timeout: float = 120,
+        download_timeout: float = 3600,
         staging_dir: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -94,15 +123,20 @@ class LumaDownloadOperator(BaseOperator):
         self.storage_conn_id = storage_conn_id
         self.media = [media] if isinstance(media, str) else list(media)
         self.name_template = name_template
+        self.if_exists = if_exists
+        self.manifest = manifest
         self.max_parallel = max_parallel
+        self.max_bytes = max_bytes
         self.fail_when = fail_when
         self.link_timeout = link_timeout
+        self.download_timeout = download_timeout
         self.staging_dir = staging_dir
-        self._stopped = threading.Event()
         FailWhen.parse(fail_when)
+        IfExists.parse(if_exists)
         _check_media(self.media)
-        if max_parallel < 1:
-            raise ValueError(f"max_parallel must be 1 or more, not {max_parallel!r}")
+        for name in ("max_parallel", "max_bytes", "download_timeout"):
+            if getattr(self, name) <= 0:
+                raise LumaInputError(f"{name} must be above 0, not {getattr(self, name)!r}")
 
     @cached_property
     def hook(self) -> LumaHook:
@@ -110,21 +144,30 @@ class LumaDownloadOperator(BaseOperator):
 
         return LumaHook(self.luma_conn_id)
 
-    def execute(self, context: Context) -> list[dict[str, Any]]:
+    def execute(self, context: Context) -> list[dict[str, Any]] | dict[str, Any]:
+        from airflow_provider_luma.transfer.report import Report
+
         with no_vain_retries():
             ids = read_task_ids(self.luma_task_ids)
             if not ids:
                 self.log.info("luma_task_ids is empty: no Luma task to archive")
-                return []
             tasks = self.hook.client.query(ids)
+            folder = self._folder()
             completed = [task for task in tasks.values() if task.state is TaskState.COMPLETED]
-            archive = self._archive(completed)
+            archive = self._archived = self._archive(folder, completed)
+        report = Report(ids, tasks, archive)
         self.log.info("Archived %d of %d Luma tasks in %s", len(archive.records), len(ids), self.destination)
-        self._fail_as_told(context, archive, ids, tasks)
-        return archive.records
+        self._tell(context, folder, report)
+        returned = self._write_manifest(context, folder, report) or archive.records
+        self._fail_as_told(context, report, returned)
+        return returned
 
     def on_kill(self) -> None:
-        self._stopped.set()
+        if self._downloader is not None:
+            self._downloader.stop()
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        return lineage.openlineage_facets(self._archived.moved if self._archived else ())
 
     def _folder(self) -> ObjectStoragePath:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
@@ -141,11 +184,12 @@ class LumaDownloadOperator(BaseOperator):
             ) from error
         return folder
 
-    def _archive(self, completed: Sequence[LumaTask]) -> Archive:
+    def _archive(self, folder: ObjectStoragePath, completed: Sequence[LumaTask]) -> Archive:
         from airflow_provider_luma.transfer.archive import Archiver
         from airflow_provider_luma.transfer.download import Downloader
         from airflow_provider_luma.transfer.guard import guarded_session
         from airflow_provider_luma.transfer.naming import read_name_template
+        from airflow_provider_luma.transfer.staging import Staging
 
         settings = self.hook.settings
         session = guarded_session(
@@ -153,55 +197,65 @@ class LumaDownloadOperator(BaseOperator):
             allowed_hosts=settings.allowed_download_hosts,
             connections=self.max_parallel,
         )
-        downloader = Downloader(
+        self._downloader = Downloader(
             session,
             timeout=settings.timeout,
             verify=settings.verify,
             proxies=dict(settings.proxies),
-            stopped=self._stopped,
+            max_bytes=self.max_bytes,
         )
         archiver = Archiver(
-            downloader,
-            lambda task_id: self.hook.client.query([task_id]).get(task_id),
-            self._folder(),
+            self._downloader,
+            lambda task_id: self.hook.client.ask([task_id]).get(task_id),
+            folder,
             media=self.media,
             name_template=read_name_template(self.name_template),
             max_parallel=self.max_parallel,
             link_timeout=self.link_timeout,
-            stopped=self._stopped,
-            staging_dir=self.staging_dir,
+            download_timeout=self.download_timeout,
+            if_exists=IfExists.parse(self.if_exists),
+            staging=Staging(self.staging_dir) if self.staging_dir else Staging.near(folder),
         )
         with session:
             return archiver.archive(completed)
 
-    def _fail_as_told(
-        self, context: Context, archive: Archive, ids: Sequence[str], tasks: Mapping[str, LumaTask]
-    ) -> None:
-        """Fail for what is not archived; the records of what is are in XCom all the same."""
-        result = _result(ids, tasks)
-        not_archived = [f"{task_id}: {error}" for task_id, error in archive.errors.items()] + [
-            f"{task.id}: still {task.state.value}; wait for it with LumaTaskSensor"
-            for task in tasks.values()
-            if not task.is_terminal
-        ]
-        complaints = [*not_archived[:20], *result.complaints()]
+    def _tell(self, context: Context, folder: ObjectStoragePath, report: Report) -> None:
+        from airflow_provider_luma.transfer.store import uri
+
+        metrics.count_archive(report.summary, report.archive.seconds)
+        lineage.collect_hook_lineage(self.hook, report.archive.moved)
+        lineage.fill_asset_events(context, self.outlets, uri(folder), report.summary)
+
+    def _write_manifest(
+        self, context: Context, folder: ObjectStoragePath, report: Report
+    ) -> dict[str, Any] | None:
+        from airflow_provider_luma.transfer.naming import check_name
+        from airflow_provider_luma.transfer.records import write_json
+        from airflow_provider_luma.transfer.staging import Staging
+        from airflow_provider_luma.transfer.store import uri
+
+        if not self.manifest:
+            return None
+        map_index = context["ti"].map_index
+        default = "manifest.jsonl" if map_index is None or map_index < 0 else f"manifest-{map_index}.jsonl"
+        manifest = folder / (default if self.manifest is True else check_name("manifest", self.manifest))
+        write_json(Staging.near(folder), manifest, report.lines())
+        return {"manifest": uri(manifest), **report.summary}
+
+    def _fail_as_told(self, context: Context, report: Report, returned: Any) -> None:
+        """Fail for what is not archived; what is stands in XCom all the same."""
+        complaints = report.complaints()
         for complaint in complaints:
             self.log.warning("%s", complaint)
-        if not not_archived and result.outcome(FailWhen.parse(self.fail_when)) is not Outcome.FAILED:
+        unfinished = bool(report.unfinished)
+        if not unfinished and report.result.outcome(FailWhen.parse(self.fail_when)) is not Outcome.FAILED:
             return
-        context["ti"].xcom_push("return_value", archive.records)
-        message = f"{len(archive.records)} of {len(ids)} Luma tasks archived. {'; '.join(complaints)}"
-        raise TransferError(message) if not_archived else LumaTaskFailedError(message)
-
-
-def _result(ids: Sequence[str], tasks: Mapping[str, LumaTask]) -> BatchResult:
-    return BatchResult(
-        ids,
-        failed={
-            task.id: str(task.failure_reason) for task in tasks.values() if task.state is TaskState.FAILED
-        },
-        missing=[task_id for task_id in ids if task_id not in tasks],
-    )
+        context["ti"].xcom_push("return_value", returned)
+        message = (
+            f"{len(report.archive.records)} of {len(report.result.ids)} Luma tasks archived. "
+            f"{'; '.join(complaints)}"
+        )
+        raise TransferError(message) if unfinished else LumaTaskFailedError(message)
 
 
 def _check_media(media: Sequence[str]) -> None:

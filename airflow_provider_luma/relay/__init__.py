@@ -12,7 +12,8 @@ The relay's protocol, without Airflow.
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_luma.relay.batch import BatchResult, FailWhen, Outcome, TaskBatch
+from airflow_provider_luma.choices import FailWhen
+from airflow_provider_luma.relay.batch import BatchResult, Outcome, TaskBatch
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.task import LumaTask, Media, TaskState
 

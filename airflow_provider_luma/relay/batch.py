@@ -11,27 +11,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from airflow_provider_luma.choices import FailWhen
 from airflow_provider_luma.exceptions import LumaInputError
 from airflow_provider_luma.relay.task import LumaTask, TaskState
 
 _COMPLAINTS_LIMIT = 20
 _NO_ID = re.compile(r"""[\s,;'"(){}\[\]]""")
-
-
-class FailWhen(StrEnum):
-    """When failed or missing ids make the whole batch fail."""
-
-    ANY = "any"
-    ALL = "all"
-    NEVER = "never"
-
-    @classmethod
-    def parse(cls, word: str) -> FailWhen:
-        try:
-            return cls(word)
-        except ValueError:
-            allowed = ", ".join(repr(member.value) for member in cls)
-            raise LumaInputError(f"fail_when must be one of {allowed}, not {word!r}") from None
 
 
 class Outcome(StrEnum):

@@ -24,9 +24,10 @@ from airflow_provider_luma.airflow_exceptions import (
     TaskDeferralTimeout,
     no_vain_retries,
 )
+from airflow_provider_luma.choices import FailWhen
 from airflow_provider_luma.exceptions import BrokenWaitError, RelayBusyError, relay_error_from_dict
 from airflow_provider_luma.metrics import count_tasks
-from airflow_provider_luma.relay.batch import BatchResult, FailWhen, Outcome, TaskBatch, read_task_ids
+from airflow_provider_luma.relay.batch import BatchResult, Outcome, TaskBatch, read_task_ids
 from airflow_provider_luma.sensors.memory import recall, remember
 
 if TYPE_CHECKING:

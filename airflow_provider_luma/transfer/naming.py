@@ -37,10 +37,18 @@ def read_name_template(template: str) -> str:
             f"name_template {template!r} has the unknown field {sorted(unknown)[0]!r}; "
             f"there are {', '.join(_FIELDS)}"
         )
-    segments = template.split("/")
-    if any(segment.strip() in {"", ".", ".."} for segment in segments) or "\\" in template:
-        raise LumaInputError(f"name_template {template!r} must name something below the destination")
-    return template
+    return check_name("name_template", template)
+
+
+def check_name(argument: str, name: str) -> str:
+    """
+    Check that a name leads to something below the destination.
+
+    :raises LumaInputError: when it does not, naming the argument.
+    """
+    if any(segment.strip() in {"", ".", ".."} for segment in name.split("/")) or "\\" in name:
+        raise LumaInputError(f"{argument} {name!r} must name something below the destination")
+    return name
 
 
 def object_names(template: str, tasks: Iterable[LumaTask]) -> dict[str, str]:

@@ -29,16 +29,38 @@ class ObjectPath(Protocol):
     def __truediv__(self, name: str) -> ObjectPath: ...
 
 
-def publish(file: Path, target: ObjectPath, content_type: str) -> None:
+def read(target: ObjectPath) -> bytes | None:
+    try:
+        return bytes(target.fs.cat_file(target.path))
+    except FileNotFoundError:
+        return None
+
+
+def stored_size(target: ObjectPath) -> int | None:
+    try:
+        return int(target.fs.info(target.path)["size"])
+    except FileNotFoundError:
+        return None
+
+
+def publish(
+    file: str,
+    target: ObjectPath,
+    content_type: str,
+    *,
+    metadata: Any = None,
+    overwrite: bool = True,
+    stopped: Any = None,
+) -> None:
     """
     Put a whole local file under its final name: nobody ever sees half of it.
 
     :param content_type: as the source told; a generic one gives way to what the name says.
     :raises TransferError: when the store refuses, or then holds something of another size.
     """
-    size = file.stat().st_size
+    size = Path(file).stat().st_size
     try:
-        _put(file, target, _content_type(content_type, target.path), size)
+        _put(file, target, media_type(content_type, target.path), size)
         stored = int(target.fs.info(target.path)["size"])
     except Exception as error:  # each store's SDK raises what it likes
         raise TransferError(f"{uri(target)} cannot be written: {type(error).__name__}: {error}") from error
@@ -46,12 +68,16 @@ def publish(file: Path, target: ObjectPath, content_type: str) -> None:
         raise TransferError(f"{uri(target)} holds {stored} bytes instead of {size}")
 
 
-def _put(file: Path, target: ObjectPath, content_type: str, size: int) -> None:
-    if target.protocol in {"", "file", "local"}:
+def _put(file: str, target: ObjectPath, content_type: str, size: int) -> None:
+    if is_local(target):
         _replace(file, Path(target.path))
         return
     options = _STORE_OPTIONS[target.protocol](content_type, size) if target.protocol in _STORE_OPTIONS else {}
     target.fs.put_file(str(file), target.path, **options)
+
+
+def is_local(target: ObjectPath) -> bool:
+    return target.protocol in {"", "file", "local"}
 
 
 def uri(target: ObjectPath) -> str:
@@ -59,7 +85,7 @@ def uri(target: ObjectPath) -> str:
     return str(target.fs.unstrip_protocol(target.path))
 
 
-def _replace(file: Path, final: Path) -> None:
+def _replace(file: str, final: Path) -> None:
     """Copy beside the final name first, because only within one file system a rename is atomic."""
     final.parent.mkdir(parents=True, exist_ok=True)
     part = final.with_name(f".{uuid.uuid4().hex}.part")
@@ -70,7 +96,7 @@ def _replace(file: Path, final: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _content_type(told: str, name: str) -> str:
+def media_type(told: str, name: str) -> str:
     return (mimetypes.guess_type(name)[0] or told) if told in _GENERIC_TYPES else told
 
 

@@ -39,7 +39,11 @@ def ended(run: Run, state: str, tries: int = 1) -> bool:
 
 
 def names(folder: Path) -> set[str]:
-    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    """Name all files but the records, of which each video must have one."""
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+    records = {name for name in files if name.endswith(".json")}
+    assert records == {f"{name.removesuffix('.mp4')}.json" for name in files if name.endswith(".mp4")}
+    return files - records
 
 
 def test_a_local_archive(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from airflow_provider_luma.sandbox import Sandbox
 from airflow_provider_luma.transfer.download import Downloader
 from airflow_provider_luma.transfer.guard import guarded_session
+from airflow_provider_luma.transfer.staging import StagedFile, Staging
 
 
 @pytest.fixture
@@ -26,3 +30,37 @@ def downloader(sandbox: Sandbox, stopped: threading.Event) -> Iterator[Downloade
     """May download from loopback; begins a download up to three times."""
     with guarded_session(relay_url=sandbox.base_url, allowed_hosts=["127.0.0.1"], connections=8) as session:
         yield Downloader(session, timeout=5, stopped=stopped, attempts=3)
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Staging:
+    (tmp_path / "staging").mkdir()
+    return Staging(str(tmp_path / "staging"))
+
+
+@pytest.fixture
+def file(staging: Staging) -> Iterator[StagedFile]:
+    with staging.file() as file:
+        yield file
+
+
+@pytest.fixture
+def chunked_server() -> Iterator[str]:
+    """A server that sends without end and does not tell how much: the link to it."""
+
+    class Endless(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "video/mp4")
+            self.end_headers()
+            with suppress(OSError):
+                while True:
+                    self.wfile.write(b"film" * 10_000)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/film.mp4"
+        server.shutdown()

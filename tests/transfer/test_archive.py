@@ -15,6 +15,7 @@ from airflow_provider_luma.relay import LumaTask, RelayClient
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from airflow_provider_luma.transfer.archive import Archive, Archiver
 from airflow_provider_luma.transfer.download import Downloader
+from airflow_provider_luma.transfer.staging import Staging
 
 Run = Callable[..., Archive]
 
@@ -25,26 +26,16 @@ def relay(sandbox: Sandbox) -> RelayClient:
 
 
 @pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    (tmp_path / "staging").mkdir()
-    return tmp_path / "staging"
-
-
-@pytest.fixture
-def run(
-    relay: RelayClient, downloader: Downloader, stopped: threading.Event, tmp_path: Path, staging: Path
-) -> Run:
+def run(relay: RelayClient, downloader: Downloader, tmp_path: Path, staging: Staging) -> Run:
     """Archive what the relay says of these ids into ``tmp_path/clips``."""
 
     def run(ids: list[str], **arguments: Any) -> Archive:
-        defaults = {"media": ["video"], "name_template": "{id}", "max_parallel": 4, "link_timeout": 5}
         archiver = Archiver(
             downloader,
-            lambda task_id: relay.query([task_id]).get(task_id),
+            lambda task_id: relay.ask([task_id]).get(task_id),
             ObjectStoragePath((tmp_path / "clips").as_uri()),
-            stopped=stopped,
-            staging_dir=str(staging),
-            **defaults | arguments,
+            staging=staging,
+            **{"link_timeout": 5} | arguments,
         )
         return archiver.archive(tasks(relay, ids))
 
@@ -92,13 +83,13 @@ def test_pictures_come_on_request(sandbox: Sandbox, run: Run, tmp_path: Path) ->
     task_id = sandbox.add_task(seconds=0)
     (record,) = run([task_id], media=["video", "thumbnail", "last_frame"]).records
     assert {file.name for file in (tmp_path / "clips").iterdir()} == {
-        f"{task_id}{end}" for end in (".mp4", ".thumbnail.jpg", ".last_frame.jpg")
+        f"{task_id}{end}" for end in (".mp4", ".thumbnail.jpg", ".last_frame.jpg", ".json")
     }
     assert record["thumbnail"]["content_type"] == record["last_frame"]["content_type"] == "image/jpeg"
 
 
 def test_one_failing_video_does_not_stop_the_others(
-    sandbox: Sandbox, run: Run, tmp_path: Path, staging: Path
+    sandbox: Sandbox, run: Run, tmp_path: Path, staging: Staging
 ) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(6)]
     sandbox.script_downloads(ScriptedAnswer(status=400, body="no"))
@@ -106,8 +97,8 @@ def test_one_failing_video_does_not_stop_the_others(
     ((bad, error),) = archive.errors.items()
     assert "answered 400" in str(error)
     assert [record["id"] for record in archive.records] == [task_id for task_id in ids if task_id != bad]
-    assert len(list((tmp_path / "clips").iterdir())) == 5
-    assert list(staging.iterdir()) == []
+    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 5
+    assert list(Path(staging.folder).iterdir()) == []
 
 
 def test_a_link_that_comes_late_is_waited_for(sandbox: Sandbox, run: Run) -> None:
@@ -144,7 +135,7 @@ def test_no_more_than_max_parallel_are_under_way(sandbox: Sandbox, run: Run) -> 
 
 
 def test_being_stopped_ends_all_and_leaves_nothing(
-    sandbox: Sandbox, run: Run, stopped: threading.Event, staging: Path, tmp_path: Path
+    sandbox: Sandbox, run: Run, stopped: threading.Event, staging: Staging, tmp_path: Path
 ) -> None:
     ids = [sandbox.add_task(seconds=0, link_delay=1000) for _ in range(20)]
     threading.Timer(0.5, stopped.set).start()
@@ -152,6 +143,6 @@ def test_being_stopped_ends_all_and_leaves_nothing(
     archive = run(ids, link_timeout=1000)
     assert time.monotonic() - started < 3
     assert archive.records == []
-    assert list(staging.iterdir()) == []
+    assert list(Path(staging.folder).iterdir()) == []
     assert not (tmp_path / "clips").exists()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("luma-download")]

@@ -12,6 +12,7 @@ from airflow_provider_luma.exceptions import UnsafeLinkError
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from airflow_provider_luma.transfer.download import Downloader
 from airflow_provider_luma.transfer.guard import _GuardedAdapter, guarded_session
+from airflow_provider_luma.transfer.staging import StagedFile
 
 RELAY = "https://relay.example.com"
 
@@ -63,21 +64,25 @@ def test_nothing_is_sent_to_a_refused_host(strict: requests.Session, host: str) 
     assert heard == [b""]
 
 
-def test_each_redirect_is_judged(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_each_redirect_is_judged(sandbox: Sandbox, file: StagedFile) -> None:
     with guarded_session(relay_url=sandbox.cdn_url, allowed_hosts=[], connections=1) as session:
         sandbox.script_downloads(ScriptedAnswer(status=302, headers={"Location": f"{sandbox.base_url}/x"}))
         with pytest.raises(UnsafeLinkError):
-            Downloader(session, attempts=1).fetch(f"{sandbox.cdn_url}/a.mp4", tmp_path / "a")
+            Downloader(session, attempts=1).fetch(f"{sandbox.cdn_url}/a.mp4", file)
     assert len(sandbox.downloads) == 1
     assert sandbox.requests == []
 
 
 def test_no_credentials_of_a_netrc_are_used(
-    sandbox: Sandbox, downloader: Downloader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sandbox: Sandbox,
+    downloader: Downloader,
+    file: StagedFile,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     netrc = tmp_path / "netrc"
     netrc.write_text("default login somebody password hush\n")
     monkeypatch.setenv("NETRC", str(netrc))
     sandbox.script_downloads(ScriptedAnswer(body=b"film", content_type="video/mp4"))
-    downloader.fetch(f"{sandbox.cdn_url}/a.mp4", tmp_path / "a")
+    downloader.fetch(f"{sandbox.cdn_url}/a.mp4", file)
     assert "authorization" not in sandbox.downloads[0].headers
