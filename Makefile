@@ -12,10 +12,10 @@ help: ## list these targets
 demo: $(VENV)/ready ## run the archive DAG on the embedded sandbox, with all the set-up
 	@$(BIN)/python scripts/demo.py
 
-test: $(VENV)/ready ## run the tests, with all the set-up
+test: $(VENV)/stores ## run the tests, with all the set-up
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-test-stack: $(VENV)/ready ## test a real api-server, scheduler and triggerer on PostgreSQL (some minutes)
+test-stack: $(VENV)/stores ## test a real api-server, scheduler and triggerer on PostgreSQL (some minutes)
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
 		|| { apt-get update -qq && apt-get install -y -qq postgresql; }
 	$(BIN)/python -m pytest -m stack tests/stack -v -s $(ARGS)
@@ -34,7 +34,7 @@ fix: $(VENV)/ready ## mend what ruff can mend, and format
 
 constraints: $(VENV)/ready ## renew the versions that development and CI install
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-header \
-		--extra s3 --group dev pyproject.toml -o constraints-dev.txt
+		--all-extras --group dev --group stores pyproject.toml -o constraints-dev.txt
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .demo build dist .mypy_cache .pytest_cache .ruff_cache
@@ -46,4 +46,12 @@ $(VENV)/ready: pyproject.toml constraints-dev.txt
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt --editable '.[s3]' --group dev
+	@touch $@
+
+# What only tests need, and takes as long again: the providers of the other stores, and emulators of them.
+$(VENV)/stores: $(VENV)/ready tests/azurite/package-lock.json
+	@echo "Setting up the object stores for the tests (half a minute, once) ..."
+	@$(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt --editable '.[s3,gcs,azure]' --group stores
+	@mkdir -p $(VENV)/azurite && cp tests/azurite/*.json $(VENV)/azurite/
+	@cd $(VENV)/azurite && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --silent --no-audit --no-fund
 	@touch $@

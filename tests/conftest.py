@@ -6,12 +6,13 @@ import atexit
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.stores import S3, s3_server
+from tests.stores import S3, azure_server, gcs_server, moto_server, s3_server
 
 HOME = Path(tempfile.mkdtemp(prefix="luma-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
@@ -28,6 +29,8 @@ os.environ |= {
     "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(HOME / "logs"),
     "AIRFLOW__SCHEDULER__ENABLE_TRACEMALLOC": "False",
     "AWS_EC2_METADATA_DISABLED": "true",
+    "FETCH_RAW_TOKEN_EXPIRY": "false",  # else gcsfs asks Google itself what a token is worth
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else it looks for the emulator's gRPC for a minute
 }
 for name in [name for name in os.environ if name.startswith("AIRFLOW_CONN_")]:
     del os.environ[name]
@@ -37,3 +40,43 @@ for name in [name for name in os.environ if name.startswith("AIRFLOW_CONN_")]:
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
     with s3_server(tmp_path_factory.mktemp("s3")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with moto_server(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs() -> Iterator[str]:
+    with gcs_server() as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+def azure() -> Iterator[str]:
+    with azure_server() as connection:
+        yield connection
+
+
+# Where each kind of store keeps what the tests archive, by the connection that store_connection sets.
+STORES = {
+    "file": "",
+    "rclone": "s3://rclone@bucket",
+    "moto": "s3://moto@bucket",
+    "gcs": "gs://gcs@bucket",
+    "azure": "abfs://azure@bucket",
+}
+
+
+@pytest.fixture(params=STORES)
+def destination_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh folder in each store, with the connection that leads to it."""
+    kind = request.param
+    if kind == "file":
+        return (tmp_path / "archive").as_uri()
+    server = request.getfixturevalue("s3" if kind == "rclone" else kind)
+    connection = server.connection() if isinstance(server, S3) else server
+    monkeypatch.setenv(f"AIRFLOW_CONN_{kind.upper()}", connection)
+    return f"{STORES[kind]}/{uuid.uuid4().hex}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from airflow_provider_luma.transfer.archive import Archive
     from airflow_provider_luma.transfer.download import Downloader
     from airflow_provider_luma.transfer.report import Report
-
-_EXTRA_OF_SCHEME: Mapping[str, str] = {
-    **dict.fromkeys(("s3", "s3a", "s3n"), "s3"),
-    **dict.fromkeys(("gs", "gcs"), "gcs"),
-    **dict.fromkeys(("abfs", "abfss", "adl"), "azure"),
-}
 
 
 class LumaDownloadOperator(BaseOperator):
@@ -172,12 +166,14 @@ class LumaDownloadOperator(BaseOperator):
     def _folder(self) -> ObjectStoragePath:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+        from airflow_provider_luma.transfer.store import STORES
+
         folder = ObjectStoragePath(self.destination, conn_id=self.storage_conn_id)
         try:
             _ = folder.fs
         except ValueError as error:
             scheme = self.destination.partition(":")[0]
-            if (extra := _EXTRA_OF_SCHEME.get(scheme)) is None:
+            if (extra := STORES.get(scheme)) is None:
                 raise LumaInputError(f"No object storage for {self.destination!r}: {error}") from error
             raise LumaInputError(
                 f"{scheme}:// needs another provider: pip install 'airflow-provider-luma[{extra}]'"

@@ -22,7 +22,6 @@ from airflow_provider_luma.choices import IfExists
 from airflow_provider_luma.exceptions import (
     LinkRefusedError,
     LumaError,
-    ObjectExistsError,
     RelayBusyError,
     RelayTroubleError,
     TransferError,
@@ -42,7 +41,7 @@ from airflow_provider_luma.transfer.records import (
     write_json,
 )
 from airflow_provider_luma.transfer.staging import StagedFile, Staging
-from airflow_provider_luma.transfer.store import ObjectPath, media_type, publish, stored_size, uri
+from airflow_provider_luma.transfer.store import ObjectPath, check_free, media_type, publish, uri
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +178,8 @@ class Archiver:
 
         def fetch() -> str:
             url = _link(task, kind)
-            self._check_free(self._target(name, kind, url))
+            if self._if_exists is IfExists.FAIL:
+                check_free(self._target(name, kind, url))
             self._downloader.fetch(url, file, deadline=deadline)
             return url
 
@@ -226,13 +226,6 @@ class Archiver:
 
     def _target(self, name: str, kind: str, url: str) -> ObjectPath:
         return self._destination / file_name(name, kind, url)
-
-    def _check_free(self, target: ObjectPath) -> None:
-        if self._if_exists is IfExists.FAIL and stored_size(target) is not None:
-            raise ObjectExistsError(
-                f"{uri(target)} exists, and no record beside it says that it is whole; remove it, or let it "
-                "be replaced with if_exists='skip'"
-            )
 
     def _check_stopped(self) -> None:
         if self._downloader.stopped.is_set():

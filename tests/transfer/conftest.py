@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.sandbox import Sandbox
 from airflow_provider_luma.transfer.download import Downloader
@@ -64,3 +65,8 @@ def chunked_server() -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/film.mp4"
         server.shutdown()
+
+
+@pytest.fixture
+def destination(destination_url: str) -> ObjectStoragePath:
+    return ObjectStoragePath(destination_url)
