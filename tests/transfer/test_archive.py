@@ -11,7 +11,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.exceptions import LinkRefusedError, LumaInputError
-from airflow_provider_luma.relay import LumaTask, RelayClient
+from airflow_provider_luma.relay import RelayClient
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from airflow_provider_luma.transfer.archive import Archive, Archiver
 from airflow_provider_luma.transfer.download import Downloader
@@ -26,24 +26,26 @@ def relay(sandbox: Sandbox) -> RelayClient:
 
 
 @pytest.fixture
-def run(relay: RelayClient, downloader: Downloader, tmp_path: Path, staging: Staging) -> Run:
-    """Archive what the relay says of these ids into ``tmp_path/clips``."""
+def destination_url(tmp_path: Path) -> str:
+    """A local folder, where a test does not ask for every store."""
+    return (tmp_path / "clips").as_uri()
+
+
+@pytest.fixture
+def run(relay: RelayClient, downloader: Downloader, destination: ObjectStoragePath, staging: Staging) -> Run:
+    """Archive what the relay says of these ids into the destination."""
 
     def run(ids: list[str], **arguments: Any) -> Archive:
         archiver = Archiver(
             downloader,
             lambda task_id: relay.ask([task_id]).get(task_id),
-            ObjectStoragePath((tmp_path / "clips").as_uri()),
+            destination,
             staging=staging,
             **{"link_timeout": 5} | arguments,
         )
-        return archiver.archive(tasks(relay, ids))
+        return archiver.archive(list(relay.query(ids).values()))
 
     return run
-
-
-def tasks(relay: RelayClient, ids: list[str]) -> list[LumaTask]:
-    return list(relay.query(ids).values())
 
 
 def test_a_record_tells_all_of_a_video(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
