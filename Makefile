@@ -4,10 +4,10 @@ BIN := $(VENV)/bin
 WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-stack bench-wait check fix constraints clean
+.PHONY: help demo test test-stack test-memory bench-wait bench-transfer check fix constraints clean
 
 help: ## list these targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 demo: $(VENV)/ready ## run the archive DAG on the embedded sandbox, with all the set-up
 	@$(BIN)/python scripts/demo.py
@@ -23,6 +23,15 @@ test-stack: $(VENV)/stores ## test a real api-server, scheduler and triggerer on
 bench-wait: $(VENV)/ready ## measure what waiting costs a triggerer, beside the peers (ten minutes)
 	$(BIN)/python benchmarks/wait.py
 
+bench-transfer: $(VENV)/stores ## measure the archiver beside curl, rclone and HttpToS3Operator (ten minutes)
+	@command -v nginx >/dev/null || { apt-get update -qq && apt-get install -y -qq nginx-light; }
+	@command -v curl >/dev/null || { apt-get update -qq && apt-get install -y -qq curl; }
+	@$(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt --group bench
+	$(BIN)/python benchmarks/transfer.py $(ARGS)
+
+test-memory: $(VENV)/stores ## test that gigabytes add little memory, on every store (six minutes)
+	$(BIN)/python -m pytest -m slow tests/transfer -rP $(ARGS)
+
 check: $(VENV)/ready ## lint, check formatting and types; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -34,7 +43,7 @@ fix: $(VENV)/ready ## mend what ruff can mend, and format
 
 constraints: $(VENV)/ready ## renew the versions that development and CI install
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-header \
-		--all-extras --group dev --group stores pyproject.toml -o constraints-dev.txt
+		--all-extras --all-groups pyproject.toml -o constraints-dev.txt
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .demo build dist .mypy_cache .pytest_cache .ruff_cache

@@ -147,12 +147,13 @@ class LumaDownloadOperator(BaseOperator):
                 self.log.info("luma_task_ids is empty: no Luma task to archive")
             tasks = self.hook.client.query(ids)
             folder = self._folder()
+            manifest = self._manifest(context, folder)
             completed = [task for task in tasks.values() if task.state is TaskState.COMPLETED]
             archive = self._archived = self._archive(folder, completed)
         report = Report(ids, tasks, archive)
         self.log.info("Archived %d of %d Luma tasks in %s", len(archive.records), len(ids), self.destination)
         self._tell(context, folder, report)
-        returned = self._write_manifest(context, folder, report) or archive.records
+        returned = _write_manifest(manifest, folder, report) if manifest else archive.records
         self._fail_as_told(context, report, returned)
         return returned
 
@@ -173,7 +174,8 @@ class LumaDownloadOperator(BaseOperator):
             _ = folder.fs
         except ValueError as error:
             scheme = self.destination.partition(":")[0]
-            if (extra := STORES.get(scheme)) is None:
+            extra = STORES.get(scheme) if "No filesystem registered" in str(error) else None
+            if extra is None:
                 raise LumaInputError(f"No object storage for {self.destination!r}: {error}") from error
             raise LumaInputError(
                 f"{scheme}:// needs another provider: pip install 'airflow-provider-luma[{extra}]'"
@@ -222,21 +224,14 @@ class LumaDownloadOperator(BaseOperator):
         lineage.collect_hook_lineage(self.hook, report.archive.moved)
         lineage.fill_asset_events(context, self.outlets, uri(folder), report.summary)
 
-    def _write_manifest(
-        self, context: Context, folder: ObjectStoragePath, report: Report
-    ) -> dict[str, Any] | None:
+    def _manifest(self, context: Context, folder: ObjectStoragePath) -> ObjectStoragePath | None:
         from airflow_provider_luma.transfer.naming import check_name
-        from airflow_provider_luma.transfer.records import write_json
-        from airflow_provider_luma.transfer.staging import Staging
-        from airflow_provider_luma.transfer.store import uri
 
         if not self.manifest:
             return None
         map_index = context["ti"].map_index
         default = "manifest.jsonl" if map_index is None or map_index < 0 else f"manifest-{map_index}.jsonl"
-        manifest = folder / (default if self.manifest is True else check_name("manifest", self.manifest))
-        write_json(Staging.near(folder), manifest, report.lines())
-        return {"manifest": uri(manifest), **report.summary}
+        return folder / (default if self.manifest is True else check_name("manifest", self.manifest))
 
     def _fail_as_told(self, context: Context, report: Report, returned: Any) -> None:
         """Fail for what is not archived; what is stands in XCom all the same."""
@@ -252,6 +247,15 @@ class LumaDownloadOperator(BaseOperator):
             f"{'; '.join(complaints)}"
         )
         raise TransferError(message) if unfinished else LumaTaskFailedError(message)
+
+
+def _write_manifest(manifest: ObjectStoragePath, folder: ObjectStoragePath, report: Report) -> dict[str, Any]:
+    from airflow_provider_luma.transfer.records import write_json
+    from airflow_provider_luma.transfer.staging import Staging
+    from airflow_provider_luma.transfer.store import uri
+
+    write_json(Staging.near(folder), manifest, report.lines())
+    return {"manifest": uri(manifest), **report.summary}
 
 
 def _check_media(media: Sequence[str]) -> None:

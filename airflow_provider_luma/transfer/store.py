@@ -30,7 +30,7 @@ STORES: Mapping[str, str] = {
     **dict.fromkeys(("abfs", "abfss", "adl"), "azure"),
 }
 
-_PART_BYTES = 8 * 1024 * 1024
+_PART_BYTES = 5 * 1024 * 1024  # the least that S3 takes
 _PARTS_AT_ONCE = 2
 _PARTS_LIMIT = 10_000  # of one upload to S3
 _GENERIC_TYPES = frozenset({"", "application/octet-stream", "binary/octet-stream"})

@@ -40,8 +40,8 @@ def test_archive_keeps_what_completed_and_says_what_failed(sandbox: Sandbox, tmp
     ran = run("example_luma_archive", luma_task_ids=ids, destination=tmp_path.as_uri())
     assert set(ran.states.values()) == {"success"}
     assert ran.xcom("wait", "luma_summary")["failed"] == {ids[0]: "moderation"}
-    files = {file.name for file in tmp_path.glob("*.mp4")}
-    assert files == {f"{i}{end}" for i in ids[1:] for end in (".mp4", ".thumbnail.jpg")}
+    files = {file.name for file in tmp_path.iterdir()}
+    assert files == {f"{i}{end}" for i in ids[1:] for end in (".mp4", ".thumbnail.jpg", ".json")}
 
 
 def test_fan_out_archives_chunk_by_chunk(sandbox: Sandbox, tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from collections import Counter
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 
 SCRIPT = """
-import asyncio, sys, time
+import asyncio, sys, tempfile, time
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.metrics import count_tasks
+from airflow_provider_luma.operators.luma import LumaDownloadOperator
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
 async def wait():
@@ -29,6 +30,12 @@ async def wait():
 
 asyncio.run(wait())
 count_tasks({"completed": 2, "failed": 1, "missing": 0})
+
+with tempfile.TemporaryDirectory() as folder:
+    for _ in range(2):
+        LumaDownloadOperator(
+            task_id="archive", luma_task_ids=sys.argv[1:], destination=f"file://{folder}"
+        ).execute({"outlet_events": {}})
 """
 
 
@@ -47,10 +54,13 @@ def test_requests_tasks_and_pauses_are_counted() -> None:
         }
         subprocess.run([sys.executable, "-c", SCRIPT, *ids], env=environment, check=True, capture_output=True)
         counted = Counter(message.partition(":")[0] for message in received(statsd))
-    assert counted["airflow.luma.requests,outcome=ok"] == 1
+    assert counted["airflow.luma.requests,outcome=ok"] == 3
     assert counted["airflow.luma.requests,outcome=rate_limited"] == 1
     assert counted["airflow.luma.requests,outcome=trouble"] == 1
-    assert counted["airflow.luma.request_duration"] == 3
+    assert counted["airflow.luma.request_duration"] == 5
+    assert counted["airflow.luma.videos,outcome=downloaded"] == 1
+    assert counted["airflow.luma.videos,outcome=unchanged"] == 1
+    assert counted["airflow.luma.bytes"] == counted["airflow.luma.archive_duration"] == 2
     assert counted["airflow.luma.pauses,conn_id=luma_default"] == 1
     assert counted["airflow.luma.open_ids,conn_id=luma_default"] == 1
     assert counted["airflow.luma.tasks,state=completed"] == counted["airflow.luma.tasks,state=failed"] == 1

@@ -20,8 +20,8 @@ from airflow_provider_luma.sandbox import Sandbox
 from airflow_provider_luma.sandbox.footage import video
 from tests.stores import S3
 
-BYTES = 3_000_000
-KILLS = 12
+BYTES = 1_000_000
+KILLS = 10
 
 # Archives everything that the sandbox has, as the operator does, once for each line that it reads. Each
 # time is a process of its own, forked because importing Airflow takes seconds.
