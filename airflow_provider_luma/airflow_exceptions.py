@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_luma.exceptions import LumaInputError, RelayRefusedError
+from airflow_provider_luma.exceptions import LumaInputError, RelayRefusedError, RelayUncertainError
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralTimeout
@@ -40,8 +40,12 @@ class LumaRefusedError(AirflowFailException):
 
 @contextmanager
 def no_vain_retries() -> Iterator[None]:
-    """Raise what no retry can help with as :class:`LumaRefusedError`, which Airflow does not retry."""
+    """
+    Raise what no retry can help with as :class:`LumaRefusedError`, which Airflow does not retry.
+
+    Likewise what a retry may pay for a second time.
+    """
     try:
         yield
-    except (RelayRefusedError, LumaInputError) as error:
+    except (RelayRefusedError, RelayUncertainError, LumaInputError) as error:
         raise LumaRefusedError(str(error)) from error

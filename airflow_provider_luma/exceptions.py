@@ -8,8 +8,10 @@ Everything that can go wrong, sorted by what its reader can do about it.
     ├── RelayError                the relay's answer, with status, its own words and a request id
     │   ├── RelayRefusedError     no retry can help
     │   │   ├── RelayKeyError     401: the key is unknown, expired or used up
-    │   │   ├── RelayRightsError  402, 403: balance or rights
+    │   │   ├── RelayRightsError  403: the account lacks rights
+    │   │   │   └── RelayBalanceError 402, or any answer that says so: the account lacks balance
     │   │   └── RelayRequestError 400, 404, 413, 422: this request will never pass
+    │   ├── RelayUncertainError   a submit broke off: a task may have been created and paid for
     │   ├── RelayBusyError        429: slow down, for as long as it says
     │   └── RelayTroubleError     connection, timeout, cut or foreign answer, 408, 5xx: may pass by itself
     ├── TransferError             one file did not get from its link to its place
@@ -78,11 +80,23 @@ class RelayKeyError(RelayRefusedError):
 
 
 class RelayRightsError(RelayRefusedError):
-    """402 or 403: the account lacks balance or rights."""
+    """403: the account lacks rights."""
+
+
+class RelayBalanceError(RelayRightsError):
+    """402, or a refusal for want of quota: the account lacks balance."""
 
 
 class RelayRequestError(RelayRefusedError):
     """400, 404, 413, 422: the relay does not take this request."""
+
+
+class RelayUncertainError(RelayError):
+    """
+    A submit broke off after it may have arrived: a task may have been created, and paid for.
+
+    Whoever sends the same again may pay twice, so that neither this package nor Airflow does.
+    """
 
 
 class RelayBusyError(RelayError):
@@ -119,7 +133,15 @@ class BrokenWaitError(LumaError):
 
 _RELAY_ERRORS: dict[str, type[RelayError]] = {
     kind.__name__: kind
-    for kind in (RelayKeyError, RelayRightsError, RelayRequestError, RelayBusyError, RelayTroubleError)
+    for kind in (
+        RelayKeyError,
+        RelayRightsError,
+        RelayBalanceError,
+        RelayRequestError,
+        RelayUncertainError,
+        RelayBusyError,
+        RelayTroubleError,
+    )
 }
 
 

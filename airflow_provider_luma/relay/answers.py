@@ -12,17 +12,20 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry
 
 from airflow_provider_luma.exceptions import (
+    RelayBalanceError,
     RelayBusyError,
     RelayError,
     RelayKeyError,
     RelayRequestError,
     RelayRightsError,
     RelayTroubleError,
+    RelayUncertainError,
 )
+from airflow_provider_luma.relay.task import LumaTask, TaskState, read_task
 
 _KINDS: Mapping[int, type[RelayError]] = {
     401: RelayKeyError,
-    402: RelayRightsError,
+    402: RelayBalanceError,
     403: RelayRightsError,
     408: RelayTroubleError,
     425: RelayTroubleError,
@@ -31,7 +34,8 @@ _KINDS: Mapping[int, type[RelayError]] = {
 
 _NEXT_STEPS: Mapping[type[RelayError], str] = {
     RelayKeyError: "check the API key in the password field of the connection",
-    RelayRightsError: "check the balance and the rights of the account behind the API key",
+    RelayRightsError: "check the rights of the account behind the API key",
+    RelayBalanceError: "top up the account behind the API key",
     RelayRequestError: "this request will not pass as it is",
     RelayBusyError: "slow down",
     RelayTroubleError: "try again later",
@@ -39,6 +43,11 @@ _NEXT_STEPS: Mapping[type[RelayError], str] = {
 
 _SUCCESS_CODES = frozenset({"success", "ok", "0", "200", ""})
 _NO_SUCH_TASK = "task_not_exist"
+_NO_BALANCE = re.compile(r"insufficient.*quota|insufficient.*balance", re.IGNORECASE)
+_UNCERTAIN_STEP = (
+    "it may have created a task and charged for it, so it was not sent again; look into the relay's log of "
+    "tasks before you submit the same once more"
+)
 _REQUEST_ID_IN_TEXT = re.compile(r"\(?request id: ?([\w.:-]+)\)?", re.IGNORECASE)
 _WORDS_LIMIT = 300
 # A longer "pause" is a mistake, such as a point in time where seconds belong.
@@ -64,6 +73,62 @@ def read_rows(response: requests.Response) -> list[Any]:
     return _rows(response, body)
 
 
+def read_task_or_none(response: requests.Response) -> LumaTask | None:
+    """
+    Return the task of an answer to a query for one; ``None`` when the relay does not know it.
+
+    :raises RelayError: as :func:`read_rows`.
+    """
+    if response.status_code == 404 and not _is_html(response):
+        return None
+    return next((task for row in read_rows(response) if (task := _read_any(row)) is not None), None)
+
+
+def read_submitted(response: requests.Response) -> LumaTask:
+    """
+    Return the task that a submit created, in any of the shapes that relays answer with.
+
+    :raises RelayUncertainError: when the answer does not say whether one was created.
+    :raises RelayError: when it says that none was.
+    """
+    body = _json(response)
+    words, code = _words(body)
+    status = response.status_code
+    if status >= 500 or status in {408, 425}:
+        raise uncertain(f"{_subject(response)} answered {status} {words or _plain_words(response)}", response)
+    if not response.ok or response.is_redirect:
+        raise _refusal(response, words or _plain_words(response))
+    if isinstance(body, Mapping) and (code not in _SUCCESS_CODES or _holds_error(body)):
+        kind = RelayBalanceError if _NO_BALANCE.search(f"{code} {words}") else RelayRequestError
+        raise kind(f"{_subject(response)} refused: {words or code}; {_NEXT_STEPS[kind]}", status=status)
+    task = _read_any(body)
+    if task is None:
+        what = "a web page (is this host a Luma relay?)" if _is_html(response) else "no task id"
+        raise uncertain(f"{_subject(response)} gave {what}", response)
+    return task
+
+
+def uncertain(what: str, response: requests.Response | None = None) -> RelayUncertainError:
+    """Say that a submit may have arrived, and what to do about it."""
+    return RelayUncertainError(
+        f"{what}; {_UNCERTAIN_STEP}",
+        status=None if response is None else response.status_code,
+        request_id=None if response is None else _request_id(response),
+    )
+
+
+def _read_any(body: Any) -> LumaTask | None:
+    """Read a task that is bare, wrapped in ``data``, alone in a list, or nothing but its id."""
+    if isinstance(body, list) and body:
+        return _read_any(body[0])
+    if not isinstance(body, Mapping):
+        return None
+    data = body.get("data")
+    if isinstance(data, str) and data:
+        return LumaTask(data, TaskState.PENDING, raw=body)
+    return _read_any(data) if isinstance(data, list) else read_task(body)
+
+
 def _rows(response: requests.Response, body: Any) -> list[Any]:
     if isinstance(body, Mapping) and "task_id" not in body and body.keys() & {"code", "data"}:
         body = body.get("data")
@@ -79,6 +144,8 @@ def _rows(response: requests.Response, body: Any) -> list[Any]:
 def _refusal(response: requests.Response, words: str) -> RelayError:
     status = response.status_code
     kind = _KINDS.get(status, RelayTroubleError if status >= 500 else RelayRequestError)
+    if kind is RelayRightsError and _NO_BALANCE.search(f"{_words(_json(response))[1]} {words}"):
+        kind = RelayBalanceError
     step = _NEXT_STEPS[kind]
     if response.is_redirect:
         target = response.headers.get("Location", "").partition("?")[0]
@@ -104,7 +171,7 @@ def _trouble(response: requests.Response, what: str) -> RelayError:
 
 
 def _subject(response: requests.Response) -> str:
-    base_url = str(response.request.url).rsplit("/", 2)[0]  # without the "/luma/tasks" of every request
+    base_url = str(response.request.url).rpartition("/luma/")[0]
     return f"The relay at {base_url}"
 
 

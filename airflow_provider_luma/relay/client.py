@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.cookiejar import DefaultCookiePolicy
 from types import TracebackType
-from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -19,14 +19,18 @@ from tenacity import Retrying
 
 from airflow_provider_luma import __version__
 from airflow_provider_luma.exceptions import LumaInputError, RelayError, RelayTroubleError
-from airflow_provider_luma.relay.answers import read_rows
+from airflow_provider_luma.relay.address import DEFAULT_BASE_URL, read_base_url
+from airflow_provider_luma.relay.answers import read_rows, read_submitted, read_task_or_none, uncertain
 from airflow_provider_luma.relay.batch import read_task_ids
+from airflow_provider_luma.relay.generation import Generation
+from airflow_provider_luma.relay.network import cause, never_left
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.task import LumaTask, read_tasks
 
 log = logging.getLogger(__name__)
 
-DEFAULT_BASE_URL = "https://api.quickrouter.ai"
+T = TypeVar("T")
+
 USER_AGENT = f"airflow-provider-luma/{__version__}"
 
 # A well-formed id that no relay can have given out.
@@ -34,8 +38,6 @@ PROBE_ID = "00000000-0000-0000-0000-000000000000"
 
 # From this many characters on, the start of a key gives something of it away.
 _TELLING_START = 8
-
-_CREDENTIALS = re.compile(r"(?<=//)\S+(?=@)")
 
 
 class RelayClient:
@@ -77,6 +79,10 @@ class RelayClient:
         self._on_request = on_request or (lambda error, seconds: None)
         self._api_key = _read_key(api_key)
         self._session = _session(_Bearer(self._api_key), connections)
+        # A submit gets a connection of its own: on one that was kept open it may break off without a fault of
+        # anybody's, and then nobody knows whether it arrived.
+        self._submits = _session(_Bearer(self._api_key), connections)
+        self._submits.headers["Connection"] = "close"
         # Given with each request, because requests lets the environment win over a session's settings.
         # Redirects are not followed: a POST would become a GET, and the key belongs to this host alone.
         self._options: dict[str, Any] = {
@@ -99,6 +105,7 @@ class RelayClient:
 
     def close(self) -> None:
         self._session.close()
+        self._submits.close()
 
     def query(self, ids: Sequence[str]) -> dict[str, LumaTask]:
         """
@@ -137,13 +144,9 @@ class RelayClient:
 
         :raises RelayError: for anything but a list of tasks.
         """
-        started = time.monotonic()
-        try:
-            tasks = read_tasks(read_rows(self._post("/luma/tasks", {"ids": list(ids)})))
-        except RelayError as error:
-            self._on_request(error, time.monotonic() - started)
-            raise self._without_key(error) from None
-        self._on_request(None, time.monotonic() - started)
+        tasks = self._told(
+            lambda: read_tasks(read_rows(self._send("POST", "/luma/tasks", {"ids": list(ids)})))
+        )
         self._note_strange_words(tasks)
         return {task_id: tasks[task_id] for task_id in ids if task_id in tasks}
 
@@ -155,13 +158,66 @@ class RelayClient:
         """
         self.ask([PROBE_ID])
 
-    def _post(self, path: str, body: Mapping[str, object]) -> requests.Response:
+    def get(self, task_id: str) -> LumaTask | None:
+        """
+        Ask for one task by the path that has its id; ``None`` when the relay does not know it.
+
+        :raises RelayError: when the relay refused, or trouble outlasted the retries.
+        """
+        path = f"/luma/generations/{quote(task_id, safe='')}"
+        task: LumaTask | None = Retrying(**self.retry.driver_arguments())(
+            self._told, lambda: read_task_or_none(self._send("GET", path))
+        )
+        return task
+
+    def submit(self, generation: Generation) -> LumaTask:
+        """
+        Submit a generation, which costs money. It is sent again only where it surely did not arrive: where
+        no connection came about, or the relay asked to slow down (429).
+
+        :return: the task as the relay answered it, seldom more than its id.
+        :raises RelayUncertainError: when it broke off, so that a task may have been created.
+        :raises RelayBalanceError: when the account cannot pay for it.
+        :raises RelayError: when the relay refused, or could not be reached.
+        """
+        task: LumaTask = Retrying(**self.retry.driver_arguments())(
+            self._told, lambda: self._submit(generation)
+        )
+        return task
+
+    def _submit(self, generation: Generation) -> LumaTask:
         try:
-            return self._session.post(self.base_url + path, json=body, **self._options)
+            response = self._send("POST", generation.path, generation.body, self._submits)
+        except RelayTroubleError as error:
+            if error.__cause__ is not None and never_left(error.__cause__):
+                raise
+            raise uncertain(str(error)) from error.__cause__
+        return read_submitted(response)
+
+    def _told(self, ask: Callable[[], T]) -> T:
+        """Tell ``on_request`` how a request ended, and let no key out with an error."""
+        started = time.monotonic()
+        try:
+            answer = ask()
+        except RelayError as error:
+            self._on_request(error, time.monotonic() - started)
+            raise self._without_key(error) from None
+        self._on_request(None, time.monotonic() - started)
+        return answer
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        session: requests.Session | None = None,
+    ) -> requests.Response:
+        try:
+            return (session or self._session).request(
+                method, self.base_url + path, json=body, **self._options
+            )
         except (requests.RequestException, ValueError) as error:  # the latter of a host nobody can look up
-            raise RelayTroubleError(
-                f"No answer from the relay at {self.base_url}: {_cause(error)}"
-            ) from error
+            raise RelayTroubleError(f"No answer from the relay at {self.base_url}: {cause(error)}") from error
 
     def _without_key(self, error: RelayError) -> RelayError:
         """Blot out the key, which some relays repeat in what they say, also where a cut left a part of it."""
@@ -199,32 +255,6 @@ def _session(auth: AuthBase, connections: int) -> requests.Session:
     return session
 
 
-def read_base_url(host: str, port: int | None = None) -> str:
-    """
-    Return the base URL that a host means: ``https`` unless it says ``http://``; a path is kept.
-
-    :raises LumaInputError: when it is not an address, or carries credentials.
-    """
-    parts = _split(host)
-    if parts.username or parts.password:
-        raise LumaInputError("The host of a Luma relay must not carry credentials; the key is the password")
-    netloc = parts.netloc if port is None or parts.port else f"{parts.netloc}:{port}"
-    return parts._replace(netloc=netloc, path=parts.path.rstrip("/")).geturl()
-
-
-def _split(host: str) -> SplitResult:
-    host = host.strip()
-    try:
-        parts = urlsplit(host if "://" in host else f"https://{host}")
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        usable = False
-    if not usable or parts.query or parts.fragment:
-        shown = re.split(r"[?#]", host)[0].rpartition("@")[2]  # the rest may be somebody's key
-        raise LumaInputError(f"{shown!r:.120} is not the address of a Luma relay, like {DEFAULT_BASE_URL}")
-    return parts
-
-
 def _read_key(api_key: str) -> str:
     key = f"{api_key.strip()} ".removeprefix("Bearer ").strip()
     if not key:
@@ -232,16 +262,3 @@ def _read_key(api_key: str) -> str:
     if not key.isascii() or not key.isprintable() or " " in key:
         raise LumaInputError("The API key of the Luma relay holds spaces or characters that no key has")
     return key
-
-
-def _cause(error: BaseException) -> str:
-    """Say what lies at the bottom of a stack of wrapped network errors."""
-    if isinstance(error, requests.Timeout):
-        return f"timed out ({type(error).__name__})"
-    inner = next(
-        (part for part in (*error.args, getattr(error, "reason", None)) if isinstance(part, BaseException)),
-        None,
-    )
-    if inner is not None:
-        return _cause(inner)
-    return f"{type(error).__name__}: {_CREDENTIALS.sub('***', str(error))}"  # those of a proxy

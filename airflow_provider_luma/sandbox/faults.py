@@ -7,7 +7,7 @@ import json
 import math
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ class Faults:
     :param slow: seconds added to each answer of the relay and of the CDN.
     :param cut_downloads: share of downloads whose connection is closed half way.
     :param refused_downloads: share of downloads answered 403.
+    :param submits_rate_limited: share of submits answered 429, without a task.
+    :param submits_refused: share of submits answered 503 before a task is created.
+    :param submits_lost: share of submits that create a task, are charged and then answered 502.
+    :param submits_cut: share of submits that create a task, are charged and then get no answer.
     :param limit_per_minute: how many status queries a minute are served; those above get a 429 whose
         ``Retry-After`` is right. No limit if None.
     """
@@ -37,12 +41,18 @@ class Faults:
     slow: float = 0.0
     cut_downloads: float = 0.0
     refused_downloads: float = 0.0
+    submits_rate_limited: float = 0.0
+    submits_refused: float = 0.0
+    submits_lost: float = 0.0
+    submits_cut: float = 0.0
     limit_per_minute: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("rate_limited", "server_errors", "cut_downloads", "refused_downloads"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name)}")
+        for share in fields(self):
+            if share.name in {"retry_after", "slow", "limit_per_minute"}:
+                continue
+            if not 0 <= getattr(self, share.name) <= 1:
+                raise ValueError(f"{share.name} is a share from 0 to 1, not {getattr(self, share.name)}")
 
 
 @dataclass(frozen=True)

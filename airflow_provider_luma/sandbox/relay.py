@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.sandbox.answers import Answers
     from airflow_provider_luma.sandbox.clock import Clock
-    from airflow_provider_luma.sandbox.tasks import Library
+    from airflow_provider_luma.sandbox.tasks import Library, Task
 
 Shape = Literal["bare", "wrapped"]
 
 STATUS_QUERY = ("POST", "/luma/tasks")
 SUBMIT = ("POST", "/luma/generations")
+SINGLE_QUERY = re.compile("/luma/generations/([^/]+)")
+EXTEND = re.compile("/luma/generations/([^/]+)/extend")
 SUBMIT_FIELDS: dict[str, type] = {
     "user_prompt": str,
     "model_name": str,
@@ -52,6 +55,7 @@ class Relay:
     :param max_ids: the most task ids a query may hold; no limit if None.
     :param faults: its troubles; may be replaced at any time.
     :param seed: decides which requests the troubles strike.
+    :param balance: how many tasks can be paid for; no end of them if None.
     """
 
     def __init__(
@@ -66,12 +70,15 @@ class Relay:
         max_ids: int | None,
         faults: Faults,
         seed: int,
+        balance: int | None,
     ) -> None:
         self.api_key = api_key
         self.faults = faults
         self.requests: list[RecordedRequest] = []
         self.submits: list[dict[str, Any]] = []
         self.script: deque[ScriptedAnswer] = deque()
+        self.submit_script: deque[tuple[ScriptedAnswer, bool]] = deque()
+        self.balance = balance
         self._library = library
         self._answers = answers
         self._clock = clock
@@ -95,12 +102,16 @@ class Relay:
     def _answer(self, call: tuple[str, str], headers: Headers, body: object) -> ScriptedAnswer:
         if call == STATUS_QUERY and self.script:
             return self.script.popleft()
-        if call not in (STATUS_QUERY, SUBMIT):
+        extended, asked = EXTEND.fullmatch(call[1]), SINGLE_QUERY.fullmatch(call[1])
+        submits = call == SUBMIT or (call[0] == "POST" and extended is not None)
+        if call != STATUS_QUERY and not submits and not (call[0] == "GET" and asked):
             return DASHBOARD
         if headers.get("authorization") != f"Bearer {self.api_key}":
             return gateway_error(401, "Invalid token", self._request_id())
-        if call == SUBMIT:
-            return self._submit(body)
+        if submits:
+            return self._submit(body, extended[1] if extended else None)
+        if asked:
+            return self._single(asked[1])
         return self._over_limit() or self._fault() or self._status(body)
 
     def _status(self, body: object) -> ScriptedAnswer:
@@ -121,20 +132,58 @@ class Relay:
         rows = [self._answers.row(task, now) for task in tasks]
         return {"code": "success", "message": "", "data": None if ids and not rows else rows}
 
-    def _submit(self, body: object) -> ScriptedAnswer:
+    def _single(self, task_id: str) -> ScriptedAnswer:
+        now = self._clock.now()
+        task = self._library.find(task_id, now)
+        if task is None:
+            return task_error(400, "task_not_exist", "task_not_exist")
+        return ScriptedAnswer(body=self._answers.bare(task, now))
+
+    def _submit(self, body: object, extended: str | None) -> ScriptedAnswer:
+        """Create a task and charge for it, unless something is wrong or a fault strikes."""
+        if self.submit_script:
+            answer, created = self.submit_script.popleft()
+            if created:
+                self._create(body)
+            return answer
+        faults = self.faults
+        shares = (
+            *(faults.submits_rate_limited, faults.submits_refused),
+            *(faults.submits_lost, faults.submits_cut),
+        )
+        fault = self._dice.draw(*shares)
+        if fault == 0:
+            return self._rate_limited("too many requests", faults.retry_after)
+        if fault == 1:
+            return gateway_error(503, "no channel for model luma in group default", self._request_id())
+        answer = self._wrong(body, extended) or ScriptedAnswer(
+            body=self._answers.submitted(self._create(body))
+        )
+        if fault == 2:
+            return page(502, "502 Bad Gateway")
+        return ScriptedAnswer(cut=True) if fault == 3 else answer
+
+    def _wrong(self, body: object, extended: str | None) -> ScriptedAnswer | None:
         if not isinstance(body, dict) or not body.get("user_prompt"):
             return task_error(400, "invalid_request", "user_prompt is required")
         for name, kind in SUBMIT_FIELDS.items():
             if body.get(name) is not None and not isinstance(body[name], kind):
                 return task_error(400, "invalid_request", f"{name} must be a {kind.__name__}")
+        if extended is not None and self._library.find(extended, self._clock.now()) is None:
+            return task_error(400, "task_not_exist", "task_not_exist")
+        if self.balance is not None and len(self.submits) >= self.balance:
+            message = f"pre-deduct failed, balance {self.balance - len(self.submits)}, needs 1"
+            return task_error(403, "insufficient_user_quota", message)
+        return None
+
+    def _create(self, body: Any) -> Task:
         self.submits.append(body)
-        task = self._library.add(
+        return self._library.add(
             born=self._clock.now(),
             seconds=self._seconds,
             prompt=body["user_prompt"],
             aspect_ratio=body.get("aspect_ratio") or "16:9",
         )
-        return ScriptedAnswer(body=self._answers.submitted(task))
 
     def _over_limit(self) -> ScriptedAnswer | None:
         limit = self.faults.limit_per_minute

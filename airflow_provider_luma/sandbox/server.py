@@ -48,6 +48,7 @@ class Sandbox:
     :param video_bytes: bytes of each video; about 65,000 if None.
     :param link_ttl: seconds a link to media works; 7 days if None. Every answer holds fresh links.
     :param max_ids: the most task ids a status query may hold; no limit if None.
+    :param balance: how many submits can be paid for, each costs one; no end of them if None.
     :param clock: gives seconds that only grow. A test may pass its own and so decide what time it is.
     """
 
@@ -67,6 +68,7 @@ class Sandbox:
         video_bytes: int | None = None,
         link_ttl: float | None = None,
         max_ids: int | None = None,
+        balance: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         _check(tasks, fail, shape, video_bytes)
@@ -86,6 +88,7 @@ class Sandbox:
             api_key=api_key,
             seconds=seconds,
             max_ids=max_ids,
+            balance=balance,
             faults=faults or Faults(),
             seed=seed,
         )
@@ -169,12 +172,20 @@ class Sandbox:
 
     @property
     def submits(self) -> list[dict[str, Any]]:
-        """The bodies of all submits accepted so far."""
+        """The bodies of all submits that created a task so far, each of which was charged."""
         return self._relay.submits
 
     def script(self, *answers: ScriptedAnswer) -> None:
         """Answer the next requests to ``POST /luma/tasks`` with these, in order, whoever asks."""
         self._relay.script.extend(answers)
+
+    def script_submits(self, *answers: ScriptedAnswer, created: bool = False) -> None:
+        """
+        Answer the next submits with these, in order.
+
+        :param created: whether each creates a task, and is charged, all the same.
+        """
+        self._relay.submit_script.extend((answer, created) for answer in answers)
 
     def script_downloads(self, *answers: ScriptedAnswer) -> None:
         """Answer the next requests to the CDN with these, in order, whatever they ask for."""

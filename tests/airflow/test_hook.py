@@ -150,9 +150,9 @@ def test_not_knowing_the_probe_is_a_good_answer(sandbox: Sandbox, answer: Script
         ),
         (ScriptedAnswer(body="<html>", content_type="text/html"), "is this host a Luma relay?"),
         (ScriptedAnswer(status=404, body="<html>", content_type="text/html"), "is this host a Luma relay?"),
-        (ScriptedAnswer(status=403, body={"message": "no balance"}), "no balance; check the balance"),
+        (ScriptedAnswer(status=403, body={"message": "no balance"}), "no balance; check the rights"),
     ],
-    ids=["key", "dashboard", "404", "balance"],
+    ids=["key", "dashboard", "404", "rights"],
 )
 def test_the_connection_test_says_what_to_mend(
     sandbox: Sandbox, answer: ScriptedAnswer, sentence: str

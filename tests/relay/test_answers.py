@@ -9,6 +9,7 @@ import pytest
 import time_machine
 
 from airflow_provider_luma.exceptions import (
+    RelayBalanceError,
     RelayBusyError,
     RelayError,
     RelayKeyError,
@@ -102,8 +103,8 @@ def test_a_task_that_does_not_exist_is_nothing_found_and_no_error(ask, status, b
 STATUSES = [
     (400, RelayRequestError, "will not pass"),
     (401, RelayKeyError, "check the API key"),
-    (402, RelayRightsError, "check the balance"),
-    (403, RelayRightsError, "check the balance"),
+    (402, RelayBalanceError, "top up the account"),
+    (403, RelayRightsError, "check the rights"),
     (404, RelayRequestError, "will not pass"),
     (408, RelayTroubleError, "try again later"),
     (409, RelayRequestError, "will not pass"),

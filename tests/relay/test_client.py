@@ -10,7 +10,8 @@ import pytest
 from airflow_provider_luma import __version__
 from airflow_provider_luma.exceptions import LumaInputError, RelayBusyError, RelayKeyError, RelayTroubleError
 from airflow_provider_luma.relay import RelayClient, RetryPolicy, TaskState
-from airflow_provider_luma.relay.client import DEFAULT_BASE_URL, PROBE_ID
+from airflow_provider_luma.relay.address import DEFAULT_BASE_URL
+from airflow_provider_luma.relay.client import PROBE_ID
 from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedAnswer
 
 A = {"id": "a", "state": "completed"}

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_luma.exceptions import LumaInputError, RelayError
 from airflow_provider_luma.relay import RelayClient, RetryPolicy
-from airflow_provider_luma.relay.client import read_base_url
+from airflow_provider_luma.relay.address import read_base_url
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 
 KEY = "sk-Zq3v8LkT0pW5xY7bN2mC4dF6gH9jR1sA"

@@ -6,7 +6,7 @@ import pytest
 
 from airflow_provider_luma.exceptions import LumaInputError, RelayTroubleError
 from airflow_provider_luma.relay import RetryPolicy
-from airflow_provider_luma.relay.client import read_base_url
+from airflow_provider_luma.relay.address import read_base_url
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 
 FAR = "http://relay.invalid"

@@ -1,0 +1,40 @@
+"""What lies behind a request that got no answer."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterator
+
+import requests
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError
+
+_CREDENTIALS = re.compile(r"(?<=//)\S+(?=@)")
+# urllib3 raises these before a byte of the request was sent; the last is a proxy that lets nobody through.
+_BEFORE_SENDING = (NewConnectionError, ConnectTimeoutError, ssl.SSLCertVerificationError, ProxyError)
+
+
+def never_left(error: BaseException) -> bool:
+    """Say whether a request surely did not reach anybody."""
+    return any(isinstance(layer, _BEFORE_SENDING) for layer in _layers(error))
+
+
+def cause(error: BaseException) -> str:
+    """Say what lies at the bottom of a stack of wrapped network errors."""
+    if isinstance(error, requests.Timeout):
+        return f"timed out ({type(error).__name__})"
+    *_, bottom = _layers(error)
+    return f"{type(bottom).__name__}: {_CREDENTIALS.sub('***', str(bottom))}"  # those of a proxy
+
+
+def _layers(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = next(
+            (
+                part
+                for part in (*error.args, getattr(error, "reason", None))
+                if isinstance(part, BaseException)
+            ),
+            None,
+        )
