@@ -355,9 +355,10 @@ def benchmark() -> None:
                 table += rows(case, place, run_case(here, case, place))
     lines = [
         "One run, medians of five rounds (one GiB: three), candidates taking turns; client, CDN and S3",
-        f"server share the machine: {machine()}. Eight transfers at once, but HttpToS3Operator moves one file",
-        "after the other, without what a task for each would cost. CPU and memory are those of the candidate",
-        "alone; memory is its peak, for Python what the transfer added, and in brackets with all of Airflow.",
+        f"server share the machine: {machine()}. Eight transfers at once, but HttpToS3Operator moves",
+        "one file after the other, without what a task for each would cost. CPU and memory are those of the",
+        "candidate alone; memory is its peak, for Python what the transfer added, in brackets with all of",
+        "Airflow.",
         "",
         "| what | where to | who | wall s | wall, ours = 1 | CPU s | CPU, ours = 1 | MiB |",
         "|---|---|---|---|---|---|---|---|",

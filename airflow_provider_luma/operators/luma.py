@@ -215,7 +215,13 @@ class LumaDownloadOperator(BaseOperator):
             staging=Staging(self.staging_dir) if self.staging_dir else Staging.near(folder),
         )
         with session:
-            return archiver.archive(completed)
+            archive = archiver.archive(completed)
+        if self._downloader.stopped.is_set():  # what is left to tell nobody hears: the task is being killed
+            raise TransferError(
+                f"Stopped when {len(archive.records)} of {len(completed)} videos were archived; "
+                "the next run goes on with the rest"
+            )
+        return archive
 
     def _tell(self, context: Context, folder: ObjectStoragePath, report: Report) -> None:
         from airflow_provider_luma.transfer.store import uri

@@ -114,7 +114,8 @@ class Stack:
         return answer.json()["dag_run_id"]
 
     def mark_failed(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> None:
-        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/{map_index}"
+        instance = task_id if map_index < 0 else f"{task_id}/{map_index}"
+        path = f"/dags/{dag_id}/dagRuns/{run_id}/taskInstances/{instance}"
         self._request("PATCH", path, {"new_state": "failed"}).raise_for_status()
 
     def states(self, task_id: str) -> Counter[tuple[str | None, int]]:
