@@ -1,4 +1,4 @@
-"""Archives the media of completed Luma tasks in object storage."""
+"""Submits generations, and archives the media of completed Luma tasks in object storage."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from airflow_provider_luma import lineage, metrics
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, no_vain_retries
 from airflow_provider_luma.choices import FailWhen, IfExists
 from airflow_provider_luma.exceptions import LumaInputError, TransferError
+from airflow_provider_luma.operators.generate import LumaGenerateOperator
 from airflow_provider_luma.relay.batch import Outcome, read_task_ids
 from airflow_provider_luma.relay.task import MEDIA_KINDS, LumaTask, TaskState
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from airflow_provider_luma.transfer.archive import Archive
     from airflow_provider_luma.transfer.download import Downloader
     from airflow_provider_luma.transfer.report import Report
+
+__all__ = ["LumaDownloadOperator", "LumaGenerateOperator"]
 
 
 class LumaDownloadOperator(BaseOperator):

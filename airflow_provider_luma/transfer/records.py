@@ -18,12 +18,8 @@ File: TypeAlias = Mapping[str, Any]
 DOWNLOADED, UNCHANGED = "downloaded", "unchanged"
 
 
-def make_record(task: LumaTask, files: Mapping[str, File | None], status: str) -> Record:
-    """
-    Describe an archived task, with nothing but what JSON knows.
-
-    :param files: what is archived of it, keyed by kind of media.
-    """
+def describe(task: LumaTask) -> Record:
+    """Describe a task, with nothing but what JSON knows."""
     size = task.video or Media(None)
     return {
         "id": task.id,
@@ -34,9 +30,16 @@ def make_record(task: LumaTask, files: Mapping[str, File | None], status: str) -
         "duration": task.duration,
         "width": size.width,
         "height": size.height,
-        **{kind: files.get(kind) for kind in MEDIA_KINDS},
-        "status": status,
     }
+
+
+def make_record(task: LumaTask, files: Mapping[str, File | None], status: str) -> Record:
+    """
+    Describe an archived task.
+
+    :param files: what is archived of it, keyed by kind of media.
+    """
+    return {**describe(task), **{kind: files.get(kind) for kind in MEDIA_KINDS}, "status": status}
 
 
 def read_record(destination: ObjectPath, name: str, task: LumaTask) -> Mapping[str, File]:

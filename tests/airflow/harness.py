@@ -32,7 +32,15 @@ class Run:
         )
         with create_session() as session:
             value = session.scalars(query).first()
-        return json.loads(value) if isinstance(value, str) else value
+        return _loads(value) if isinstance(value, str) else value
+
+
+def _loads(text: str) -> Any:
+    """Read what XCom keeps as JSON; a text by itself it keeps as it is."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def run_source(dag_id: str, source: str) -> Run:

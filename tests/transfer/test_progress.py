@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import logging
+import re
+from concurrent.futures import ThreadPoolExecutor
+from time import sleep
+from types import SimpleNamespace
+
+import pytest
+
+from airflow_provider_luma.transfer import archive
+from airflow_provider_luma.transfer.progress import Count, Progress
+from airflow_provider_luma.transfer.staging import Source, Staging, in_words
+
+
+def test_a_line_says_how_far_it_is_and_how_fast(staging: Staging, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    clock = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("airflow_provider_luma.transfer.progress.time", clock)
+    with staging.file() as file:
+        progress = Progress(120)
+        file.source = Source(40_000_000, "video/mp4", None)
+        file.size = 20_000_000
+        now += 10
+        line = progress.line(Count(30, 7, 3), [40_000_000] * 29, [file])
+        assert line == "37 of 120 videos, 1.2 of about 4.4 GB, 118.0 MB/s, 3 failed, 7 unchanged"
+        now += 10
+        line = progress.line(Count(30, 7, 3), [40_000_000] * 29, [file])
+        assert ", 0 bytes/s," in line
+        line = progress.line(Count(110, 7, 3), [40_000_000] * 110, [])
+        assert line == "117 of 120 videos, 4.4 of 4.4 GB, 220.0 MB/s, 3 failed, 7 unchanged"
+
+
+def test_small_archives_are_told_in_megabytes() -> None:
+    assert re.fullmatch(
+        r"2 of 2 videos, 0.1 of 0.1 MB, .*B/s, 0 failed", Progress(2).line(Count(2, 0, 0), [65_000] * 2, [])
+    )
+
+
+def test_a_long_archive_says_so_again_and_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert archive._SECONDS_BETWEEN_PROGRESS == 10
+    monkeypatch.setattr(archive, "_SECONDS_BETWEEN_PROGRESS", 0.2)
+    caplog.set_level(logging.INFO)
+    with ThreadPoolExecutor(1) as threads:
+        future = threads.submit(lambda: sleep(0.9) or {"status": "unchanged"})
+        this = SimpleNamespace(_staging=SimpleNamespace(files=list))
+        archive.Archiver._wait(this, {"a": future})  # type: ignore[arg-type]
+    lines = [message for message in caplog.messages if "videos" in message]
+    assert 3 <= len(lines) <= 6
+    assert lines[0].startswith("0 of 1 videos")
+    assert lines[-1].startswith("1 of 1 videos")
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(12, "12 bytes"), (1500, "1.5 kB"), (65_000_000, "65.0 MB"), (3.2e12, "3,200.0 GB")]
+)
+def test_sizes_are_told_in_words(size: int, words: str) -> None:
+    assert in_words(size) == words
