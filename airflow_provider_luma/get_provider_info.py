@@ -9,7 +9,7 @@ def get_provider_info() -> dict[str, Any]:
     return {
         "package-name": "airflow-provider-luma",
         "name": "Luma",
-        "description": "Waits for batches of Luma video generations behind an API relay "
+        "description": "Submits Luma video generations to an API relay, waits for batches of them "
         "and archives the finished videos in object storage.",
         "integrations": [
             {
@@ -21,9 +21,23 @@ def get_provider_info() -> dict[str, Any]:
         "hooks": [{"integration-name": "Luma", "python-modules": ["airflow_provider_luma.hooks.luma"]}],
         "sensors": [{"integration-name": "Luma", "python-modules": ["airflow_provider_luma.sensors.luma"]}],
         "operators": [
-            {"integration-name": "Luma", "python-modules": ["airflow_provider_luma.operators.luma"]}
+            {
+                "integration-name": "Luma",
+                "python-modules": [
+                    "airflow_provider_luma.operators.generate",
+                    "airflow_provider_luma.operators.luma",
+                ],
+            }
         ],
-        "triggers": [{"integration-name": "Luma", "python-modules": ["airflow_provider_luma.triggers.luma"]}],
+        "triggers": [
+            {
+                "integration-name": "Luma",
+                "python-modules": [
+                    "airflow_provider_luma.triggers.event",
+                    "airflow_provider_luma.triggers.luma",
+                ],
+            }
+        ],
         "connection-types": [_connection_type()],
     }
 

@@ -1,5 +1,5 @@
 """
-Runs the archive DAG in a real Airflow against the embedded sandbox, and shows what came of it.
+Runs the DAG from prompts to archive in a real Airflow on the embedded sandbox, and shows what came of it.
 
 Everything that Airflow itself has to say goes to ``.demo/airflow.log``.
 """
@@ -21,7 +21,14 @@ ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / ".demo"
 CLIPS = HOME / "clips"
 LOG = HOME / "airflow.log"
-DAG_ID = "example_luma_archive"
+DAG_ID = "example_luma_generate"
+PROMPTS = [
+    "a paper boat crossing a puddle after the rain",
+    "cat dance",
+    "a lighthouse in a storm, seen from the sea",
+    "blacklisted words, which the relay refuses",
+    "two foxes chasing each other through fresh snow",
+]
 OURS = re.compile(r"^\S+ \[\w+ *\] (.*?) +\[[\w.]*airflow_provider_luma[\w.]*?\.(\w+)\]")
 
 
@@ -29,18 +36,17 @@ def main() -> int:
     screen = prepare()
     from airflow_provider_luma.sandbox import Sandbox
 
-    with Sandbox(tasks=6, seconds=18, fail=0.15) as sandbox:
+    with Sandbox(tasks=0, seconds=12) as sandbox:
         os.environ["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(sandbox.connection)
-        print(
-            f"A sandbox relay serves 6 Luma tasks at {sandbox.base_url}; one of them will fail.", file=screen
-        )
+        print(f"A sandbox relay at {sandbox.base_url} stands in for Luma; one prompt will fail.", file=screen)
         print(f"Running the DAG {DAG_ID} (example_dags/{DAG_ID}.py) ...\n", file=screen)
         dag = load_dag()
         with progress(screen):
-            run = dag.test(run_conf={"luma_task_ids": sandbox.task_ids, "destination": CLIPS.as_uri()})
+            run = dag.test(run_conf={"prompts": PROMPTS, "destination": CLIPS.as_uri()})
         report(screen, run)
         print(
-            f"\n{len(sandbox.requests)} requests to the relay, {len(sandbox.downloads)} downloads.",
+            f"\n{len(PROMPTS)} prompts, {len(sandbox.submits)} charges, {len(sandbox.requests)} requests "
+            f"to the relay, {len(sandbox.downloads)} downloads.",
             file=screen,
         )
     print(f"Airflow's own log: {LOG.relative_to(ROOT)}", file=screen)

@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from airflow_provider_luma.sandbox.answers import gateway_error, page, task_error
 from airflow_provider_luma.sandbox.faults import Dice, Faults, ScriptedAnswer, Window
+from airflow_provider_luma.sandbox.tasks import FAILING_WORD, FAILURES
 from airflow_provider_luma.sandbox.wire import Connection, RecordedRequest
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ class Relay:
             born=self._clock.now(),
             seconds=self._seconds,
             prompt=body["user_prompt"],
+            fails=FAILURES[1] if FAILING_WORD in body["user_prompt"] else None,
             aspect_ratio=body.get("aspect_ratio") or "16:9",
         )
 

@@ -36,7 +36,7 @@ class Sandbox:
 
     :param tasks: how many tasks there are from the start.
     :param seconds: how long the slowest of them takes; the quickest takes 0.4 of it. Submitted tasks take
-        exactly this long.
+        exactly this long, and complete unless their prompt holds the word "blacklisted".
     :param fail: share of the tasks that fails, rounded to whole tasks; at least one if it is above 0.
     :param shape: a status query's answer: ``bare``, an array of tasks, or ``wrapped``, rows in an envelope.
     :param api_key: the key requests must carry.

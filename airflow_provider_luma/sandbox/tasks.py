@@ -31,6 +31,8 @@ FAILURES = (
     "Failed to process the prompt",
     "The job has failed due to an internal error",
 )
+# A submitted prompt that holds this word fails, with the second of the reasons above.
+FAILING_WORD = "blacklisted"
 PENDING_SHARE = 0.25
 EARLIEST_FINISH = 0.4
 FIRST_NUMBER = 13917

@@ -71,3 +71,27 @@ def test_the_records_are_plain_json(sandbox: Sandbox, tmp_path: Path) -> None:
     )
     (record,) = ran.xcom("archive")
     assert json.loads(json.dumps(record)) == record
+
+
+def test_prompts_become_archived_clips(sandbox: Sandbox, tmp_path: Path) -> None:
+    prompts = ["cat dance", "a blacklisted dance", "dog dance"]
+    ran = run("example_luma_generate", prompts=prompts, destination=tmp_path.as_uri())
+    assert set(ran.states.values()) == {"success"}
+    assert [body["user_prompt"] for body in sandbox.submits] == prompts
+    good, bad, other = sandbox.task_ids
+    assert ran.xcom("wait", "luma_summary")["failed"] == {bad: "Prompt contains blacklisted words"}
+    assert {file.stem for file in tmp_path.glob("*.mp4")} == {good, other}
+
+
+def test_a_table_of_prompts_becomes_archived_clips(sandbox: Sandbox, tmp_path: Path) -> None:
+    table = tmp_path / "prompts.csv"
+    table.write_text('prompt,aspect_ratio\n"cat, dancing",9:16\ndog dance,\n')
+    clips = tmp_path / "clips"
+    ran = run("example_luma_generate_from_csv", table=table.as_uri(), destination=clips.as_uri())
+    assert set(ran.states.values()) == {"success"}
+    assert {(body["user_prompt"], body["aspect_ratio"]) for body in sandbox.submits} == {
+        ("cat, dancing", "9:16"),
+        ("dog dance", "16:9"),
+    }
+    assert {file.stem for file in clips.glob("*.mp4")} == set(sandbox.task_ids)
+    assert ran.xcom("archive")["completed"] == 2

@@ -97,6 +97,15 @@ class Stack:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def kill_task(self) -> None:
+        """Kill the processes that run tasks the hard way, but not those that look after them."""
+        home = f"AIRFLOW_HOME={self._environment['AIRFLOW_HOME']}".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                is_runner = b"task runner" in (process / "cmdline").read_bytes()
+                if is_runner and home in (process / "environ").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
+
     def stop_all(self) -> None:
         for process in self._processes.values():
             process.terminate()
@@ -127,6 +136,11 @@ class Stack:
         with psycopg2.connect(f"postgresql://{self._dsn}") as connection, connection.cursor() as cursor:
             cursor.execute(query, arguments)
             return cursor.fetchall()
+
+    def until_rows(self, query: str, number: int, seconds: float = 120) -> list[tuple[Any, ...]]:
+        """Wait for so many rows, or more."""
+        self.until(lambda: len(self.rows(query)) >= number, f"{number} rows", seconds)
+        return self.rows(query)
 
     def log_of(self, part: str) -> str:
         return (self._home / f"{part}.log").read_text(errors="replace")
