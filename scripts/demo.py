@@ -6,6 +6,7 @@ Everything that Airflow itself has to say goes to ``.demo/airflow.log``.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -76,9 +77,7 @@ def load_dag() -> Any:
 
     initdb()
     sys.path.insert(0, str(ROOT / "example_dags"))
-    from example_luma_archive import dag
-
-    return dag
+    return importlib.import_module(DAG_ID).dag
 
 
 @contextmanager

@@ -102,7 +102,7 @@ class Stack:
         home = f"AIRFLOW_HOME={self._environment['AIRFLOW_HOME']}".encode()
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                is_runner = b"task runner" in (process / "cmdline").read_bytes()
+                is_runner = b"airflow worker -- " in (process / "cmdline").read_bytes()
                 if is_runner and home in (process / "environ").read_bytes():
                     os.kill(int(process.name), signal.SIGKILL)
 
