@@ -99,11 +99,11 @@ class Stack:
 
     def kill_task(self) -> None:
         """Kill the processes that run tasks the hard way, but not those that look after them."""
-        home = f"AIRFLOW_HOME={self._environment['AIRFLOW_HOME']}".encode()
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
-                is_runner = b"airflow worker -- " in (process / "cmdline").read_bytes()
-                if is_runner and home in (process / "environ").read_bytes():
+                title = (process / "cmdline").read_bytes()
+                ours = os.getsid(int(process.name)) == self._processes["scheduler"].pid
+                if ours and title.startswith(b"airflow worker -- ") and b"LocalExecutor" not in title:
                     os.kill(int(process.name), signal.SIGKILL)
 
     def stop_all(self) -> None:
