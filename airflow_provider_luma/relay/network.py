@@ -15,8 +15,10 @@ _BEFORE_SENDING = (NewConnectionError, ConnectTimeoutError, ssl.SSLCertVerificat
 
 
 def never_left(error: BaseException) -> bool:
-    """Say whether a request surely did not reach anybody."""
-    return any(isinstance(layer, _BEFORE_SENDING) for layer in _layers(error))
+    """Say whether a request surely did not reach anybody; a ``ValueError`` is an address that is none."""
+    return isinstance(error, ValueError) or any(
+        isinstance(layer, _BEFORE_SENDING) for layer in _layers(error)
+    )
 
 
 def cause(error: BaseException) -> str:

@@ -148,7 +148,9 @@ def test_a_relay_that_is_not_there_yet_is_tried_again() -> None:
         late.stop()
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://no-such-host.invalid"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:9", "http://no-such-host.invalid", f"http://{'a' * 70}.example"]
+)
 def test_what_surely_did_not_arrive_is_plain_trouble(url: str) -> None:
     with pytest.raises(RelayTroubleError, match="No answer from the relay"):
         RelayClient("sk-key", url, retry=QUICK).submit(CAT)
