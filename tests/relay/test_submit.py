@@ -184,6 +184,7 @@ def test_a_connection_that_idled_and_was_closed_harms_no_submit() -> None:
         )
         assert [client.submit(CAT).id for _ in range(3)] == ["4665a07c"] * 3
     assert len(bodies) == 3
+    assert all(b"\r\nConnection: close\r\n" in body for body in bodies)  # so that none is kept at all
 
 
 def test_a_hundred_submits_through_all_faults_charge_once_each() -> None:

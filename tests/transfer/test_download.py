@@ -23,6 +23,7 @@ from airflow_provider_luma.transfer.guard import guarded_session
 from airflow_provider_luma.transfer.staging import StagedFile, Staging
 
 FILM = random.Random(7).randbytes(400_000)
+HALF = len(FILM) // 2
 ETAG = {"ETag": '"a-film"'}
 
 
@@ -120,7 +121,7 @@ def test_without_a_validator_it_starts_over(
     [
         film(),
         film(headers={"ETag": '"another-film"'}),
-        rest(7),
+        film(status=206, body=FILM[:HALF], headers={"Content-Range": f"bytes 0-{HALF - 1}/{len(FILM)}"}),
         rest(len(FILM) // 2, headers={"Content-Range": f"bytes {len(FILM) // 2}-399999/999999"}),
         rest(len(FILM) // 2, headers={}),
         film(status=416, body=b"", headers={"Content-Range": "bytes */400000"}),
