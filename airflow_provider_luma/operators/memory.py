@@ -6,8 +6,6 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_luma.relay.answers import uncertain
-
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
@@ -35,6 +33,8 @@ class SubmitMemory:
 
         :raises RelayUncertainError: when an earlier try ended between its submit and the answer.
         """
+        from airflow_provider_luma.relay.answers import uncertain  # brings requests
+
         kept = self._store.get(_KEY) if self._store is not None else None
         if not isinstance(kept, dict) or kept.get("generation") != self._digest:
             return None
