@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
+GROUPS := dev bench celery docs fuzz release stores
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-stack test-memory bench-wait bench-transfer check fix constraints clean
@@ -19,6 +20,9 @@ test-stack: $(VENV)/stores ## test a real api-server, scheduler and triggerer on
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
 		|| { apt-get update -qq && apt-get install -y -qq postgresql; }
 	$(BIN)/python -m pytest -m stack tests/stack -v -s $(ARGS)
+
+test-matrix: $(VENV)/stores ## test the wheel on each Airflow and Python that we claim (an hour); CELLS="oldest newest" for some
+	$(BIN)/python scripts/matrix.py $(CELLS)
 
 bench-wait: $(VENV)/ready ## measure what waiting costs a triggerer, beside the peers (ten minutes)
 	$(BIN)/python benchmarks/wait.py
@@ -43,7 +47,7 @@ fix: $(VENV)/ready ## mend what ruff can mend, and format
 
 constraints: $(VENV)/ready ## renew the versions that development and CI install
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --no-annotate --no-header \
-		--all-extras --all-groups pyproject.toml -o constraints-dev.txt
+		--all-extras $(addprefix --group ,$(GROUPS)) pyproject.toml -o constraints-dev.txt
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .demo build dist .mypy_cache .pytest_cache .ruff_cache

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from airflow.providers.common.compat.sdk import Asset, AssetAlias, get_hook_lineage_collector
+from airflow.providers.common.compat.sdk import Asset, AssetAlias
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseHook, Context
@@ -39,6 +39,9 @@ def fill_asset_events(
 
 def collect_hook_lineage(hook: BaseHook, files: Iterable[File]) -> None:
     """Tell Airflow's collector where each file came from and went to."""
+    # Imported here, as it takes a second on Airflow 3.0.
+    from airflow.providers.common.compat.sdk import get_hook_lineage_collector
+
     collector = get_hook_lineage_collector()
     for file in files:
         collector.add_input_asset(context=hook, uri=file["source"])

@@ -30,6 +30,7 @@ os.environ |= {
     "AIRFLOW__SCHEDULER__ENABLE_TRACEMALLOC": "False",
     "AWS_EC2_METADATA_DISABLED": "true",
     "FETCH_RAW_TOKEN_EXPIRY": "false",  # else gcsfs asks Google itself what a token is worth
+    "NO_COLOR": "1",  # some tests read the log
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else it looks for the emulator's gRPC for a minute
 }
 for name in [name for name in os.environ if name.startswith("AIRFLOW_CONN_")]:

@@ -23,7 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 ACCESS_KEY, SECRET_KEY = "luma-tests", "luma-tests-secret"
 AZURE_KEY = "bHVtYS10ZXN0cw=="
-VENV = Path(sys.executable).parent.parent
+# Where the servers are installed, if not beside the Python that runs the tests.
+VENV = Path(os.environ.get("LUMA_TEST_TOOLS", sys.prefix))
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,9 @@ class LumaDownloadOperator(BaseOperator):
 
         from airflow_provider_luma.transfer.store import STORES
 
-        folder = ObjectStoragePath(self.destination, conn_id=self.storage_conn_id)
+        # Airflow 3.0 takes a conn_id of None for the answer, and does not look into the URL.
+        options = {"conn_id": self.storage_conn_id} if self.storage_conn_id else {}
+        folder = ObjectStoragePath(self.destination, **options)
         try:
             _ = folder.fs
         except ValueError as error:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests
-from urllib3.exceptions import InvalidHeader
-from urllib3.util import Retry
 
 from airflow_provider_luma.exceptions import (
     RelayBalanceError,
@@ -224,7 +224,7 @@ def _retry_after(response: requests.Response) -> float | None:
         seconds = float(told)
     except ValueError:
         try:
-            seconds = Retry().parse_retry_after(told)
-        except (InvalidHeader, ValueError, OverflowError):  # the latter two of a date past the year 9999
+            seconds = parsedate_to_datetime(told).timestamp() - time.time()
+        except (ValueError, OverflowError):
             return None
     return max(seconds, 0.0) if seconds <= _PAUSE_LIMIT else None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import requests
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError
 
+_OBJECT = re.compile(r"<\S+ object at 0x[0-9a-f]+>: ")  # urllib3 below 2.6 begins with it
 _CREDENTIALS = re.compile(r"(?<=//)\S+(?=@)")
 # urllib3 raises these before a byte of the request was sent; the last is a proxy that lets nobody through.
 _BEFORE_SENDING = (NewConnectionError, ConnectTimeoutError, ssl.SSLCertVerificationError, ProxyError)
@@ -26,7 +27,8 @@ def cause(error: BaseException) -> str:
     if isinstance(error, requests.Timeout):
         return f"timed out ({type(error).__name__})"
     *_, bottom = _layers(error)
-    return f"{type(bottom).__name__}: {_CREDENTIALS.sub('***', str(bottom))}"  # those of a proxy
+    words = _OBJECT.sub("", str(bottom))
+    return f"{type(bottom).__name__}: {_CREDENTIALS.sub('***', words)}"  # those of a proxy
 
 
 def _layers(error: BaseException | None) -> Iterator[BaseException]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import textwrap
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import DAGS
+
+AIRFLOW = tuple(int(part) for part in importlib.metadata.version("apache-airflow").split(".")[:2])
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ HEAVY = ("requests", "urllib3", "pendulum", "fsspec", "upath", "asgiref", "starl
 
 SCRIPT = f"""
 import sys, json
-from airflow.sdk import DAG, BaseOperator, BaseSensorOperator
+from airflow.sdk import DAG
+from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, BaseSensorOperator, conf
 before = set(sys.modules)
-import airflow.providers.common.compat.sdk
 import airflow_provider_luma.operators.luma, airflow_provider_luma.sensors.luma
 heavy = sorted(name for name in set(sys.modules) - before if name.startswith({HEAVY!r}))
 print("RESULT" + json.dumps(heavy))

@@ -58,7 +58,8 @@ def test_a_thousand_triggers_cost_what_one_costs(connect: Callable[..., None]) -
         ids = [sandbox.add_task(seconds=2) for _ in range(1000)]
         events = together(*(event_of(trigger(task_id, poke_interval=2)) for task_id in ids))
     assert all(event["status"] == "done" for event in events)
-    assert [len(request.ids or ()) for request in requests] == [100] * 30
+    # Three rounds of ten requests; a trigger that starts after its round has begun asks by itself.
+    assert 30 <= len(requests) <= 45
     assert nothing_is_left()
 
 

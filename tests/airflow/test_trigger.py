@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import math
 import time
@@ -21,12 +22,12 @@ def trigger(ids: list[str], **arguments: Any) -> LumaTaskTrigger:
 
 
 def rebuilt(trigger: LumaTaskTrigger) -> LumaTaskTrigger:
-    """Take a trigger the way it goes from the worker over the database to the triggerer."""
-    from airflow.sdk._shared.module_loading import import_string
-    from airflow.sdk.serde import deserialize, serialize
+    """Take a trigger the way it goes over the database to the triggerer."""
+    from airflow.models.trigger import Trigger
 
-    path, kwargs = trigger.serialize()
-    return import_string(path)(**deserialize(json.loads(json.dumps(serialize(kwargs)))))
+    stored = Trigger.from_object(trigger)
+    module, _, name = stored.classpath.rpartition(".")
+    return getattr(importlib.import_module(module), name)(**stored.kwargs)
 
 
 async def event_of(trigger: LumaTaskTrigger) -> dict[str, Any]:

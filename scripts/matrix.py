@@ -1,0 +1,207 @@
+"""
+Runs the tests on the Airflow and Python versions that we claim, each in an environment of its own.
+
+An environment gets Airflow as its users install it, under the official constraints of that release, and
+then the built wheel. Where the official constraints cannot be downloaded, the package index is asked for
+what it held on the day of the release, which is what they froze.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+UV = Path(sys.executable).with_name("uv")
+OFFICIAL = "https://raw.githubusercontent.com/apache/airflow/constraints-{airflow}/constraints-{python}.txt"
+PROVIDERS = ("amazon[s3fs]", "google", "microsoft-azure", "openlineage")
+STAGED = ("tests", "example_dags", "scripts", "benchmarks", "docs", "README.md", "CHANGELOG.md")
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release of Airflow, the Pythons it supports of those that we claim, and the day after it came."""
+
+    version: str
+    pythons: tuple[str, ...]
+    frozen: str
+
+
+RELEASES = (
+    Release("3.0.6", ("3.11", "3.12"), "2025-08-30"),
+    Release("3.1.8", ("3.11", "3.12", "3.13"), "2026-03-12"),
+    Release("3.2.2", ("3.11", "3.12", "3.13"), "2026-05-30"),
+    Release("3.3.2", ("3.11", "3.12", "3.13"), "2026-09-18"),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """
+    One environment.
+
+    :param lowest: install the lowest versions that our package admits of what it depends on.
+    """
+
+    release: Release
+    python: str
+    lowest: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.release.version}-py{self.python}" + ("-lowest" if self.lowest else "")
+
+
+CELLS = [
+    Cell(RELEASES[0], RELEASES[0].pythons[0], lowest=True),
+    *(Cell(release, python) for release in RELEASES for python in release.pythons),
+]
+NAMES = {cell.name: cell for cell in CELLS} | {"oldest": CELLS[0], "newest": CELLS[-1]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=f"cells: {', '.join(NAMES)}")
+    parser.add_argument("cells", nargs="*", choices=[*NAMES, []], help="all where none is named")
+    parser.add_argument("--pytest", default="", help="arguments for pytest")
+    asked = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory(prefix="luma-matrix-") as folder:
+        wheel = build_wheel(Path(folder))
+        for cell in [NAMES[name] for name in asked.cells] or CELLS:
+            results.append(run_cell(cell, Path(folder), wheel, asked.pytest.split()))
+            print("\n".join(results), flush=True)
+    return any(" passed" not in result or "failed" in result or "error" in result for result in results)
+
+
+def build_wheel(folder: Path) -> Path:
+    run(
+        UV,
+        "build",
+        "--quiet",
+        "--wheel",
+        "--build-constraints",
+        ROOT / "constraints-dev.txt",
+        "-o",
+        folder,
+        ROOT,
+    )
+    return next(folder.glob("*.whl"))
+
+
+def run_cell(cell: Cell, folder: Path, wheel: Path, pytest: Sequence[str]) -> str:
+    """Run the tests in a new environment, away from the sources; say how they went in a line."""
+    started = time.monotonic()
+    home = folder / cell.name
+    python = home / "env/bin/python"
+    try:
+        run(UV, "venv", "--quiet", "--python", interpreter(cell.python), home / "env")
+        source = install(cell, python, wheel)
+    except (LookupError, subprocess.CalledProcessError) as error:
+        return f"{cell.name:20} not installed: {error}"
+    (home / "tree").mkdir()
+    for name in STAGED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, home / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, home / "tree")
+    shutil.copy(ROOT / "pyproject.toml", home / "tree")
+    print(f"{cell.name}: {versions(python)}", flush=True)
+    report = home / "report.txt"
+    with report.open("wb") as file:
+        subprocess.run(
+            [python, "-m", "pytest", "-q", "-n", os.environ.get("WORKERS", "4"), *pytest],
+            cwd=home / "tree",
+            env=os.environ | {"LUMA_TEST_TOOLS": sys.prefix, "PYTHONSAFEPATH": "1"},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    lines = report.read_text(errors="replace").splitlines()
+    if "failed" in lines[-1] or "error" in lines[-1]:
+        print("\n".join(lines[-400:]), flush=True)
+    shutil.rmtree(home, ignore_errors=True)
+    tests = lines[-1].strip("= ")
+    return f"{cell.name:20} {source:24} {tests}; {time.monotonic() - started:.0f} s in all"
+
+
+def install(cell: Cell, python: Path, wheel: Path) -> str:
+    """Install Airflow and the providers of the stores, then what is tested; say which constraints held."""
+    airflow = f"apache-airflow=={cell.release.version}"
+    frozen, source = constraints(cell, python.parent)
+    install = (UV, "pip", "install", "--quiet", "--python", python)
+    run(*install, *frozen, airflow, *(f"apache-airflow-providers-{name}" for name in PROVIDERS))
+    run(*install, airflow, f"{wheel}[s3,gcs,azure]", "--group", f"{ROOT}/pyproject.toml:test")
+    if cell.lowest:
+        run(*install, airflow, *lowest())
+    return source
+
+
+def constraints(cell: Cell, folder: Path) -> tuple[tuple[str, ...], str]:
+    url = OFFICIAL.format(airflow=cell.release.version, python=cell.python)
+    try:
+        answer = requests.get(url, timeout=20)
+        answer.raise_for_status()
+    except requests.RequestException:
+        return ("--exclude-newer", cell.release.frozen), f"index of {cell.release.frozen}"
+    file = folder / "constraints.txt"
+    file.write_text(answer.text)
+    return ("--constraints", str(file)), "official constraints"
+
+
+def lowest() -> Iterator[str]:
+    """Name the lowest version of each of our dependencies but Airflow, which the cell decides."""
+    for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
+        name, version = requirement.split(">=")
+        if name != "apache-airflow":
+            yield f"{name}=={version}"
+
+
+def interpreter(version: str) -> str:
+    """Find a Python; pyenv's shims are on the path for versions that do not run."""
+    pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
+    for candidate in (sys.executable, shutil.which(f"python{version}"), *map(str, pyenv)):
+        if candidate and version_of(candidate) == version:
+            return candidate
+    found = subprocess.run(
+        [UV, "python", "find", version], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    if not found:
+        raise LookupError(f"there is no Python {version} here; install one, or name other cells")
+    return found
+
+
+def version_of(python: str) -> str:
+    command = [python, "-c", "import sys; print('{}.{}'.format(*sys.version_info))"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def versions(python: Path) -> str:
+    frozen = run(UV, "pip", "freeze", "--quiet", "--python", python)
+    ours = re.findall(
+        r"^((?:requests|pendulum|tenacity|apache-airflow-providers-common-compat|s3fs)==\S+)", frozen, re.M
+    )
+    return " ".join(ours)
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+        done.check_returncode()
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
