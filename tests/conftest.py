@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.stores import S3, azure_server, gcs_server, moto_server, s3_server
 
@@ -35,6 +36,12 @@ os.environ |= {
 }
 for name in [name for name in os.environ if name.startswith("AIRFLOW_CONN_")]:
     del os.environ[name]
+
+# A machine under load may take its time; `make fuzz` tries far more.
+calm = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("test", max_examples=100, **calm)
+settings.register_profile("fuzz", max_examples=5_000, **calm)
+settings.load_profile("test")
 
 
 @pytest.fixture(scope="session")

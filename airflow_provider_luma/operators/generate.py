@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
 
 from airflow_provider_luma.airflow_exceptions import no_vain_retries
+from airflow_provider_luma.arguments import check_number
 from airflow_provider_luma.exceptions import BrokenWaitError, LumaInputError, RelayError
 from airflow_provider_luma.operators.memory import SubmitMemory
 from airflow_provider_luma.relay.generation import Generation
@@ -118,6 +119,8 @@ class LumaGenerateOperator(BaseOperator):
         self.poke_interval = poke_interval
         self.timeout = timeout
         self.deferrable = deferrable
+        check_number("poke_interval", poke_interval)
+        check_number("timeout", timeout)
 
     @cached_property
     def hook(self) -> LumaHook:

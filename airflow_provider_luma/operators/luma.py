@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_luma import lineage, metrics
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, no_vain_retries
-from airflow_provider_luma.choices import FailWhen, IfExists
+from airflow_provider_luma.arguments import FailWhen, IfExists, check_number
 from airflow_provider_luma.exceptions import LumaInputError, TransferError
 from airflow_provider_luma.operators.generate import LumaGenerateOperator
 from airflow_provider_luma.relay.batch import Outcome, read_task_ids
@@ -118,7 +118,7 @@ class LumaDownloadOperator(BaseOperator):
         self.destination = destination
         self.luma_conn_id = luma_conn_id
         self.storage_conn_id = storage_conn_id
-        self.media = [media] if isinstance(media, str) else list(media)
+        self.media = [media] if isinstance(media, str) else media
         self.name_template = name_template
         self.if_exists = if_exists
         self.manifest = manifest
@@ -131,9 +131,10 @@ class LumaDownloadOperator(BaseOperator):
         FailWhen.parse(fail_when)
         IfExists.parse(if_exists)
         _check_media(self.media)
-        for name in ("max_parallel", "max_bytes", "download_timeout"):
-            if getattr(self, name) <= 0:
-                raise LumaInputError(f"{name} must be above 0, not {getattr(self, name)!r}")
+        check_number("max_parallel", max_parallel, whole=True)
+        check_number("max_bytes", max_bytes, whole=True)
+        check_number("link_timeout", link_timeout, zero=True)
+        check_number("download_timeout", download_timeout)
 
     @cached_property
     def hook(self) -> LumaHook:
@@ -269,6 +270,6 @@ def _write_manifest(manifest: ObjectStoragePath, folder: ObjectStoragePath, repo
     return {"manifest": uri(manifest), **report.summary}
 
 
-def _check_media(media: Sequence[str]) -> None:
-    if not media or not set(media) <= set(MEDIA_KINDS):
+def _check_media(media: Any) -> None:
+    if not isinstance(media, Collection) or not media or not all(kind in MEDIA_KINDS for kind in media):
         raise LumaInputError(f"media must name some of {', '.join(MEDIA_KINDS)}, not {media!r}")

@@ -12,7 +12,7 @@ The relay's protocol, without Airflow.
 
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_luma.choices import FailWhen
+from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.relay.batch import BatchResult, Outcome, TaskBatch
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.task import LumaTask, Media, TaskState

@@ -17,7 +17,7 @@ def read_base_url(host: str, port: int | None = None) -> str:
     :raises LumaInputError: when it is not an address, or carries credentials.
     """
     parts = _split(host)
-    if parts.username or parts.password:
+    if "@" in parts.netloc:
         raise LumaInputError("The host of a Luma relay must not carry credentials; the key is the password")
     netloc = parts.netloc if port is None or parts.port else f"{parts.netloc}:{port}"
     return parts._replace(netloc=netloc, path=parts.path.rstrip("/")).geturl()

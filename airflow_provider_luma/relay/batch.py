@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from airflow_provider_luma.choices import FailWhen
+from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.exceptions import LumaInputError
 from airflow_provider_luma.relay.task import LumaTask, TaskState
 

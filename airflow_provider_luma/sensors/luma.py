@@ -24,7 +24,7 @@ from airflow_provider_luma.airflow_exceptions import (
     TaskDeferralTimeout,
     no_vain_retries,
 )
-from airflow_provider_luma.choices import FailWhen
+from airflow_provider_luma.arguments import FailWhen, check_number
 from airflow_provider_luma.exceptions import BrokenWaitError, RelayBusyError, relay_error_from_dict
 from airflow_provider_luma.metrics import count_tasks
 from airflow_provider_luma.relay.batch import BatchResult, Outcome, TaskBatch, read_task_ids
@@ -99,8 +99,7 @@ class LumaTaskSensor(BaseSensorOperator):
         self._batch: TaskBatch | None = None
         self._not_before = 0.0
         FailWhen.parse(fail_when)
-        if missing_grace < 0:
-            raise ValueError(f"missing_grace must be 0 or more seconds, not {missing_grace!r}")
+        check_number("missing_grace", missing_grace, zero=True)
 
     @cached_property
     def hook(self) -> LumaHook:

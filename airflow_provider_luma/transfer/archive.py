@@ -18,7 +18,7 @@ from tenacity import (
 )
 from tenacity.wait import wait_exponential
 
-from airflow_provider_luma.choices import IfExists
+from airflow_provider_luma.arguments import IfExists
 from airflow_provider_luma.exceptions import (
     LinkRefusedError,
     LumaError,
@@ -90,7 +90,7 @@ class Archiver:
     :param max_parallel: how many tasks are archived at once.
     :param link_timeout: seconds for which a missing or refused link is asked for again.
     :param download_timeout: seconds for one file.
-    :param if_exists: see :class:`..choices.IfExists`.
+    :param if_exists: see :class:`..arguments.IfExists`.
     :param staging: where files wait until they are whole.
     """
 

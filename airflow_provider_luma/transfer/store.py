@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import hashlib
 import logging
 import mimetypes
 import os
@@ -11,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
@@ -160,26 +163,49 @@ def _unwritten(target: ObjectPath, error: Exception) -> TransferError:
 
 
 def _give_name(file: str, final: Path, overwrite: bool) -> None:
-    """Bring the file beside its final name first, because only from there a rename is atomic."""
     final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _link(file, final)
+    except FileExistsError:
+        if not overwrite:
+            raise
+        _replace(file, final)
+    except OSError:  # the file is on another file system, or this one has no links
+        _copy(file, final, overwrite)
+
+
+def _replace(file: str, final: Path) -> None:
+    """Rename over it, which is atomic but needs a name beside it: always the same, so that none piles up."""
+    part = final.with_name(f".{hashlib.sha256(final.name.encode()).hexdigest()[:32]}.part")
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(folder, fcntl.LOCK_EX)  # other runs want the same name; a worker that dies lets go
+        part.unlink(missing_ok=True)  # a worker that was killed has left it
+        _link(file, part)
+        os.replace(part, final)  # noqa: PTH105 - the name that everybody knows as the atomic one
+        part.unlink(missing_ok=True)  # where both were the same file, a rename does nothing
+    finally:
+        os.close(folder)
+
+
+def _copy(file: str, final: Path, overwrite: bool) -> None:
     part = final.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        _link_or_copy(file, part)
+        shutil.copyfile(file, part)
         if overwrite:
-            os.replace(part, final)  # noqa: PTH105 - the name that everybody knows as the atomic one
+            os.replace(part, final)  # noqa: PTH105
         else:
             os.link(part, final)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _link_or_copy(file: str, part: Path) -> None:
-    folder = os.open(part.parent, os.O_RDONLY)
+def _link(file: str, name: Path) -> None:
+    folder = os.open(name.parent, os.O_RDONLY)
     try:
         # With a folder's descriptor Python follows the link that /dev/fd/N is, to a file without a name.
-        os.link(file, part.name, dst_dir_fd=folder)
-    except OSError:  # on another file system, or one without links
-        shutil.copyfile(file, part)
+        os.link(file, name.name, dst_dir_fd=folder)
     finally:
         os.close(folder)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_luma.choices import FailWhen
+from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.exceptions import LumaInputError, RelayError, RelayTroubleError
 from airflow_provider_luma.relay.batch import BatchResult, Outcome, TaskBatch, progress_line
 from airflow_provider_luma.triggers.poller import Poller, shared_poller

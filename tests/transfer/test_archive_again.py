@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from airflow.sdk import ObjectStoragePath
 
-from airflow_provider_luma.choices import IfExists
+from airflow_provider_luma.arguments import IfExists
 from airflow_provider_luma.exceptions import LinkRefusedError, ObjectExistsError
 from airflow_provider_luma.relay import RelayClient
 from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedAnswer

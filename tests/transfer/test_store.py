@@ -4,6 +4,8 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +259,38 @@ def test_a_store_that_refuses_is_named_with_its_reason_and_without_secrets(
             ask()
         assert "not-the-secret" not in str(error.value)
     assert not (s3.folder / "bucket/clips/refused.mp4").exists()
+
+
+def test_what_a_killed_worker_left_beside_a_name_goes_with_the_next_run(tmp_path: Path, content: str) -> None:
+    target = ObjectStoragePath((tmp_path / "archive/clip.mp4").as_uri())
+    publish(content, target, "video/mp4")
+    with pytest.MonkeyPatch.context() as killed:
+        killed.setattr(os, "replace", raise_(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            publish(content, target, "video/mp4")
+    assert len(list((tmp_path / "archive").iterdir())) == 2
+    publish(content, target, "video/mp4")
+    assert [path.name for path in (tmp_path / "archive").iterdir()] == ["clip.mp4"]
+
+
+def raise_(error: type[BaseException]) -> Callable[..., None]:
+    def call(*_: object) -> None:
+        raise error
+
+    return call
+
+
+def test_runs_that_replace_the_same_object_leave_one_whole(tmp_path: Path) -> None:
+    target = ObjectStoragePath((tmp_path / "archive/clip.mp4").as_uri())
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+
+    def replace_often(content: bytes) -> None:
+        file = tmp_path / f"{content[0]}"
+        file.write_bytes(content)
+        for _ in range(50):
+            publish(str(file), target, "video/mp4")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(replace_often, contents))
+    assert read(target) in contents
+    assert len(list((tmp_path / "archive").iterdir())) == 1

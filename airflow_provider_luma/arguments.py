@@ -1,9 +1,9 @@
-"""Arguments that are one of a few words."""
+"""Arguments that are one of a few words, or a number."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from airflow_provider_luma.exceptions import LumaInputError
 
@@ -42,3 +42,17 @@ class IfExists(Choice):
 
 
 _ARGUMENTS = {FailWhen: "fail_when", IfExists: "if_exists"}
+
+
+def check_number(name: str, value: Any, *, zero: bool = False, whole: bool = False) -> None:
+    """
+    Check an argument that is a number above 0.
+
+    :param zero: 0 will do as well.
+    :param whole: nothing but an ``int`` will do.
+    :raises LumaInputError: when it is none, naming the argument.
+    """
+    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not number or not (value > 0 or (zero and value == 0)):
+        kind = f"{'whole ' if whole else ''}number {'from 0 up' if zero else 'above 0'}"
+        raise LumaInputError(f"{name} must be a {kind}, not {value!r:.80}")

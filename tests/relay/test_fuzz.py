@@ -1,0 +1,124 @@
+"""Whatever a relay answers and users write: it is read, or refused in words that name what is wrong."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+import requests
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_provider_luma.exceptions import LumaInputError, RelayError
+from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
+from airflow_provider_luma.relay.address import read_base_url
+from airflow_provider_luma.relay.answers import read_rows, read_submitted, read_task_or_none
+from airflow_provider_luma.relay.batch import Outcome, read_task_ids
+from airflow_provider_luma.relay.generation import Generation
+from airflow_provider_luma.relay.task import MEDIA_KINDS, TERMINAL_STATES, read_tasks
+from tests.strategies import ANSWERS, JSON, refusal
+
+PROPERTIES = [name for name in vars(LumaTask) if isinstance(vars(LumaTask)[name], property)]
+STATUSES = st.sampled_from(
+    [200, 200, 200, 201, 204, 301, 400, 401, 402, 403, 404, 408, 429, 500, 502, 503, 599]
+)
+
+
+def response(status, body, headers=()):
+    answer = requests.Response()
+    answer.status_code, answer._content, answer.url = status, body, "http://relay.example.com/luma/tasks"
+    answer.headers.update(headers)
+    answer.request = requests.Request("POST", answer.url).prepare()
+    return answer
+
+
+@st.composite
+def responses(draw):
+    body = draw(ANSWERS.map(lambda answer: json.dumps(answer).encode()) | st.binary(max_size=40))
+    kinds = st.sampled_from(
+        ["application/json", "text/html", "text/plain", "", "application/json; charset=x"]
+    )
+    waits = st.one_of(
+        st.integers().map(str), st.floats().map(str), st.text(st.characters(codec="latin-1"), max_size=30)
+    )
+    headers = {"Content-Type": draw(kinds)} | draw(st.fixed_dictionaries({}, optional={"Retry-After": waits}))
+    return response(draw(STATUSES), body, headers)
+
+
+@given(responses())
+def test_an_answer_is_read_or_is_an_error_that_says_something(answer):
+    for read in (read_rows, read_task_or_none, read_submitted):
+        if error := refusal(read, answer):
+            assert "relay.example.com" in str(error)
+            assert error.retry_after is None or 0 <= error.retry_after <= 24 * 3600
+
+
+@given(ANSWERS)
+def test_every_task_that_is_found_can_be_used(answer):
+    with suppress(RelayError):
+        for task_id, task in read_tasks(read_rows(response(200, json.dumps(answer).encode()))).items():
+            assert task_id == task.id
+            assert task.id
+            assert task.state in TaskState
+            assert (task.failure_reason is None) == (task.state is not TaskState.FAILED)
+            for name in PROPERTIES:
+                getattr(task, name)
+            for kind in MEDIA_KINDS:
+                assert (media := task.media(kind)) is None or isinstance(media.url, str | None)
+
+
+IDS = st.sampled_from("abcdef")
+ROUNDS = st.lists(
+    st.tuples(st.dictionaries(IDS, st.sampled_from(TaskState)), st.lists(IDS, max_size=6), st.floats(0, 300)),
+    max_size=12,
+)
+
+
+@given(st.lists(IDS, min_size=1), ROUNDS, st.floats(0, 300))
+def test_a_terminal_id_never_reopens_and_none_is_lost(ids, rounds, grace):
+    batch, now, ended = TaskBatch(ids, started_at=0, missing_grace=grace), 0.0, {}
+    for states, asked, seconds in rounds:
+        now += seconds
+        answered = {task_id: LumaTask(task_id, state) for task_id, state in states.items()}
+        still_open = set(batch.open_ids)
+        batch.observe(asked, answered, now=now)
+        for task_id in still_open.difference(batch.open_ids):
+            ended[task_id] = states.get(task_id)
+            assert ended[task_id] is None or ended[task_id] in TERMINAL_STATES
+        assert ended.keys().isdisjoint(batch.open_ids)
+        result = batch.result
+        assert set(result.failed) == {i for i, state in ended.items() if state is TaskState.FAILED}
+        assert set(result.missing) == {i for i, state in ended.items() if state is None}
+        assert result.running == len(set(ids) - ended.keys())
+        assert result.completed_count == list(ended.values()).count(TaskState.COMPLETED)
+        for policy in ("any", "all", "never"):
+            assert (result.outcome(policy) is Outcome.RUNNING) == bool(result.running)
+
+
+@given(JSON | st.text().map(lambda text: f"[{text}]") | st.lists(st.text()))
+def test_ids_are_read_or_refused(value):
+    with suppress(LumaInputError):
+        ids = read_task_ids(value)
+        assert all(isinstance(task_id, str) and task_id == task_id.strip() != "" for task_id in ids)
+        assert len(ids) == len(set(ids))
+
+
+@given(st.text() | st.from_regex(r"(https?://)?[\w.@:/\[\]-]{0,30}"), st.none() | st.integers(-1, 99999))
+def test_a_host_is_an_address_or_refused(host, port):
+    with suppress(LumaInputError):
+        url = read_base_url(host, port)
+        assert url.startswith(("https://", "http://"))
+        assert "@" not in url.split("/")[2]
+        assert not url.endswith("/")
+
+
+FIELDS = {name: JSON for name in Generation.__dataclass_fields__ if name != "prompt"}
+
+
+@given(JSON | st.text(min_size=3), st.fixed_dictionaries({}, optional=FIELDS))
+def test_a_generation_can_be_sent_or_is_refused(prompt, fields):
+    with suppress(LumaInputError):
+        generation = Generation(prompt, **fields)
+        assert generation.path.startswith("/luma/generations")
+        assert ".." not in generation.path.split("/")
+        assert json.loads(json.dumps(generation.body))["user_prompt"] == generation.prompt
