@@ -4,8 +4,10 @@ BIN := $(VENV)/bin
 WORKERS ?= 4
 GROUPS := dev bench celery docs fuzz release stores
 
+INSTALL := $(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-stack test-memory bench-wait bench-transfer check fix constraints clean
+.PHONY: help demo test fuzz test-stack test-celery soak test-memory test-matrix bench-wait bench-transfer check docs dist audit fix constraints clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -15,6 +17,9 @@ demo: $(VENV)/ready ## run the archive DAG on the embedded sandbox, with all the
 
 test: $(VENV)/stores ## run the tests, with all the set-up
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+fuzz: $(VENV)/stores ## try far more bad input than `make test` does (five minutes)
+	$(BIN)/python -m pytest --hypothesis-profile=fuzz -n $(WORKERS) -k fuzz $(ARGS)
 
 test-stack: $(VENV)/stores ## test a real api-server, scheduler and triggerer on PostgreSQL (some minutes)
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
@@ -30,7 +35,7 @@ bench-wait: $(VENV)/ready ## measure what waiting costs a triggerer, beside the 
 bench-transfer: $(VENV)/stores ## measure the archiver beside curl, rclone and HttpToS3Operator (ten minutes)
 	@command -v nginx >/dev/null || { apt-get update -qq && apt-get install -y -qq nginx-light; }
 	@command -v curl >/dev/null || { apt-get update -qq && apt-get install -y -qq curl; }
-	@$(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt --group bench
+	@$(INSTALL) --group bench
 	$(BIN)/python benchmarks/transfer.py $(ARGS)
 
 test-memory: $(VENV)/stores ## test that gigabytes add little memory, on every store (six minutes)
@@ -40,6 +45,24 @@ check: $(VENV)/ready ## lint, check formatting and types; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
+	$(BIN)/zizmor --offline --no-progress --quiet .github
+
+docs: $(VENV)/ready ## build the documentation site in build/docs; warnings are errors
+	@$(INSTALL) --group docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs build/docs
+
+dist: $(VENV)/ready ## build sdist and wheel, twice, and check what they hold
+	@$(INSTALL) --group release
+	$(BIN)/python scripts/dist.py
+
+audit: $(VENV)/ready ## ask for known weaknesses of what development installs; needs a package index that tells
+	@$(INSTALL) --group release
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements constraints-dev.txt -o build/constraints-dev.cdx.json
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints-dev.txt
 
 fix: $(VENV)/ready ## mend what ruff can mend, and format
 	$(BIN)/ruff check --fix .
@@ -58,13 +81,13 @@ $(VENV)/ready: pyproject.toml constraints-dev.txt
 	@echo "Setting up $(VENV) (a minute or two, once) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt --editable '.[s3]' --group dev
+	@$(INSTALL) --editable '.[s3]' --group dev
 	@touch $@
 
 # What only tests need, and takes as long again: the providers of the other stores, and emulators of them.
 $(VENV)/stores: $(VENV)/ready tests/azurite/package-lock.json
 	@echo "Setting up the object stores for the tests (half a minute, once) ..."
-	@$(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt --editable '.[s3,gcs,azure]' --group stores
+	@$(INSTALL) --editable '.[s3,gcs,azure]' --group stores --group fuzz
 	@mkdir -p $(VENV)/azurite && cp tests/azurite/*.json $(VENV)/azurite/
 	@cd $(VENV)/azurite && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --silent --no-audit --no-fund
 	@touch $@

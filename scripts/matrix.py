@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 UV = Path(sys.executable).with_name("uv")
 OFFICIAL = "https://raw.githubusercontent.com/apache/airflow/constraints-{airflow}/constraints-{python}.txt"
 PROVIDERS = ("amazon[s3fs]", "google", "microsoft-azure", "openlineage")
-STAGED = ("tests", "example_dags", "scripts", "benchmarks", "docs", "README.md", "CHANGELOG.md")
+# What the sandbox answers does not hang on Airflow, and the tool that looks needs newer libraries.
+NO_AIRFLOW = ("--ignore", "tests/sandbox/test_openapi.py")
+STAGED = ("tests", "example_dags", "scripts", "benchmarks", "README.md", "CHANGELOG.md")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def run_cell(cell: Cell, folder: Path, wheel: Path, pytest: Sequence[str]) -> st
     report = home / "report.txt"
     with report.open("wb") as file:
         subprocess.run(
-            [python, "-m", "pytest", "-q", "-n", os.environ.get("WORKERS", "4"), *pytest],
+            [python, "-m", "pytest", "-q", "-n", os.environ.get("WORKERS", "4"), *NO_AIRFLOW, *pytest],
             cwd=home / "tree",
             env=os.environ | {"LUMA_TEST_TOOLS": sys.prefix, "PYTHONSAFEPATH": "1"},
             stdout=file,
