@@ -21,10 +21,24 @@ test: $(VENV)/stores ## run the tests, with all the set-up
 fuzz: $(VENV)/stores ## try far more bad input than `make test` does (five minutes)
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz -n $(WORKERS) -k fuzz $(ARGS)
 
-test-stack: $(VENV)/stores ## test a real api-server, scheduler and triggerer on PostgreSQL (some minutes)
+test-stack: $(VENV)/stores postgresql ## test a real api-server, scheduler and triggerer on PostgreSQL (some minutes)
+	$(BIN)/python -m pytest -m stack tests/stack -v -s $(ARGS)
+
+test-celery: $(VENV)/stores postgresql redis ## test 1,000 prompts on Celery while parts of it are killed (a quarter of an hour)
+	$(BIN)/python -m pytest -m celery tests/stack -v -s $(ARGS)
+
+MINUTES ?= 20
+soak: $(VENV)/stores postgresql redis ## wait and archive in a loop for MINUTES=20; memory, threads, sockets and files must stay flat
+	LUMA_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -m soak tests/stack -v -s $(ARGS)
+
+.PHONY: postgresql redis
+redis: $(VENV)/ready
+	@$(INSTALL) --group celery
+	@command -v redis-server >/dev/null || { apt-get update -qq && apt-get install -y -qq redis-server; }
+
+postgresql:
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
 		|| { apt-get update -qq && apt-get install -y -qq postgresql; }
-	$(BIN)/python -m pytest -m stack tests/stack -v -s $(ARGS)
 
 test-matrix: $(VENV)/stores ## test the wheel on each Airflow and Python that we claim (an hour); CELLS="oldest newest" for some
 	$(BIN)/python scripts/matrix.py $(CELLS)

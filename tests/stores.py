@@ -40,9 +40,9 @@ class S3:
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[S3]:
-    (folder / "bucket").mkdir(parents=True)
-    port = free_port()
+def s3_server(folder: Path, port: int = 0) -> Iterator[S3]:
+    (folder / "bucket").mkdir(parents=True, exist_ok=True)
+    port = port or free_port()
     options = ("--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}")
     with _served(port, _tool("rclone"), "serve", "s3", *options, str(folder)):
         yield S3(f"http://127.0.0.1:{port}", folder)
@@ -105,7 +105,7 @@ def _served(port: int, *command: str, **environment: str) -> Iterator[None]:
     nowhere = subprocess.DEVNULL
     with subprocess.Popen(command, stdout=nowhere, stderr=nowhere, env=os.environ | environment) as server:
         try:
-            _wait_for(port)
+            wait_for(port)
             yield
         finally:
             server.terminate()
@@ -148,7 +148,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_for(port: int) -> None:
+def wait_for(port: int) -> None:
     deadline = time.monotonic() + 30
     while True:
         try:

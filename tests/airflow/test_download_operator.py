@@ -324,7 +324,9 @@ def test_an_archive_over_its_time_ends_soon_and_leaves_nothing(sandbox: Sandbox,
         """,
     )
     assert ended(run, "failed")
-    assert time.monotonic() - started < 1 + 2 + 1  # and some time for Airflow itself
+    assert (
+        time.monotonic() - started < 20
+    )  # of the sixty that the downloads would take; Airflow itself takes some
     assert list(tmp_path.iterdir()) == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("luma-download")]
 

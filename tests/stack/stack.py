@@ -1,4 +1,4 @@
-"""A whole Airflow on loopback: PostgreSQL, api-server, scheduler, DAG processor and triggerers."""
+"""A whole Airflow on loopback: PostgreSQL, api-server, scheduler, DAG processor, triggerers and workers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,22 @@ from typing import Any
 import psycopg2
 import requests
 
+from tests.stores import wait_for
+
 # Forked task processes find Airflow's SDK imported, which spares each of them some seconds.
 _PRELOAD = (
     "import airflow.sdk.execution_time.task_runner\nfrom airflow.sdk import DAG, task, BaseSensorOperator\n"
 )
+
+_PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
+# A part by its name up to a number: several of a kind run beside each other.
+_COMMANDS = {
+    "triggerer": ("triggerer", "--skip-serve-logs"),
+    "worker": (
+        *("celery", "worker", "--celery-hostname", "{part}@%h", "--pid", "{home}/{part}.pid"),
+        *("--concurrency", "4", "--skip-serve-logs", "--without-gossip", "--without-mingle"),
+    ),
+}
 
 
 class Stack:
@@ -32,11 +44,13 @@ class Stack:
 
     :param home: a folder of its own.
     :param environment: connections and settings besides those that the stack needs.
+    :param parts: what runs of it, such as ``worker-1`` and ``worker-2``.
     """
 
-    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, home: Path, environment: Mapping[str, str], parts: Sequence[str] = _PARTS) -> None:
         self._home = home
-        self._database_port, api_port = _free_ports(2)
+        self._parts = parts
+        self._database_port, api_port = free_ports(2)
         self.api = f"http://127.0.0.1:{api_port}"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._environment = os.environ | {
@@ -53,12 +67,17 @@ class Stack:
             "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "1000",
             "AIRFLOW__CORE__PARALLELISM": "4",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"postgresql+psycopg2://{self._dsn}",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self.database,
+            "AIRFLOW__CELERY__RESULT_BACKEND": f"db+{self.database}",
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
             "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "10",
             **environment,
         }
         self._token = ""
+
+    @property
+    def database(self) -> str:
+        return f"postgresql+psycopg2://{self._dsn}"
 
     @property
     def _dsn(self) -> str:
@@ -76,15 +95,18 @@ class Stack:
             ending.enter_context(_postgres(self._home / "postgres", self._database_port))
             self._run("db", "migrate")
             ending.callback(self.stop_all)
-            for part in ("api-server", "scheduler", "dag-processor", "triggerer"):
+            for part in self._parts:
                 self.start(part)
             self.until(self._answers, "the api-server answers", 90)
             yield
 
     def start(self, part: str) -> None:
         log = (self._home / f"{part}.log").open("ab")
+        kind = part.rstrip("-0123456789")
+        command = [word.format(part=part, home=self._home) for word in _COMMANDS.get(kind, (kind,))]
+        (self._home / f"{part}.pid").unlink(missing_ok=True)
         self._processes[part] = subprocess.Popen(
-            [sys.executable, "-m", "airflow", part],
+            [sys.executable, "-m", "airflow", *command],
             env=self._environment,
             stdout=log,
             stderr=log,
@@ -97,14 +119,23 @@ class Stack:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
+    def session(self, part: str) -> list[int]:
+        """Name the processes of a part."""
+        leader = self._processes[part].pid
+        processes = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if os.getsid(int(folder.name)) == leader:
+                    processes.append(int(folder.name))
+        return processes
+
     def kill_task(self) -> None:
         """Kill the processes that run tasks the hard way, but not those that look after them."""
-        for process in Path("/proc").glob("[0-9]*"):
+        for process in self.session("scheduler"):
             with suppress(OSError):
-                title = (process / "cmdline").read_bytes()
-                ours = os.getsid(int(process.name)) == self._processes["scheduler"].pid
-                if ours and title.startswith(b"airflow worker -- ") and b"LocalExecutor" not in title:
-                    os.kill(int(process.name), signal.SIGKILL)
+                title = Path(f"/proc/{process}/cmdline").read_bytes()
+                if title.startswith(b"airflow worker -- ") and b"LocalExecutor" not in title:
+                    os.kill(process, signal.SIGKILL)
 
     def stop_all(self) -> None:
         for process in self._processes.values():
@@ -149,6 +180,8 @@ class Stack:
         """Wait for something, and say how long it took."""
         started = time.monotonic()
         while not condition():
+            if ended := [part for part, process in self._processes.items() if process.poll() is not None]:
+                raise RuntimeError(f"{ended} ended by itself; the logs are in {self._home}")
             if time.monotonic() - started > seconds:
                 raise TimeoutError(f"{what} did not come within {seconds} s; the logs are in {self._home}")
             time.sleep(0.5)
@@ -234,7 +267,22 @@ def _wait_for(port: int) -> None:
             return
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
     with ExitStack() as probes:
         sockets = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
         return [int(opened.getsockname()[1]) for opened in sockets]
+
+
+@contextmanager
+def redis(folder: Path, port: int) -> Iterator[str]:
+    """Run a Redis that keeps what it was told over a restart; give its address."""
+    folder.mkdir(exist_ok=True)
+    options = ("--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--appendonly", "yes")
+    with subprocess.Popen(
+        [str(shutil.which("redis-server")), *options], stdout=subprocess.DEVNULL, start_new_session=True
+    ) as server:
+        try:
+            wait_for(port)
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            server.terminate()
