@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
-GROUPS := dev bench celery docs fuzz release stores
+GROUPS := dev bench celery docs fuzz release samples stores
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt
 
@@ -101,7 +101,7 @@ $(VENV)/ready: pyproject.toml constraints-dev.txt
 # What only tests need, and takes as long again: the providers of the other stores, and emulators of them.
 $(VENV)/stores: $(VENV)/ready tests/azurite/package-lock.json
 	@echo "Setting up the object stores for the tests (half a minute, once) ..."
-	@$(INSTALL) --editable '.[s3,gcs,azure]' --group stores --group fuzz
+	@$(INSTALL) --editable '.[s3,gcs,azure]' --group stores --group fuzz --group samples
 	@mkdir -p $(VENV)/azurite && cp tests/azurite/*.json $(VENV)/azurite/
 	@cd $(VENV)/azurite && PATH="$(CURDIR)/$(BIN):$$PATH" npm ci --silent --no-audit --no-fund
 	@touch $@

@@ -12,7 +12,10 @@ from collections import Counter
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 
 SCRIPT = """
-import asyncio, sys, tempfile, time
+import asyncio, contextlib, sys, tempfile, time
+
+with contextlib.suppress(ImportError):
+    import airflow.sdk.serde  # starts metrics on Airflow 3.2; every worker and triggerer imports it
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.metrics import count_tasks
 from airflow_provider_luma.operators.luma import LumaDownloadOperator

@@ -314,17 +314,21 @@ def test_a_mapped_sensor_leaves_the_first_poll_to_the_triggerer(sandbox: Sandbox
 
 @pytest.mark.parametrize("number", [1000, 1001])
 def test_many_ids_in_one_trigger_are_remarked_on(
-    sandbox: Sandbox, capsys: pytest.CaptureFixture[str], number: int
+    connect: Callable[..., None], capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
-    ids = [sandbox.add_task(seconds=4) for _ in range(number)]  # longer than a busy machine takes to ask
-    run_source(
-        "large",
-        f"""
-        from airflow.sdk import DAG
-        from airflow_provider_luma.sensors.luma import LumaTaskSensor
+    requests: list[Any] = []
+    with Sandbox(tasks=0, clock=lambda: len(requests)) as sandbox:  # the first poll asks ten or eleven times
+        requests = sandbox.requests
+        connect(sandbox)
+        ids = [sandbox.add_task(seconds=12) for _ in range(number)]
+        run_source(
+            "large",
+            f"""
+            from airflow.sdk import DAG
+            from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
-        with DAG("large", schedule=None) as dag:
-            LumaTaskSensor(task_id="wait", deferrable=True, poke_interval=0.5, luma_task_ids={ids!r})
-        """,
-    )
+            with DAG("large", schedule=None) as dag:
+                LumaTaskSensor(task_id="wait", deferrable=True, poke_interval=0.5, luma_task_ids={ids!r})
+            """,
+        )
     assert ("MySQL" in capsys.readouterr().out) == (number > 1000)
