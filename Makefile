@@ -41,7 +41,7 @@ postgresql:
 		|| { apt-get update -qq && apt-get install -y -qq postgresql; }
 
 test-matrix: $(VENV)/stores ## test the wheel on each Airflow and Python that we claim (an hour); CELLS="oldest newest" for some
-	$(BIN)/python scripts/matrix.py $(CELLS)
+	$(BIN)/python scripts/matrix.py $(CELLS) --pytest "$(ARGS)"
 
 bench-wait: $(VENV)/ready ## measure what waiting costs a triggerer, beside the peers (ten minutes)
 	$(BIN)/python benchmarks/wait.py

@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 UV = Path(sys.executable).with_name("uv")
 OFFICIAL = "https://raw.githubusercontent.com/apache/airflow/constraints-{airflow}/constraints-{python}.txt"
 PROVIDERS = ("amazon[s3fs]", "google", "microsoft-azure", "openlineage")
-# What the sandbox answers does not hang on Airflow, and the tool that looks needs newer libraries. The samples
-# of the documentation are those of the newest Airflow.
+# What the sandbox answers does not hang on Airflow, and the tool that looks needs newer libraries. The samples of
+# the documentation are those of the newest Airflow.
 NO_AIRFLOW = ("--ignore", "tests/sandbox/test_openapi.py", "--ignore", "tests/airflow/test_docs.py")
 STAGED = ("tests", "example_dags", "scripts", "benchmarks", "README.md", "CHANGELOG.md")
 
@@ -71,21 +71,31 @@ CELLS = [
     Cell(RELEASES[0], RELEASES[0].pythons[0], lowest=True),
     *(Cell(release, python) for release in RELEASES for python in release.pythons),
 ]
-NAMES = {cell.name: cell for cell in CELLS} | {"oldest": CELLS[0], "newest": CELLS[-1]}
+NAMES = {cell.name: cell for cell in CELLS}
+EDGES = ("oldest", "newest")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=f"cells: {', '.join(NAMES)}")
-    parser.add_argument("cells", nargs="*", choices=[*NAMES, []], help="all where none is named")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cells", nargs="*", choices=[*NAMES, *EDGES, []], help="all where none is named")
     parser.add_argument("--pytest", default="", help="arguments for pytest")
     asked = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory(prefix="luma-matrix-") as folder:
         wheel = build_wheel(Path(folder))
-        for cell in [NAMES[name] for name in asked.cells] or CELLS:
+        for cell in [named(name) for name in asked.cells] or CELLS:
             results.append(run_cell(cell, Path(folder), wheel, asked.pytest.split()))
             print("\n".join(results), flush=True)
     return any(" passed" not in result or "failed" in result or "error" in result for result in results)
+
+
+def named(name: str) -> Cell:
+    """Find a cell; the newest is the newest Airflow on the newest Python that is here."""
+    if name == "oldest":
+        return CELLS[0]
+    if name == "newest":
+        return next(cell for cell in reversed(CELLS) if interpreter(cell.python))
+    return NAMES[name]
 
 
 def build_wheel(folder: Path) -> Path:
@@ -109,9 +119,9 @@ def run_cell(cell: Cell, folder: Path, wheel: Path, pytest: Sequence[str]) -> st
     home = folder / cell.name
     python = home / "env/bin/python"
     try:
-        run(UV, "venv", "--quiet", "--python", interpreter(cell.python), home / "env")
+        run(UV, "venv", "--quiet", "--python", interpreter(cell.python) or cell.python, home / "env")
         source = install(cell, python, wheel)
-    except (LookupError, subprocess.CalledProcessError) as error:
+    except subprocess.CalledProcessError as error:
         return f"{cell.name:20} not installed: {error}"
     (home / "tree").mkdir()
     for name in STAGED:
@@ -171,18 +181,11 @@ def lowest() -> Iterator[str]:
             yield f"{name}=={version}"
 
 
-def interpreter(version: str) -> str:
+def interpreter(version: str) -> str | None:
     """Find a Python; pyenv's shims are on the path for versions that do not run."""
     pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"))
-    for candidate in (sys.executable, shutil.which(f"python{version}"), *map(str, pyenv)):
-        if candidate and version_of(candidate) == version:
-            return candidate
-    found = subprocess.run(
-        [UV, "python", "find", version], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    if not found:
-        raise LookupError(f"there is no Python {version} here; install one, or name other cells")
-    return found
+    candidates = (sys.executable, shutil.which(f"python{version}"), *map(str, pyenv))
+    return next((found for found in candidates if found and version_of(found) == version), None)
 
 
 def version_of(python: str) -> str:
