@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from airflow_provider_luma import __version__
+
+# The API reference imports Airflow, which writes its settings somewhere.
+os.environ["AIRFLOW_HOME"] = str(Path(__file__).parents[1] / "build/airflow")
 
 project = "airflow-provider-luma"
 author = "The airflow-provider-luma authors"
@@ -14,7 +20,9 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["build"]
 
-autodoc_typehints = "none"  # they stand in the signature of no Airflow operator, and in :param: of all of ours
+autodoc_typehints = (
+    "none"  # they stand in the signature of no Airflow operator, and in :param: of all of ours
+)
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 copybutton_prompt_text = "$ "

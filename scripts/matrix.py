@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 UV = Path(sys.executable).with_name("uv")
 OFFICIAL = "https://raw.githubusercontent.com/apache/airflow/constraints-{airflow}/constraints-{python}.txt"
 PROVIDERS = ("amazon[s3fs]", "google", "microsoft-azure", "openlineage")
-# What the sandbox answers does not hang on Airflow, and the tool that looks needs newer libraries. The samples of
-# the documentation are those of the newest Airflow.
+# What the sandbox answers does not hang on Airflow, and the tool that looks needs newer libraries. The
+# documentation's samples are for the newest Airflow.
 NO_AIRFLOW = ("--ignore", "tests/sandbox/test_openapi.py", "--ignore", "tests/airflow/test_docs.py")
 STAGED = ("tests", "example_dags", "scripts", "benchmarks", "README.md", "CHANGELOG.md")
 

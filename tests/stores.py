@@ -8,18 +8,18 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import requests
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.serving import Quiet, serving
 
 ACCESS_KEY, SECRET_KEY = "luma-tests", "luma-tests-secret"
 AZURE_KEY = "bHVtYS10ZXN0cw=="
@@ -113,21 +113,13 @@ def _served(port: int, *command: str, **environment: str) -> Iterator[None]:
 
 @contextmanager
 def _token_server() -> Iterator[str]:
-    class Tokens(BaseHTTPRequestHandler):
+    class Tokens(Quiet):
         def do_POST(self) -> None:
             token = {"access_token": "luma-tests-token", "expires_in": 3600, "token_type": "Bearer"}
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(token).encode())
+            self.answer(json.dumps(token).encode(), "application/json")
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Tokens) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/token"
-        server.shutdown()
+    with serving(Tokens) as address:
+        yield f"{address}/token"
 
 
 @cache

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 
 from airflow_provider_luma.sandbox import Sandbox
 from tests.conftest import DAGS
+from tests.serving import Quiet, serving
 from tests.stores import S3
 
 ROOT = Path(__file__).parents[2]
@@ -41,23 +40,15 @@ def told() -> Iterator[list[dict[str, Any]]]:
     """What somebody's Slack was told."""
     messages: list[dict[str, Any]] = []
 
-    class Slack(BaseHTTPRequestHandler):
+    class Slack(Quiet):
         def do_POST(self) -> None:
-            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"ok")
+            messages.append(self.read_json())
+            self.answer(b"ok", "text/plain")
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Slack) as server, pytest.MonkeyPatch.context() as environment:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
+    with serving(Slack) as address, pytest.MonkeyPatch.context() as environment:
         slack = {"conn_type": "slackwebhook", "host": address, "password": "T0/B0/xyz"}
         environment.setenv("AIRFLOW_CONN_SLACK_DEFAULT", json.dumps(slack))
         yield messages
-        server.shutdown()
 
 
 @pytest.fixture

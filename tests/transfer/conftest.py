@@ -3,7 +3,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from airflow_provider_luma.sandbox import Sandbox
 from airflow_provider_luma.transfer.download import Downloader
 from airflow_provider_luma.transfer.guard import guarded_session
 from airflow_provider_luma.transfer.staging import StagedFile, Staging
+from tests.serving import Quiet, serving
 
 
 @pytest.fixture
@@ -49,22 +49,15 @@ def file(staging: Staging) -> Iterator[StagedFile]:
 def chunked_server() -> Iterator[str]:
     """A server that sends without end and does not tell how much: the link to it."""
 
-    class Endless(BaseHTTPRequestHandler):
+    class Endless(Quiet):
         def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "video/mp4")
-            self.end_headers()
+            self.answer(b"", "video/mp4")
             with suppress(OSError):
                 while True:
                     self.wfile.write(b"film" * 10_000)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/film.mp4"
-        server.shutdown()
+    with serving(Endless) as address:
+        yield f"{address}/film.mp4"
 
 
 @pytest.fixture
