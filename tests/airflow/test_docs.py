@@ -71,7 +71,11 @@ def relay(connect: Callable[..., None], s3: S3, monkeypatch: pytest.MonkeyPatch)
     "page", [page for page in PAGES if samples(page, "python")], ids=lambda page: page.stem
 )
 def test_the_python_of_a_page_runs(
-    page: Path, relay: Sandbox, told: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    relay: Sandbox,
+    told: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     names: dict[str, Any] = {"__name__": "sample", "api_key": relay.api_key, "base_url": relay.base_url}
     file = DAGS / f"sample_{page.stem}.py"
@@ -84,7 +88,7 @@ def test_the_python_of_a_page_runs(
     file.unlink()
     for name, test in names.items():
         if name.startswith("test_"):
-            test(monkeypatch)
+            test(monkeypatch, tmp_path)
     if page.stem == "recipes":
         assert "failed-generation" in told[0]["text"]
 
