@@ -20,9 +20,7 @@ myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["build"]
 
-autodoc_typehints = (
-    "none"  # they stand in the signature of no Airflow operator, and in :param: of all of ours
-)
+autodoc_typehints = "none"  # every :param: says what it takes, in words
 autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 copybutton_prompt_text = "$ "
@@ -32,6 +30,12 @@ html_title = f"airflow-provider-luma {__version__}"
 html_static_path = ["_static"]
 html_show_sphinx = False
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#5b3fd6", "color-brand-content": "#5b3fd6"},
-    "dark_css_variables": {"color-brand-primary": "#b9a8ff", "color-brand-content": "#b9a8ff"},
+    "light_css_variables": {
+        "color-brand-primary": "#5b3fd6",
+        "color-brand-content": "#5b3fd6",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#b9a8ff",
+        "color-brand-content": "#b9a8ff",
+    },
 }

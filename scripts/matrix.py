@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="luma-matrix-") as folder:
         wheel = build_wheel(Path(folder))
         for cell in [named(name) for name in asked.cells] or CELLS:
-            results.append(run_cell(cell, Path(folder), wheel, asked.pytest.split()))
+            results.append(run_cell(cell, Path(folder), wheel, shlex.split(asked.pytest)))
             print("\n".join(results), flush=True)
     return any(" passed" not in result or "failed" in result or "error" in result for result in results)
 
