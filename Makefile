@@ -40,7 +40,7 @@ postgresql:
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
 		|| { apt-get update -qq && apt-get install -y -qq postgresql; }
 
-test-matrix: $(VENV)/stores ## test the wheel on each Airflow and Python that we claim (an hour); CELLS="oldest newest" for some
+test-matrix: $(VENV)/stores ## test the wheel on each Airflow and Python that we claim (an hour and more); CELLS="oldest newest" for some
 	$(BIN)/python scripts/matrix.py $(CELLS) --pytest "$(ARGS)"
 
 bench-wait: $(VENV)/ready ## measure what waiting costs a triggerer, beside the peers (ten minutes)
