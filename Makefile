@@ -53,7 +53,7 @@ bench-transfer: $(VENV)/stores ## measure the archiver beside curl, rclone and H
 	$(BIN)/python benchmarks/transfer.py $(ARGS)
 
 test-memory: $(VENV)/stores ## test that gigabytes add little memory, on every store (six minutes)
-	$(BIN)/python -m pytest -m slow tests/transfer -rP $(ARGS)
+	$(BIN)/python -m pytest -m slow tests/download -rP $(ARGS)
 
 check: $(VENV)/ready ## lint, check formatting and types; changes nothing
 	$(BIN)/ruff check .

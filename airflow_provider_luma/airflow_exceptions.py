@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_luma.exceptions import LumaInputError, RelayRefusedError, RelayUncertainError
+from airflow_provider_luma.exceptions import LumaValueError, RelayPermanentError, SubmitOutcomeUnknownError
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralTimeout
@@ -23,10 +23,10 @@ except ImportError:  # Airflow 3.0 and 3.1
 
 __all__ = [
     "AirflowRescheduleException",
-    "LumaRefusedError",
+    "LumaNonRetryableError",
     "LumaTaskFailedError",
     "TaskDeferralTimeout",
-    "no_vain_retries",
+    "fail_without_retry",
 ]
 
 
@@ -34,18 +34,18 @@ class LumaTaskFailedError(AirflowFailException):
     """Luma tasks failed, or the relay does not know them, and ``fail_when`` does not bear it."""
 
 
-class LumaRefusedError(AirflowFailException):
+class LumaNonRetryableError(AirflowFailException):
     """The relay refused for good, or an argument or the connection is wrong."""
 
 
 @contextmanager
-def no_vain_retries() -> Iterator[None]:
+def fail_without_retry() -> Iterator[None]:
     """
-    Raise what no retry can help with as :class:`LumaRefusedError`, which Airflow does not retry.
+    Raise what no retry can help with as :class:`LumaNonRetryableError`, which Airflow does not retry.
 
     Likewise what a retry may pay for a second time.
     """
     try:
         yield
-    except (RelayRefusedError, RelayUncertainError, LumaInputError) as error:
-        raise LumaRefusedError(str(error)) from error
+    except (RelayPermanentError, SubmitOutcomeUnknownError, LumaValueError) as error:
+        raise LumaNonRetryableError(str(error)) from error

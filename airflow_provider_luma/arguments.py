@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Self
 
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.exceptions import LumaValueError
 
 
 class Choice(StrEnum):
@@ -16,13 +16,13 @@ class Choice(StrEnum):
         """
         Read an argument.
 
-        :raises LumaInputError: when it is none of the words, naming them.
+        :raises LumaValueError: when it is none of the words, naming them.
         """
         try:
             return cls(word)
         except ValueError:
             allowed = ", ".join(repr(member.value) for member in cls)
-            raise LumaInputError(f"{_ARGUMENTS[cls]} must be one of {allowed}, not {word!r}") from None
+            raise LumaValueError(f"{_ARGUMENTS[cls]} must be one of {allowed}, not {word!r}") from None
 
 
 class FailWhen(Choice):
@@ -50,9 +50,9 @@ def check_number(name: str, value: Any, *, zero: bool = False, whole: bool = Fal
 
     :param zero: 0 will do as well.
     :param whole: nothing but an ``int`` will do.
-    :raises LumaInputError: when it is none, naming the argument.
+    :raises LumaValueError: when it is none, naming the argument.
     """
     number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not number or not (value > 0 or (zero and value == 0)):
         kind = f"{'whole ' if whole else ''}number {'from 0 up' if zero else 'above 0'}"
-        raise LumaInputError(f"{name} must be a {kind}, not {value!r:.80}")
+        raise LumaValueError(f"{name} must be a {kind}, not {value!r:.80}")

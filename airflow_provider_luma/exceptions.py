@@ -4,22 +4,22 @@ Everything that can go wrong, sorted by what its reader can do about it.
 ::
 
     LumaError
-    ├── LumaInputError            an argument or a connection field is wrong; nothing was sent
-    ├── RelayError                the relay's answer, with status, its own words and a request id
-    │   ├── RelayRefusedError     no retry can help
-    │   │   ├── RelayKeyError     401: the key is unknown, expired or used up
-    │   │   ├── RelayRightsError  403: the account lacks rights
-    │   │   │   └── RelayBalanceError 402, or any answer that says so: the account lacks balance
-    │   │   └── RelayRequestError 400, 404, 413, 422: this request will never pass
-    │   ├── RelayUncertainError   a submit broke off: a task may have been created and paid for
-    │   ├── RelayBusyError        429: slow down, for as long as it says
-    │   └── RelayTroubleError     connection, timeout, cut or foreign answer, 408, 5xx: may pass by itself
-    ├── TransferError             one file did not get from its link to its place
-    │   ├── TransferTroubleError  connection, timeout, cut or damaged download, 5xx: may pass by itself
-    │   ├── LinkRefusedError      the link is gone, expired or missing: a fresh one may work
-    │   ├── UnsafeLinkError       the link leads where no download may go
-    │   └── ObjectExistsError     the name is taken, and if_exists does not allow to replace what is there
-    └── BrokenWaitError           a wait ended without saying how: a lost or unknown trigger event
+    ├── LumaValueError                       an argument or a connection field is invalid; nothing was sent
+    ├── RelayError                           with the response's status, message and request id
+    │   ├── RelayPermanentError              retrying cannot help
+    │   │   ├── RelayAuthenticationError     401: the API key is unknown, expired or used up
+    │   │   ├── RelayPermissionError         403: the account or the key lacks permission
+    │   │   │   └── RelayInsufficientBalanceError  402, or any response that says so
+    │   │   └── RelayInvalidRequestError     400, 404, 413, 422: the relay does not take this request
+    │   ├── SubmitOutcomeUnknownError        a submit that may have created and charged for a task
+    │   ├── RelayRateLimitError              429
+    │   └── RelayTransientError              connection, timeout, truncated or foreign response, 408, 5xx
+    ├── DownloadError                        a file was not downloaded to its destination
+    │   ├── TransientDownloadError           connection, timeout, truncated or damaged download, 5xx
+    │   ├── LinkExpiredError                 the URL is gone, expired or missing: a fresh one may work
+    │   ├── UnsafeURLError                   the URL leads to an address that is not public
+    │   └── ObjectExistsError                an object has the name, and if_exists does not replace it
+    └── TriggerEventError                    a trigger event is lost or invalid
 
 Nothing here imports Airflow. What a task raises so that Airflow does not retry in vain is in
 :mod:`airflow_provider_luma.airflow_exceptions`.
@@ -34,7 +34,7 @@ class LumaError(Exception):
     """Root of every error that this package raises on purpose."""
 
 
-class LumaInputError(LumaError, ValueError):
+class LumaValueError(LumaError, ValueError):
     """An argument or a connection field is wrong. Nothing was sent."""
 
 
@@ -61,8 +61,8 @@ class RelayError(LumaError):
         self.request_id = request_id
         self.retry_after = retry_after
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return what :func:`relay_error_from_dict` needs to raise the same error in another process."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return what :func:`error_from_dict` needs to raise the same error in another process."""
         return {
             "type": type(self).__name__,
             "message": str(self),
@@ -71,27 +71,27 @@ class RelayError(LumaError):
         }
 
 
-class RelayRefusedError(RelayError):
+class RelayPermanentError(RelayError):
     """The relay will say the same again: no retry can help."""
 
 
-class RelayKeyError(RelayRefusedError):
+class RelayAuthenticationError(RelayPermanentError):
     """401: the relay does not accept the API key."""
 
 
-class RelayRightsError(RelayRefusedError):
+class RelayPermissionError(RelayPermanentError):
     """403: the account lacks rights."""
 
 
-class RelayBalanceError(RelayRightsError):
+class RelayInsufficientBalanceError(RelayPermissionError):
     """402, or a refusal for want of quota: the account lacks balance."""
 
 
-class RelayRequestError(RelayRefusedError):
+class RelayInvalidRequestError(RelayPermanentError):
     """400, 404, 413, 422: the relay does not take this request."""
 
 
-class RelayUncertainError(RelayError):
+class SubmitOutcomeUnknownError(RelayError):
     """
     A submit broke off after it may have arrived: a task may have been created, and paid for.
 
@@ -99,53 +99,53 @@ class RelayUncertainError(RelayError):
     """
 
 
-class RelayBusyError(RelayError):
+class RelayRateLimitError(RelayError):
     """429: the relay asks to slow down."""
 
 
-class RelayTroubleError(RelayError):
+class RelayTransientError(RelayError):
     """Trouble that may pass by itself: connection, timeout, cut or foreign answer, 408, 5xx."""
 
 
-class TransferError(LumaError):
+class DownloadError(LumaError):
     """One file did not get from its link to its place."""
 
 
-class TransferTroubleError(TransferError):
+class TransientDownloadError(DownloadError):
     """Trouble that may pass by itself: connection, timeout, cut or damaged download, 408, 429, 5xx."""
 
 
-class LinkRefusedError(TransferError):
+class LinkExpiredError(DownloadError):
     """The link is gone, expired or missing; a fresh one may work."""
 
 
-class UnsafeLinkError(TransferError):
+class UnsafeURLError(DownloadError):
     """The link leads where no download may go."""
 
 
-class ObjectExistsError(TransferError):
+class ObjectExistsError(DownloadError):
     """The name is taken by an object that must not be replaced."""
 
 
-class BrokenWaitError(LumaError):
+class TriggerEventError(LumaError):
     """A wait ended without saying how."""
 
 
 _RELAY_ERRORS: dict[str, type[RelayError]] = {
     kind.__name__: kind
     for kind in (
-        RelayKeyError,
-        RelayRightsError,
-        RelayBalanceError,
-        RelayRequestError,
-        RelayUncertainError,
-        RelayBusyError,
-        RelayTroubleError,
+        RelayAuthenticationError,
+        RelayPermissionError,
+        RelayInsufficientBalanceError,
+        RelayInvalidRequestError,
+        SubmitOutcomeUnknownError,
+        RelayRateLimitError,
+        RelayTransientError,
     )
 }
 
 
-def relay_error_from_dict(facts: dict[str, Any]) -> RelayError:
-    """Rebuild an error from :meth:`RelayError.as_dict`."""
-    kind = _RELAY_ERRORS.get(facts["type"], RelayTroubleError)
+def error_from_dict(facts: dict[str, Any]) -> RelayError:
+    """Rebuild an error from :meth:`RelayError.to_dict`."""
+    kind = _RELAY_ERRORS.get(facts["type"], RelayTransientError)
     return kind(facts["message"], status=facts.get("status"), request_id=facts.get("request_id"))

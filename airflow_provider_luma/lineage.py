@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseHook, Context
     from airflow.providers.openlineage.extractors import OperatorLineage
 
-    from airflow_provider_luma.transfer.records import File
+    from airflow_provider_luma.download.records import File
 
 # As many as Airflow's own collector of hook lineage takes.
 _OPENLINEAGE_LIMIT = 100

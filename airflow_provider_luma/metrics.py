@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from airflow.providers.common.compat.sdk import Stats
 
-from airflow_provider_luma.exceptions import RelayBusyError, RelayError, RelayRefusedError
+from airflow_provider_luma.exceptions import RelayError, RelayPermanentError, RelayRateLimitError
 
 
 def count_request(error: RelayError | None, seconds: float) -> None:
@@ -44,6 +44,6 @@ def gauge_round(conn_id: str, ids: int) -> None:
 def _outcome(error: RelayError | None) -> str:
     if error is None:
         return "ok"
-    if isinstance(error, RelayBusyError):
+    if isinstance(error, RelayRateLimitError):
         return "rate_limited"
-    return "refused" if isinstance(error, RelayRefusedError) else "trouble"
+    return "refused" if isinstance(error, RelayPermanentError) else "trouble"

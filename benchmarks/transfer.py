@@ -160,11 +160,11 @@ def archive(cdn: str, destination: str, names: Sequence[str]) -> Callable[[], No
     """Return what archives these files as the operator does."""
     from airflow.sdk import ObjectStoragePath
 
+    from airflow_provider_luma.download.archive import Archiver
+    from airflow_provider_luma.download.download import Downloader
+    from airflow_provider_luma.download.guard import guarded_session
+    from airflow_provider_luma.download.staging import Staging
     from airflow_provider_luma.relay.task import read_tasks
-    from airflow_provider_luma.transfer.archive import Archiver
-    from airflow_provider_luma.transfer.download import Downloader
-    from airflow_provider_luma.transfer.guard import guarded_session
-    from airflow_provider_luma.transfer.staging import Staging
 
     rows = [
         {"id": Path(name).stem, "state": "completed", "video": {"url": f"{cdn}/{name}"}} for name in names

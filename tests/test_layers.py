@@ -13,10 +13,10 @@ from airflow_provider_luma import relay
 
 PACKAGE = Path(relay.__file__).parents[1]
 ROOMS = {
-    "relay": "airflow_provider_luma.transfer airflow_provider_luma.sandbox starlette uvicorn fsspec",
-    "transfer": "airflow_provider_luma.sandbox starlette uvicorn",
+    "relay": "airflow_provider_luma.download airflow_provider_luma.sandbox starlette uvicorn fsspec",
+    "download": "airflow_provider_luma.sandbox starlette uvicorn",
     "sandbox": "",
-    "exceptions.py": "airflow_provider_luma.relay airflow_provider_luma.transfer requests pendulum tenacity",
+    "exceptions.py": "airflow_provider_luma.relay airflow_provider_luma.download requests pendulum tenacity",
 }
 UPSTAIRS = "airflow " + " ".join(
     f"airflow_provider_luma.{room}"

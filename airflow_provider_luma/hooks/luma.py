@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_luma import metrics
-from airflow_provider_luma.exceptions import LumaError, LumaInputError
+from airflow_provider_luma.exceptions import LumaError, LumaValueError
 from airflow_provider_luma.get_provider_info import get_provider_info
 from airflow_provider_luma.relay.address import DEFAULT_BASE_URL, read_base_url
 from airflow_provider_luma.relay.batch import read_task_ids
@@ -29,7 +29,7 @@ class RelaySettings:
     """
     What a connection says, read and checked. Equal settings mean the same relay, key and manners.
 
-    :raises LumaInputError: from :meth:`read`, naming the connection and the field.
+    :raises LumaValueError: from :meth:`read`, naming the connection and the field.
     """
 
     api_key: str = field(repr=False)
@@ -46,7 +46,7 @@ class RelaySettings:
     def read(cls, connection: Connection, extra: Mapping[str, Any]) -> RelaySettings:
         name = f"The connection {connection.conn_id!r}"
         if not connection.password:
-            raise LumaInputError(f"{name} has no password; put the API key of the Luma relay there")
+            raise LumaValueError(f"{name} has no password; put the API key of the Luma relay there")
         given = {key: value for key, value in extra.items() if value not in (None, "")}
         return cls(
             api_key=connection.password,
@@ -127,12 +127,12 @@ class LumaHook(BaseHook):
         :return: the tasks that the relay knows, in the order of the ids.
         :raises RelayError: when the relay refused, or trouble outlasted the retries.
         """
-        return list(self.client.query(read_task_ids(luma_task_ids)).values())
+        return list(self.client.get_tasks(read_task_ids(luma_task_ids)).values())
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask for a task that cannot exist, which costs nothing."""
         try:
-            self.client.check()
+            self.client.ping()
         except LumaError as error:
             return False, str(error)
         return True, f"The relay at {self.client.base_url} answers and accepts the API key"
@@ -155,7 +155,7 @@ def _read_extra(connection: str, name: str, value: Any) -> Any:
     try:
         return _EXTRA_READERS[name](value)
     except (ValueError, TypeError, AttributeError) as error:
-        raise LumaInputError(f"{connection} has an unusable extra field {name!r}: {error}") from None
+        raise LumaValueError(f"{connection} has an unusable extra field {name!r}: {error}") from None
 
 
 def _positive_number(value: Any) -> float:

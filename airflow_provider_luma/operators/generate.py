@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
 
-from airflow_provider_luma.airflow_exceptions import no_vain_retries
+from airflow_provider_luma.airflow_exceptions import fail_without_retry
 from airflow_provider_luma.arguments import check_number
-from airflow_provider_luma.exceptions import BrokenWaitError, LumaInputError, RelayError
+from airflow_provider_luma.exceptions import LumaValueError, RelayError, TriggerEventError
 from airflow_provider_luma.operators.memory import SubmitMemory
 from airflow_provider_luma.relay.generation import Generation
 
@@ -57,10 +57,10 @@ class LumaGenerateOperator(BaseOperator):
     :param timeout: seconds to wait at the most. Default 7200.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
     :param retries: Airflow's own; default 0, for the reason above.
-    :raises LumaRefusedError: when the relay refuses, an argument is wrong, or the submit broke off so that a
-        task may have been created; not retried.
+    :raises LumaNonRetryableError: when the relay refuses, an argument is wrong, or the submit broke off so that
+        a task may have been created; not retried.
     :raises LumaTaskFailedError: when it waited and the generation failed; not retried.
-    :raises RelayTroubleError: when the relay could not be reached at all; Airflow's ``retries`` apply.
+    :raises RelayTransientError: when the relay could not be reached at all; Airflow's ``retries`` apply.
     """
 
     template_fields: Sequence[str] = (
@@ -129,7 +129,7 @@ class LumaGenerateOperator(BaseOperator):
         return LumaHook(self.luma_conn_id)
 
     def execute(self, context: Context) -> str | dict[str, Any]:
-        with no_vain_retries():
+        with fail_without_retry():
             memory = SubmitMemory(context, self._generation())
             task_id = memory.recall()
             if task_id is None:
@@ -148,10 +148,10 @@ class LumaGenerateOperator(BaseOperator):
             task_ids=self.task_id, key="luma_task_id", map_indexes=context["ti"].map_index
         )
         if not task_id:
-            raise BrokenWaitError(
+            raise TriggerEventError(
                 "The id of the submitted Luma task is lost; find it in the log of this task"
             )
-        with no_vain_retries():
+        with fail_without_retry():
             memory = SubmitMemory(context, self._generation())
         return self._waited(context, memory, task_id, event or {})
 
@@ -176,7 +176,7 @@ class LumaGenerateOperator(BaseOperator):
         memory.begin()
         try:
             task = client.submit(self._generation())
-        except (RelayError, LumaInputError):
+        except (RelayError, LumaValueError):
             memory.forget()
             raise
         memory.keep(task.id)
@@ -190,7 +190,7 @@ class LumaGenerateOperator(BaseOperator):
         self, context: Context, memory: SubmitMemory, task_id: str, event: Mapping[str, Any] | None
     ) -> dict[str, Any]:
         """Wait by the sensor's own code, and describe what came of it."""
-        from airflow_provider_luma.transfer.records import describe
+        from airflow_provider_luma.download.records import describe
 
         sensor = self._sensor(task_id)
         try:

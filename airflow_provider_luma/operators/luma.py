@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_luma import lineage, metrics
-from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, no_vain_retries
+from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
 from airflow_provider_luma.arguments import FailWhen, IfExists, check_number
-from airflow_provider_luma.exceptions import LumaInputError, TransferError
+from airflow_provider_luma.exceptions import DownloadError, LumaValueError
 from airflow_provider_luma.operators.generate import LumaGenerateOperator
 from airflow_provider_luma.relay.batch import Outcome, read_task_ids
 from airflow_provider_luma.relay.task import MEDIA_KINDS, LumaTask, TaskState
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context, ObjectStoragePath
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from airflow_provider_luma.download.archive import Archive
+    from airflow_provider_luma.download.download import Downloader
+    from airflow_provider_luma.download.report import Report
     from airflow_provider_luma.hooks.luma import LumaHook
-    from airflow_provider_luma.transfer.archive import Archive
-    from airflow_provider_luma.transfer.download import Downloader
-    from airflow_provider_luma.transfer.report import Report
 
 __all__ = ["LumaDownloadOperator", "LumaGenerateOperator"]
 
@@ -75,8 +75,8 @@ class LumaDownloadOperator(BaseOperator):
         even after a crash. Default: the system's temporary folder; for a local destination its own file
         system, so that nothing is copied. (templated)
     :raises LumaTaskFailedError: by ``fail_when``, after everything else was archived; not retried.
-    :raises LumaRefusedError: when the relay refuses for good or an argument is wrong; not retried.
-    :raises TransferError: when a video could not be archived or is not completed yet; Airflow's ``retries``
+    :raises LumaNonRetryableError: when the relay refuses for good or an argument is wrong; not retried.
+    :raises DownloadError: when a video could not be archived or is not completed yet; Airflow's ``retries``
         apply.
     """
 
@@ -143,13 +143,13 @@ class LumaDownloadOperator(BaseOperator):
         return LumaHook(self.luma_conn_id)
 
     def execute(self, context: Context) -> list[dict[str, Any]] | dict[str, Any]:
-        from airflow_provider_luma.transfer.report import Report
+        from airflow_provider_luma.download.report import Report
 
-        with no_vain_retries():
+        with fail_without_retry():
             ids = read_task_ids(self.luma_task_ids)
             if not ids:
                 self.log.info("luma_task_ids is empty: no Luma task to archive")
-            tasks = self.hook.client.query(ids)
+            tasks = self.hook.client.get_tasks(ids)
             folder = self._folder()
             manifest = self._manifest(context, folder)
             completed = [task for task in tasks.values() if task.state is TaskState.COMPLETED]
@@ -171,7 +171,7 @@ class LumaDownloadOperator(BaseOperator):
     def _folder(self) -> ObjectStoragePath:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-        from airflow_provider_luma.transfer.store import STORES
+        from airflow_provider_luma.download.store import STORES
 
         # Airflow 3.0 takes a conn_id of None for the answer, and does not look into the URL.
         options = {"conn_id": self.storage_conn_id} if self.storage_conn_id else {}
@@ -182,18 +182,18 @@ class LumaDownloadOperator(BaseOperator):
             scheme = self.destination.partition(":")[0]
             extra = STORES.get(scheme) if "No filesystem registered" in str(error) else None
             if extra is None:
-                raise LumaInputError(f"No object storage for {self.destination!r}: {error}") from error
-            raise LumaInputError(
+                raise LumaValueError(f"No object storage for {self.destination!r}: {error}") from error
+            raise LumaValueError(
                 f"{scheme}:// needs another provider: pip install 'airflow-provider-luma[{extra}]'"
             ) from error
         return folder
 
     def _archive(self, folder: ObjectStoragePath, completed: Sequence[LumaTask]) -> Archive:
-        from airflow_provider_luma.transfer.archive import Archiver
-        from airflow_provider_luma.transfer.download import Downloader
-        from airflow_provider_luma.transfer.guard import guarded_session
-        from airflow_provider_luma.transfer.naming import read_name_template
-        from airflow_provider_luma.transfer.staging import Staging
+        from airflow_provider_luma.download.archive import Archiver
+        from airflow_provider_luma.download.download import Downloader
+        from airflow_provider_luma.download.guard import guarded_session
+        from airflow_provider_luma.download.naming import read_name_template
+        from airflow_provider_luma.download.staging import Staging
 
         settings = self.hook.settings
         session = guarded_session(
@@ -210,7 +210,7 @@ class LumaDownloadOperator(BaseOperator):
         )
         archiver = Archiver(
             self._downloader,
-            lambda task_id: self.hook.client.ask([task_id]).get(task_id),
+            lambda task_id: self.hook.client.query_once([task_id]).get(task_id),
             folder,
             media=self.media,
             name_template=read_name_template(self.name_template),
@@ -223,21 +223,21 @@ class LumaDownloadOperator(BaseOperator):
         with session:
             archive = archiver.archive(completed)
         if self._downloader.stopped.is_set():  # what is left to tell nobody hears: the task is being killed
-            raise TransferError(
+            raise DownloadError(
                 f"Stopped when {len(archive.records)} of {len(completed)} videos were archived; "
                 "the next run goes on with the rest"
             )
         return archive
 
     def _tell(self, context: Context, folder: ObjectStoragePath, report: Report) -> None:
-        from airflow_provider_luma.transfer.store import uri
+        from airflow_provider_luma.download.store import uri
 
         metrics.count_archive(report.summary, report.archive.seconds)
         lineage.collect_hook_lineage(self.hook, report.archive.moved)
         lineage.fill_asset_events(context, self.outlets, uri(folder), report.summary)
 
     def _manifest(self, context: Context, folder: ObjectStoragePath) -> ObjectStoragePath | None:
-        from airflow_provider_luma.transfer.naming import check_name
+        from airflow_provider_luma.download.naming import check_name
 
         if not self.manifest:
             return None
@@ -258,13 +258,13 @@ class LumaDownloadOperator(BaseOperator):
             f"{len(report.archive.records)} of {len(report.result.ids)} Luma tasks archived. "
             f"{'; '.join(complaints)}"
         )
-        raise TransferError(message) if unfinished else LumaTaskFailedError(message)
+        raise DownloadError(message) if unfinished else LumaTaskFailedError(message)
 
 
 def _write_manifest(manifest: ObjectStoragePath, folder: ObjectStoragePath, report: Report) -> dict[str, Any]:
-    from airflow_provider_luma.transfer.records import write_json
-    from airflow_provider_luma.transfer.staging import Staging
-    from airflow_provider_luma.transfer.store import uri
+    from airflow_provider_luma.download.records import write_json
+    from airflow_provider_luma.download.staging import Staging
+    from airflow_provider_luma.download.store import uri
 
     write_json(Staging.near(folder), manifest, report.lines())
     return {"manifest": uri(manifest), **report.summary}
@@ -272,4 +272,4 @@ def _write_manifest(manifest: ObjectStoragePath, folder: ObjectStoragePath, repo
 
 def _check_media(media: Any) -> None:
     if not isinstance(media, Collection) or not media or not all(kind in MEDIA_KINDS for kind in media):
-        raise LumaInputError(f"media must name some of {', '.join(MEDIA_KINDS)}, not {media!r}")
+        raise LumaValueError(f"media must name some of {', '.join(MEDIA_KINDS)}, not {media!r}")

@@ -31,7 +31,7 @@ class SubmitMemory:
         """
         Return the id that an earlier try got.
 
-        :raises RelayUncertainError: when an earlier try ended between its submit and the answer.
+        :raises SubmitOutcomeUnknownError: when an earlier try ended between its submit and the answer.
         """
         from airflow_provider_luma.relay.answers import uncertain  # brings requests
 

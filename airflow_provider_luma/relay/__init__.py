@@ -6,7 +6,7 @@ The relay's protocol, without Airflow.
     from airflow_provider_luma.relay import RelayClient
 
     with RelayClient(api_key) as client:
-        for task in client.query(["4665a07c-7641-4809-a133-10786201bb56"]).values():
+        for task in client.get_tasks(["4665a07c-7641-4809-a133-10786201bb56"]).values():
             print(task.id, task.state, task.failure_reason)
 """
 

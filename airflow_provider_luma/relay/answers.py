@@ -12,33 +12,33 @@ from typing import Any
 import requests
 
 from airflow_provider_luma.exceptions import (
-    RelayBalanceError,
-    RelayBusyError,
+    RelayAuthenticationError,
     RelayError,
-    RelayKeyError,
-    RelayRequestError,
-    RelayRightsError,
-    RelayTroubleError,
-    RelayUncertainError,
+    RelayInsufficientBalanceError,
+    RelayInvalidRequestError,
+    RelayPermissionError,
+    RelayRateLimitError,
+    RelayTransientError,
+    SubmitOutcomeUnknownError,
 )
 from airflow_provider_luma.relay.task import LumaTask, TaskState, read_task
 
 _KINDS: Mapping[int, type[RelayError]] = {
-    401: RelayKeyError,
-    402: RelayBalanceError,
-    403: RelayRightsError,
-    408: RelayTroubleError,
-    425: RelayTroubleError,
-    429: RelayBusyError,
+    401: RelayAuthenticationError,
+    402: RelayInsufficientBalanceError,
+    403: RelayPermissionError,
+    408: RelayTransientError,
+    425: RelayTransientError,
+    429: RelayRateLimitError,
 }
 
 _NEXT_STEPS: Mapping[type[RelayError], str] = {
-    RelayKeyError: "check the API key in the password field of the connection",
-    RelayRightsError: "check the rights of the account behind the API key",
-    RelayBalanceError: "top up the account behind the API key",
-    RelayRequestError: "this request will not pass as it is",
-    RelayBusyError: "slow down",
-    RelayTroubleError: "try again later",
+    RelayAuthenticationError: "check the API key in the password field of the connection",
+    RelayPermissionError: "check the rights of the account behind the API key",
+    RelayInsufficientBalanceError: "top up the account behind the API key",
+    RelayInvalidRequestError: "this request will not pass as it is",
+    RelayRateLimitError: "slow down",
+    RelayTransientError: "try again later",
 }
 
 _SUCCESS_CODES = frozenset({"success", "ok", "0", "200", ""})
@@ -88,7 +88,7 @@ def read_submitted(response: requests.Response) -> LumaTask:
     """
     Return the task that a submit created, in any of the shapes that relays answer with.
 
-    :raises RelayUncertainError: when the answer does not say whether one was created.
+    :raises SubmitOutcomeUnknownError: when the answer does not say whether one was created.
     :raises RelayError: when it says that none was.
     """
     body = _json(response)
@@ -99,7 +99,11 @@ def read_submitted(response: requests.Response) -> LumaTask:
     if not response.ok or response.is_redirect:
         raise _refusal(response, words or _plain_words(response))
     if isinstance(body, Mapping) and (code not in _SUCCESS_CODES or _holds_error(body)):
-        kind = RelayBalanceError if _NO_BALANCE.search(f"{code} {words}") else RelayRequestError
+        kind = (
+            RelayInsufficientBalanceError
+            if _NO_BALANCE.search(f"{code} {words}")
+            else RelayInvalidRequestError
+        )
         raise kind(f"{_subject(response)} refused: {words or code}; {_NEXT_STEPS[kind]}", status=status)
     task = _read_any(body)
     if task is None:
@@ -108,9 +112,9 @@ def read_submitted(response: requests.Response) -> LumaTask:
     return task
 
 
-def uncertain(what: str, response: requests.Response | None = None) -> RelayUncertainError:
+def uncertain(what: str, response: requests.Response | None = None) -> SubmitOutcomeUnknownError:
     """Say that a submit may have arrived, and what to do about it."""
-    return RelayUncertainError(
+    return SubmitOutcomeUnknownError(
         f"{what}; {_UNCERTAIN_STEP}",
         status=None if response is None else response.status_code,
         request_id=None if response is None else _request_id(response),
@@ -143,9 +147,9 @@ def _rows(response: requests.Response, body: Any) -> list[Any]:
 
 def _refusal(response: requests.Response, words: str) -> RelayError:
     status = response.status_code
-    kind = _KINDS.get(status, RelayTroubleError if status >= 500 else RelayRequestError)
-    if kind is RelayRightsError and _NO_BALANCE.search(f"{_words(_json(response))[1]} {words}"):
-        kind = RelayBalanceError
+    kind = _KINDS.get(status, RelayTransientError if status >= 500 else RelayInvalidRequestError)
+    if kind is RelayPermissionError and _NO_BALANCE.search(f"{_words(_json(response))[1]} {words}"):
+        kind = RelayInsufficientBalanceError
     step = _NEXT_STEPS[kind]
     if response.is_redirect:
         target = response.headers.get("Location", "").partition("?")[0]
@@ -163,7 +167,7 @@ def _refusal(response: requests.Response, words: str) -> RelayError:
 
 
 def _trouble(response: requests.Response, what: str) -> RelayError:
-    return RelayTroubleError(
+    return RelayTransientError(
         f"{_subject(response)} answered {response.status_code} {what}",
         status=response.status_code,
         request_id=_request_id(response),

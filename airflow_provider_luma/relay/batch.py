@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Any
 
 from airflow_provider_luma.arguments import FailWhen
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.task import LumaTask, TaskState
 
 _COMPLAINTS_LIMIT = 20
@@ -171,16 +171,16 @@ def read_task_ids(value: Any) -> list[str]:
     :param value: a list (or another iterable) of ids, a single id, or a string that holds a list as JSON or
         Python writes it, which is what a template renders to.
     :return: the ids without duplicates, in order.
-    :raises LumaInputError: when something in it is not an id.
+    :raises LumaValueError: when something in it is not an id.
     """
     if isinstance(value, str):
         value = _ids_in_text(value)
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
-        raise LumaInputError(f"luma_task_ids must be a list of ids, one id or a JSON list, not {value!r:.80}")
+        raise LumaValueError(f"luma_task_ids must be a list of ids, one id or a JSON list, not {value!r:.80}")
     ids = list(value)
     for position, task_id in enumerate(ids):
         if not isinstance(task_id, str) or not task_id.strip():
-            raise LumaInputError(
+            raise LumaValueError(
                 f"luma_task_ids[{position}] must be a non-empty string, not {task_id!r:.80}; nothing was sent"
             )
     return list(dict.fromkeys(task_id.strip() for task_id in ids))
@@ -190,7 +190,7 @@ def _ids_in_text(text: str) -> Any:
     text = text.strip()
     if not text.startswith("["):
         if text in {"None", "null"} or _NO_ID.search(text):
-            raise LumaInputError(
+            raise LumaValueError(
                 f"luma_task_ids is {text[:80]!r}, which is no id. A template of an XCom that is not there "
                 "renders to None; several ids are a list"
             )
@@ -198,7 +198,7 @@ def _ids_in_text(text: str) -> Any:
     for read in (json.loads, ast.literal_eval):  # Jinja renders a Python list the way Python writes it
         with suppress(ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return read(text)
-    raise LumaInputError(
+    raise LumaValueError(
         f"luma_task_ids looks like a list but cannot be read as one: {text[:80]!r}. "
         "Pass the XComArg itself, or render it with the tojson filter"
     )

@@ -18,7 +18,7 @@ from requests.auth import AuthBase
 from tenacity import Retrying
 
 from airflow_provider_luma import __version__
-from airflow_provider_luma.exceptions import LumaInputError, RelayError, RelayTroubleError
+from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
 from airflow_provider_luma.relay.address import DEFAULT_BASE_URL, read_base_url
 from airflow_provider_luma.relay.answers import read_rows, read_submitted, read_task_or_none, uncertain
 from airflow_provider_luma.relay.batch import read_task_ids
@@ -54,7 +54,7 @@ class RelayClient:
     :param connections: how many requests may run at once in threads of the caller.
     :param on_request: told of each request that was answered or failed: the error if any, and the seconds.
     :param retry: what to do in times of trouble.
-    :raises LumaInputError: when an argument cannot be right.
+    :raises LumaValueError: when an argument cannot be right.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class RelayClient:
         retry: RetryPolicy | None = None,
     ) -> None:
         if batch_size < 1 or timeout <= 0:
-            raise LumaInputError(f"batch_size={batch_size!r} and timeout={timeout!r} must be above 0")
+            raise LumaValueError(f"batch_size={batch_size!r} and timeout={timeout!r} must be above 0")
         self.base_url = read_base_url(base_url)
         self.batch_size = batch_size
         self.retry = retry or RetryPolicy()
@@ -107,38 +107,38 @@ class RelayClient:
         self._session.close()
         self._submits.close()
 
-    def query(self, ids: Sequence[str]) -> dict[str, LumaTask]:
+    def get_tasks(self, ids: Sequence[str]) -> dict[str, LumaTask]:
         """
         Ask for any number of tasks, ``batch_size`` a request, and wait where the relay asks to.
 
         :return: what was answered, keyed by id. An id that the relay does not know is not in it.
-        :raises LumaInputError: when something in it is not an id.
+        :raises LumaValueError: when something in it is not an id.
         :raises RelayError: when the relay refused, or trouble outlasted the retries.
         """
         tasks: dict[str, LumaTask] = {}
-        for _, answered in self.query_batches(ids):
+        for _, answered in self.iter_tasks(ids):
             tasks.update(answered)
         return tasks
 
-    def query_batches(
+    def iter_tasks(
         self, ids: Sequence[str], *, patience: float = math.inf
     ) -> Iterator[tuple[Sequence[str], dict[str, LumaTask]]]:
         """
         Yield each batch of ids with its answer as it comes, so that trouble later loses nothing.
 
         :param patience: seconds that may be spent in all on the relay's wish to slow down.
-        :raises RelayBusyError: when the relay asks for more than the ``patience`` left.
+        :raises RelayRateLimitError: when the relay asks for more than the ``patience`` left.
         """
         deadline = time.monotonic() + patience
         for batch in self.batches(read_task_ids(ids)):
             left = max(deadline - time.monotonic(), 0.0)
-            yield batch, Retrying(**self.retry.driver_arguments(patience=left))(self.ask, batch)
+            yield batch, Retrying(**self.retry.driver_arguments(patience=left))(self.query_once, batch)
 
     def batches(self, ids: Sequence[str]) -> Iterator[Sequence[str]]:
         """Cut ids into what one request asks for."""
         return (ids[start : start + self.batch_size] for start in range(0, len(ids), self.batch_size))
 
-    def ask(self, ids: Sequence[str]) -> dict[str, LumaTask]:
+    def query_once(self, ids: Sequence[str]) -> dict[str, LumaTask]:
         """
         Send one request, once.
 
@@ -150,15 +150,15 @@ class RelayClient:
         self._note_strange_words(tasks)
         return {task_id: tasks[task_id] for task_id in ids if task_id in tasks}
 
-    def check(self) -> None:
+    def ping(self) -> None:
         """
         Ask for a task that cannot exist: costs nothing, and shows that relay and key are right.
 
         :raises RelayError: when they are not.
         """
-        self.ask([PROBE_ID])
+        self.query_once([PROBE_ID])
 
-    def get(self, task_id: str) -> LumaTask | None:
+    def get_task(self, task_id: str) -> LumaTask | None:
         """
         Ask for one task by the path that has its id; ``None`` when the relay does not know it.
 
@@ -176,8 +176,8 @@ class RelayClient:
         no connection came about, or the relay asked to slow down (429).
 
         :return: the task as the relay answered it, seldom more than its id.
-        :raises RelayUncertainError: when it broke off, so that a task may have been created.
-        :raises RelayBalanceError: when the account cannot pay for it.
+        :raises SubmitOutcomeUnknownError: when it broke off, so that a task may have been created.
+        :raises RelayInsufficientBalanceError: when the account cannot pay for it.
         :raises RelayError: when the relay refused, or could not be reached.
         """
         task: LumaTask = Retrying(**self.retry.driver_arguments())(
@@ -188,7 +188,7 @@ class RelayClient:
     def _submit(self, generation: Generation) -> LumaTask:
         try:
             response = self._send("POST", generation.path, generation.body, self._submits)
-        except RelayTroubleError as error:
+        except RelayTransientError as error:
             if error.__cause__ is not None and never_left(error.__cause__):
                 raise
             raise uncertain(str(error)) from error.__cause__
@@ -217,7 +217,9 @@ class RelayClient:
                 method, self.base_url + path, json=body, **self._options
             )
         except (requests.RequestException, ValueError) as error:  # the latter of a host nobody can look up
-            raise RelayTroubleError(f"No answer from the relay at {self.base_url}: {cause(error)}") from error
+            raise RelayTransientError(
+                f"No answer from the relay at {self.base_url}: {cause(error)}"
+            ) from error
 
     def _without_key(self, error: RelayError) -> RelayError:
         """Blot out the key, which some relays repeat in what they say, also where a cut left a part of it."""
@@ -258,7 +260,7 @@ def _session(auth: AuthBase, connections: int) -> requests.Session:
 def _read_key(api_key: str) -> str:
     key = f"{api_key.strip()} ".removeprefix("Bearer ").strip()
     if not key:
-        raise LumaInputError("The API key of the Luma relay is empty")
+        raise LumaValueError("The API key of the Luma relay is empty")
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise LumaInputError("The API key of the Luma relay holds spaces or characters that no key has")
+        raise LumaValueError("The API key of the Luma relay holds spaces or characters that no key has")
     return key

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.exceptions import LumaValueError
 
 # The relays' documentation names the first five, Luma's own also the others.
 ASPECT_RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "21:9", "9:21")
@@ -38,7 +38,7 @@ class Generation:
     :param notify_hook: an http(s) address that the relay calls at the end.
     :param extend_task_id: the Luma task whose video is made longer by this.
     :param extra_body: fields that a relay has besides, sent as they are.
-    :raises LumaInputError: when something cannot be right, naming the field and what it may be.
+    :raises LumaValueError: when something cannot be right, naming the field and what it may be.
     """
 
     prompt: str
@@ -60,13 +60,13 @@ class Generation:
         _check_one_of("resolution", self.resolution, RESOLUTIONS)
         for name in ("loop", "expand_prompt"):
             if not isinstance(value := getattr(self, name), bool | None):
-                raise LumaInputError(f"{name} must be True or False, not {value!r:.80}")
+                raise LumaValueError(f"{name} must be True or False, not {value!r:.80}")
         for name in ("image_url", "image_end_url", "model_name", "notify_hook", "extend_task_id"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value.strip()):
-                raise LumaInputError(f"{name} must be a text that is not empty, not {value!r:.80}")
+                raise LumaValueError(f"{name} must be a text that is not empty, not {value!r:.80}")
         if self.duration is not None and not _DURATION.fullmatch(str(self.duration)):
-            raise LumaInputError(f"duration must be seconds such as '5s', not {self.duration!r:.80}")
+            raise LumaValueError(f"duration must be seconds such as '5s', not {self.duration!r:.80}")
         _check_link("image_url", self.image_url, ("http", "https", "data"))
         _check_link("image_end_url", self.image_end_url, ("http", "https", "data"))
         _check_link("notify_hook", self.notify_hook, ("http", "https"), needed=True)
@@ -98,27 +98,27 @@ class Generation:
             return
         names = ("aspect_ratio", "model_name", "resolution", "duration")
         if wrong := [name for name in names if getattr(self, name) is not None]:
-            raise LumaInputError(
+            raise LumaValueError(
                 f"{wrong[0]} cannot be given with extend_task_id, which takes {', '.join(_EXTEND_TAKES)}"
             )
 
     def _check_extra_body(self) -> None:
         if not isinstance(self.extra_body, Mapping) or not all(isinstance(k, str) for k in self.extra_body):
-            raise LumaInputError(f"extra_body must be a dict of fields, not {self.extra_body!r:.80}")
+            raise LumaValueError(f"extra_body must be a dict of fields, not {self.extra_body!r:.80}")
         if twice := sorted(self._given().keys() & self.extra_body.keys()):
-            raise LumaInputError(f"extra_body gives {twice[0]!r} a second time; give it once")
+            raise LumaValueError(f"extra_body gives {twice[0]!r} a second time; give it once")
 
 
 def _check_prompt(prompt: Any) -> None:
     shortest, longest = PROMPT_LENGTH[0], PROMPT_LENGTH[-1]
     if not isinstance(prompt, str) or len(prompt.strip()) not in PROMPT_LENGTH:
         what = f"{len(prompt.strip())} characters" if isinstance(prompt, str) else f"{prompt!r:.80}"
-        raise LumaInputError(f"prompt must be a text of {shortest} to {longest} characters, not {what}")
+        raise LumaValueError(f"prompt must be a text of {shortest} to {longest} characters, not {what}")
 
 
 def _check_one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value is not None and value not in allowed:
-        raise LumaInputError(f"{name} must be one of {', '.join(allowed)}, not {value!r:.80}")
+        raise LumaValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r:.80}")
 
 
 def _check_link(name: str, value: str | None, schemes: tuple[str, ...], *, needed: bool = False) -> None:
@@ -126,7 +126,7 @@ def _check_link(name: str, value: str | None, schemes: tuple[str, ...], *, neede
         return
     match = _SCHEME.match(value.strip())
     if (match is None and needed) or (match is not None and match[1].lower() not in schemes):
-        raise LumaInputError(
+        raise LumaValueError(
             f"{name} must be an address with {' or '.join(schemes)}, which the relay can reach, "
             f"not {value.partition('?')[0]!r:.80}"
         )

@@ -12,7 +12,7 @@ from tenacity import RetryCallState, retry_if_exception_type
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base, wait_exponential_jitter
 
-from airflow_provider_luma.exceptions import RelayBusyError, RelayError, RelayTroubleError
+from airflow_provider_luma.exceptions import RelayError, RelayRateLimitError, RelayTransientError
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +37,10 @@ class RetryPolicy:
         Return fresh arguments for ``tenacity.Retrying`` or ``tenacity.AsyncRetrying``.
 
         :param patience: seconds that may be spent on the relay's wish to slow down; past it
-            :class:`RelayBusyError` reaches the caller.
+            :class:`RelayRateLimitError` reaches the caller.
         """
         return {
-            "retry": retry_if_exception_type((RelayTroubleError, RelayBusyError)),
+            "retry": retry_if_exception_type((RelayTransientError, RelayRateLimitError)),
             "stop": _StopWhenHopeless(self.attempts, patience),
             "wait": _WaitAsTold(
                 wait_exponential_jitter(self.first_wait, self.max_wait, jitter=self.first_wait), self.max_wait
@@ -58,7 +58,7 @@ class _StopWhenHopeless(stop_base):
         self._patience = patience
 
     def __call__(self, retry_state: RetryCallState) -> bool:
-        if isinstance(_error(retry_state), RelayBusyError):
+        if isinstance(_error(retry_state), RelayRateLimitError):
             spent = retry_state.seconds_since_start or 0.0
             return spent + retry_state.upcoming_sleep > self._patience
         self._attempts_left -= 1
@@ -78,7 +78,7 @@ class _WaitAsTold(wait_base):
         if told is None:
             return self._backoff(retry_state)
         # Only a rate limit is waited out however long it is; trouble is bounded in time as in number.
-        wait = told if isinstance(error, RelayBusyError) else min(told, self._max_wait)
+        wait = told if isinstance(error, RelayRateLimitError) else min(told, self._max_wait)
         return wait + random.uniform(0, 0.2)  # noqa: S311
 
 

@@ -22,10 +22,10 @@ from airflow_provider_luma.airflow_exceptions import (
     AirflowRescheduleException,
     LumaTaskFailedError,
     TaskDeferralTimeout,
-    no_vain_retries,
+    fail_without_retry,
 )
 from airflow_provider_luma.arguments import FailWhen, check_number
-from airflow_provider_luma.exceptions import BrokenWaitError, RelayBusyError, relay_error_from_dict
+from airflow_provider_luma.exceptions import RelayRateLimitError, TriggerEventError, error_from_dict
 from airflow_provider_luma.metrics import count_tasks
 from airflow_provider_luma.relay.batch import BatchResult, Outcome, TaskBatch, read_task_ids
 from airflow_provider_luma.sensors.memory import recall, remember
@@ -69,9 +69,9 @@ class LumaTaskSensor(BaseSensorOperator):
     :param deferrable: wait in the triggerer instead of a worker slot, whatever ``mode`` says. Default:
         ``[operators] default_deferrable``.
     :raises LumaTaskFailedError: by ``fail_when``; not retried, skipped under ``soft_fail`` or ``never_fail``.
-    :raises LumaRefusedError: when the relay refuses the key or the request, or an argument is wrong;
+    :raises LumaNonRetryableError: when the relay refuses the key or the request, or an argument is wrong;
         likewise.
-    :raises RelayTroubleError: when trouble outlasted the retries of a request; Airflow's ``retries`` apply.
+    :raises RelayTransientError: when trouble outlasted the retries of a request; Airflow's ``retries`` apply.
     :raises AirflowSensorTimeout: when ids are still running after ``timeout`` seconds.
     """
 
@@ -108,7 +108,7 @@ class LumaTaskSensor(BaseSensorOperator):
         return LumaHook(self.luma_conn_id)
 
     def execute(self, context: Context) -> list[str]:
-        with self._skipping_as_told(), no_vain_retries():
+        with self._skipping_as_told(), fail_without_retry():
             batch = self._current_batch(context)
         with self._skipping_as_told(), self._pushing_summary(context, lambda: batch.result):
             if not self.deferrable:
@@ -122,7 +122,7 @@ class LumaTaskSensor(BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask once for every id that is still open."""
-        with no_vain_retries():
+        with fail_without_retry():
             batch = self._current_batch(context)
             self._ask(batch)
         result = batch.result
@@ -136,18 +136,18 @@ class LumaTaskSensor(BaseSensorOperator):
         Go on where the trigger ended.
 
         :param event: what became of the ids, see :class:`LumaTaskTrigger`.
-        :raises BrokenWaitError: when the event is lost or says nothing that we know.
+        :raises TriggerEventError: when the event is lost or says nothing that we know.
         """
         with self._skipping_as_told():
             event = _checked(event)
-            with no_vain_retries():
+            with fail_without_retry():
                 result = self._result_of(event, self._current_batch(context).open_ids)
             with self._pushing_summary(context, lambda: result):
                 if event["status"] == "timeout":
                     raise AirflowSensorTimeout(f"Sensor has timed out after {self.timeout} seconds.")
                 if event["status"] == "error":
-                    with no_vain_retries():
-                        raise relay_error_from_dict(event["error"])
+                    with fail_without_retry():
+                        raise error_from_dict(event["error"])
                 return self._conclude(result)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
@@ -178,9 +178,9 @@ class LumaTaskSensor(BaseSensorOperator):
         # Only poke mode waits on the spot when the relay asks to slow down: it holds its worker slot anyway.
         patience = 0.0 if self.reschedule or self.deferrable else self._time_left(batch)
         try:
-            for asked, answered in self.hook.client.query_batches(batch.open_ids, patience=patience):
+            for asked, answered in self.hook.client.iter_tasks(batch.open_ids, patience=patience):
                 batch.observe(asked, answered, now=time.time())
-        except RelayBusyError as error:
+        except RelayRateLimitError as error:
             self._not_before = time.time() + (error.retry_after or 0)
             self.log.info("%s", error)
 
@@ -268,7 +268,7 @@ class LumaTaskSensor(BaseSensorOperator):
             return BatchResult(ids, event["failed"], event["missing"], event["running"])
         # It did not fit into the event, so the relay is asked again.
         batch = TaskBatch(ids, started_at=0, missing_grace=0)
-        batch.observe(ids, self.hook.client.query(ids), now=time.time())
+        batch.observe(ids, self.hook.client.get_tasks(ids), now=time.time())
         return batch.result
 
     @staticmethod
@@ -329,5 +329,5 @@ class LumaTaskSensor(BaseSensorOperator):
 
 def _checked(event: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if not isinstance(event, Mapping) or event.get("status") not in {"done", "timeout", "error"}:
-        raise BrokenWaitError(f"The trigger ended without saying how the wait ended: {event!r:.200}")
+        raise TriggerEventError(f"The trigger ended without saying how the wait ended: {event!r:.200}")
     return event

@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-from airflow_provider_luma.exceptions import LumaInputError, RelayError
+from airflow_provider_luma.exceptions import LumaValueError, RelayError
 from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.triggers.poller import Poller, shared_poller
@@ -35,7 +35,7 @@ class LumaTaskEventTrigger(BaseEventTrigger):
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         if poke_interval <= 0:
-            raise LumaInputError(f"poke_interval must be above 0 seconds, not {poke_interval!r}")
+            raise LumaValueError(f"poke_interval must be above 0 seconds, not {poke_interval!r}")
         self.luma_task_ids = read_task_ids(luma_task_ids)
         self.luma_conn_id = luma_conn_id
         self.poke_interval = poke_interval
@@ -60,14 +60,14 @@ class LumaTaskEventTrigger(BaseEventTrigger):
                             del open_ids[task.id]
                             yield TriggerEvent(_payload(task))  # type: ignore[no-untyped-call]
                         await self._interval()
-            except (RelayError, LumaInputError) as error:
+            except (RelayError, LumaValueError) as error:
                 self.log.warning("Asking again in %.0f s: %s", self.poke_interval, error)
                 await self._interval()
         self.log.info("All %d Luma tasks are over", len(self.luma_task_ids))
         await asyncio.Event().wait()  # Airflow would start a watcher that ends anew, and it would fire again
 
     async def _ended(self, poller: Poller, ids: list[str]) -> list[LumaTask]:
-        answers = [answered async for _, answered in poller.query_batches(ids)]
+        answers = [answered async for _, answered in poller.iter_tasks(ids)]
         wanted = set(ids)
         tasks = {task.id: task for answered in answers for task in answered.values()}
         self.log.info("%d of %d are over", sum(task.is_terminal for task in tasks.values()), len(ids))

@@ -12,7 +12,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_luma.arguments import FailWhen
-from airflow_provider_luma.exceptions import LumaInputError, RelayError, RelayTroubleError
+from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
 from airflow_provider_luma.relay.batch import BatchResult, Outcome, TaskBatch, progress_line
 from airflow_provider_luma.triggers.poller import Poller, shared_poller
 
@@ -122,7 +122,7 @@ class LumaTaskTrigger(BaseTrigger):
             if not limit.expired():
                 raise
             event = self._event("timeout", batch.result)
-        except (RelayError, LumaInputError) as error:
+        except (RelayError, LumaValueError) as error:
             event = self._event("error", batch.result) | {"error": _facts(error)}
         yield TriggerEvent(event)  # type: ignore[no-untyped-call]
 
@@ -153,9 +153,9 @@ class LumaTaskTrigger(BaseTrigger):
 
     async def _poll(self, batch: TaskBatch, poller: Poller) -> None:
         try:
-            async for asked, answered in poller.query_batches(batch.open_ids):
+            async for asked, answered in poller.iter_tasks(batch.open_ids):
                 batch.observe(asked, answered, now=time.time())
-        except RelayTroubleError as error:
+        except RelayTransientError as error:
             if not self.silent_fail:
                 raise
             self.log.warning("Going on, as silent_fail is set: %s", error)
@@ -195,7 +195,7 @@ class LumaTaskTrigger(BaseTrigger):
         return event
 
 
-def _facts(error: RelayError | LumaInputError) -> dict[str, Any]:
+def _facts(error: RelayError | LumaValueError) -> dict[str, Any]:
     if isinstance(error, RelayError):
-        return error.as_dict()
+        return error.to_dict()
     return {"type": type(error).__name__, "message": str(error)}

@@ -1,7 +1,7 @@
 """
 The poll loop that the triggers of one connection share.
 
-Triggers ask :meth:`Poller.query_batches` whenever their own poll is due. What is asked within a short while
+Triggers ask :meth:`Poller.iter_tasks` whenever their own poll is due. What is asked within a short while
 is gathered into one round, cut into batches and sent from a few threads, so that a thousand triggers cost
 what one costs. Being told to slow down pauses every request of the connection.
 """
@@ -21,7 +21,7 @@ from asgiref.sync import sync_to_async
 from tenacity import AsyncRetrying, RetryCallState
 
 from airflow_provider_luma import metrics
-from airflow_provider_luma.exceptions import RelayBusyError, RelayKeyError
+from airflow_provider_luma.exceptions import RelayAuthenticationError, RelayRateLimitError
 from airflow_provider_luma.hooks.luma import LumaHook, RelaySettings
 from airflow_provider_luma.relay.client import RelayClient
 from airflow_provider_luma.relay.task import LumaTask, TaskState
@@ -52,13 +52,13 @@ class Poller:
         self._threads = ThreadPoolExecutor(settings.max_in_flight, thread_name_prefix="luma-poll")
         self._slots = asyncio.Semaphore(settings.max_in_flight)
         self._renewal = asyncio.Lock()
-        self._refusal: RelayKeyError | None = None
+        self._refusal: RelayAuthenticationError | None = None
         self._paused_until = 0.0
         self._next_turn = 0.0
         self._gathering: _Round | None = None
         self._under_way: dict[str, asyncio.Task[Answer]] = {}
 
-    async def query_batches(self, ids: Iterable[str]) -> AsyncIterator[Answer]:
+    async def iter_tasks(self, ids: Iterable[str]) -> AsyncIterator[Answer]:
         """
         Yield the answers for these ids, and for ids that others asked for in the same requests.
 
@@ -116,7 +116,7 @@ class Poller:
 
         def pause(retry_state: RetryCallState) -> None:
             log_wait(retry_state)
-            if retry_state.outcome and isinstance(retry_state.outcome.exception(), RelayBusyError):
+            if retry_state.outcome and isinstance(retry_state.outcome.exception(), RelayRateLimitError):
                 self._pause(retry_state.upcoming_sleep)
 
         return batch, await AsyncRetrying(before_sleep=pause, **arguments)(self._ask, batch)
@@ -131,7 +131,7 @@ class Poller:
                 return await asyncio.get_running_loop().run_in_executor(
                     self._threads, _ask_slim, self._client, batch
                 )
-            except RelayKeyError as error:
+            except RelayAuthenticationError as error:
                 if not await self._renewed(used):
                     self._refusal = error
                     raise
@@ -175,7 +175,7 @@ def _ask_slim(client: RelayClient, batch: Sequence[str]) -> dict[str, LumaTask]:
     """Ask, and keep of each task what a wait needs: a round of 10,000 whole ones would be 40 MiB."""
     return {
         task_id: task if task.state is TaskState.FAILED else LumaTask(task_id, task.state)
-        for task_id, task in client.ask(batch).items()
+        for task_id, task in client.query_once(batch).items()
     }
 
 
@@ -228,7 +228,7 @@ async def shared_poller(conn_id: str) -> AsyncIterator[Poller]:
     """
     Join the poller of a connection; the last to leave closes it.
 
-    :raises LumaInputError: when the connection cannot be used.
+    :raises LumaValueError: when the connection cannot be used.
     """
     loop = _loops.setdefault(asyncio.get_running_loop(), _Loop())
     poller = await loop.join(conn_id)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.operators.luma import LumaDownloadOperator
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from tests.airflow.harness import AIRFLOW, Run, run_source
@@ -221,7 +221,7 @@ def test_neither_key_nor_signature_gets_out(
     ],
 )
 def test_wrong_arguments_fail_when_the_dag_is_parsed(wrong: dict[str, Any]) -> None:
-    with pytest.raises((LumaInputError, ValueError), match=next(iter(wrong))):
+    with pytest.raises((LumaValueError, ValueError), match=next(iter(wrong))):
         LumaDownloadOperator(task_id="archive", luma_task_ids=["a"], destination="file:///tmp", **wrong)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from airflow_provider_luma.triggers.event import LumaTaskEventTrigger
 
@@ -73,5 +73,5 @@ def test_it_travels_as_plain_json(sandbox: Sandbox) -> None:
 
 
 def test_an_interval_that_cannot_be_is_refused() -> None:
-    with pytest.raises(LumaInputError, match="poke_interval"):
+    with pytest.raises(LumaValueError, match="poke_interval"):
         trigger(["a"], poke_interval=0)

@@ -9,7 +9,7 @@ from airflow.providers.common.compat.sdk import Connection
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.hooks.luma import _EXTRA_READERS, RelaySettings
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaGenerateOperator
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
@@ -31,7 +31,7 @@ def test_a_connection_is_read_or_refused_without_its_key(host: Any, port: Any, e
 @given(EXTRAS)
 def test_settings_that_are_read_can_be_used(extra: Any) -> None:
     connection = Connection(conn_id="luma", conn_type="luma", password=KEY)
-    with suppress(LumaInputError):
+    with suppress(LumaValueError):
         settings = RelaySettings.read(connection, extra)
         assert KEY not in repr(settings)
         assert settings.timeout > 0
@@ -61,7 +61,7 @@ DOWNLOAD = {
 
 @given(st.fixed_dictionaries({}, optional=DOWNLOAD))
 def test_arguments_of_a_download_are_taken_or_refused(arguments: dict[str, Any]) -> None:
-    with suppress(LumaInputError):
+    with suppress(LumaValueError):
         LumaDownloadOperator(
             task_id="archive", luma_task_ids=[], destination="file:///tmp/clips", **arguments
         )
@@ -72,7 +72,7 @@ SENSOR = {"fail_when": JSON, "fail_fast": JSON, "missing_grace": JSON}
 
 @given(st.fixed_dictionaries({}, optional=SENSOR), JSON)
 def test_arguments_of_a_sensor_are_taken_or_refused(arguments: dict[str, Any], ids: Any) -> None:
-    with suppress(LumaInputError):
+    with suppress(LumaValueError):
         LumaTaskSensor(task_id="wait", luma_task_ids=ids, **arguments)
 
 
@@ -82,5 +82,5 @@ def test_arguments_of_a_sensor_are_taken_or_refused(arguments: dict[str, Any], i
     )
 )
 def test_arguments_of_a_generation_are_taken_or_refused(arguments: dict[str, Any]) -> None:
-    with suppress(LumaInputError):
+    with suppress(LumaValueError):
         LumaGenerateOperator(task_id="generate", **arguments)

@@ -172,7 +172,7 @@ def test_a_cleared_task_submits_anew_and_so_does_another_prompt(sandbox: Sandbox
 
 
 def test_a_worker_that_died_before_the_answer_leaves_a_doubt_once(sandbox: Sandbox) -> None:
-    from airflow_provider_luma.airflow_exceptions import LumaRefusedError
+    from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError
 
     class Dies(BaseException):
         pass
@@ -186,7 +186,9 @@ def test_a_worker_that_died_before_the_answer_leaves_a_doubt_once(sandbox: Sandb
     store = DyingStore()
     with pytest.raises(Dies):
         executed(store)
-    with pytest.raises(LumaRefusedError, match=r"ended after it began to submit.*may have created a task"):
+    with pytest.raises(
+        LumaNonRetryableError, match=r"ended after it began to submit.*may have created a task"
+    ):
         executed(store)
     assert sandbox.submits == []
     executed(Store(store))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.hooks.luma import LumaHook, RelaySettings
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 
@@ -90,14 +90,14 @@ def test_empty_form_fields_mean_the_defaults(define: Define) -> None:
     ],
 )
 def test_an_unusable_extra_field_is_named(define: Define, field: str, value: Any) -> None:
-    with pytest.raises(LumaInputError, match=rf"luma_default.*'{field}'") as error:
+    with pytest.raises(LumaValueError, match=rf"luma_default.*'{field}'") as error:
         _ = define(extra={field: value}).settings
     assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize("fields", [{"password": None}, {"password": ""}])
 def test_a_connection_without_a_key_says_where_the_key_goes(define: Define, fields: dict[str, Any]) -> None:
-    with pytest.raises(LumaInputError, match=r"luma_default.*no password"):
+    with pytest.raises(LumaValueError, match=r"luma_default.*no password"):
         _ = define(**fields).client
 
 

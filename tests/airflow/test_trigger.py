@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.exceptions import BrokenWaitError
+from airflow_provider_luma.exceptions import TriggerEventError
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
@@ -119,7 +119,7 @@ def test_trouble_becomes_an_error_event_with_the_relays_words(
     sandbox.script(*[ScriptedAnswer(status=503, body={"message": "no channel"})] * 9)
     event = fire(trigger([sandbox.add_task()]))
     assert event["status"] == "error"
-    assert event["error"]["type"] == "RelayTroubleError"
+    assert event["error"]["type"] == "RelayTransientError"
     assert event["error"]["status"] == 503
     assert "no channel" in event["error"]["message"]
 
@@ -127,7 +127,7 @@ def test_trouble_becomes_an_error_event_with_the_relays_words(
 def test_a_connection_that_cannot_be_used_becomes_an_error_event(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", '{"conn_type": "luma"}')
     event = fire(trigger(["a"]))
-    assert event["error"]["type"] == "LumaInputError"
+    assert event["error"]["type"] == "LumaValueError"
     assert "no password" in event["error"]["message"]
 
 
@@ -167,7 +167,7 @@ def test_what_did_not_fit_into_the_event_is_asked_again(sandbox: Sandbox) -> Non
 @pytest.mark.parametrize("event", [None, {}, {"status": "success"}, "done"])
 def test_a_lost_or_unknown_event_fails_loudly(event: Any) -> None:
     sensor = LumaTaskSensor(task_id="wait", luma_task_ids=["a"], soft_fail=True)
-    with pytest.raises(BrokenWaitError, match="without saying how"):
+    with pytest.raises(TriggerEventError, match="without saying how"):
         sensor.execute_complete(Context(), event)
 
 

@@ -55,7 +55,7 @@ def ask(sandbox, client) -> Callable[..., object]:
 
     def ask(*answer, **details):
         sandbox.script(ScriptedAnswer(*answer, **details))
-        return client.ask(["a", "b"])
+        return client.query_once(["a", "b"])
 
     return ask
 

@@ -9,13 +9,13 @@ import pytest
 import time_machine
 
 from airflow_provider_luma.exceptions import (
-    RelayBalanceError,
-    RelayBusyError,
+    RelayAuthenticationError,
     RelayError,
-    RelayKeyError,
-    RelayRequestError,
-    RelayRightsError,
-    RelayTroubleError,
+    RelayInsufficientBalanceError,
+    RelayInvalidRequestError,
+    RelayPermissionError,
+    RelayRateLimitError,
+    RelayTransientError,
 )
 from airflow_provider_luma.relay import TaskState
 from airflow_provider_luma.sandbox import ScriptedAnswer
@@ -71,7 +71,7 @@ def test_the_documented_example_is_read_over_http(sandbox, client):
     task_id = json.loads(SEED)[0]["id"]
     sandbox.script(ScriptedAnswer(body=SEED), ScriptedAnswer(body=f"\ufeff{SEED}"))
     for _ in range(2):
-        assert client.ask([task_id])[task_id].prompt == "cat dance"
+        assert client.query_once([task_id])[task_id].prompt == "cat dance"
 
 
 def test_any_success_status_will_do(ask):
@@ -101,22 +101,22 @@ def test_a_task_that_does_not_exist_is_nothing_found_and_no_error(ask, status, b
 
 
 STATUSES = [
-    (400, RelayRequestError, "will not pass"),
-    (401, RelayKeyError, "check the API key"),
-    (402, RelayBalanceError, "top up the account"),
-    (403, RelayRightsError, "check the rights"),
-    (404, RelayRequestError, "will not pass"),
-    (408, RelayTroubleError, "try again later"),
-    (409, RelayRequestError, "will not pass"),
-    (413, RelayRequestError, "will not pass"),
-    (422, RelayRequestError, "will not pass"),
-    (425, RelayTroubleError, "try again later"),
-    (429, RelayBusyError, "slow down"),
-    (500, RelayTroubleError, "try again later"),
-    (502, RelayTroubleError, "try again later"),
-    (503, RelayTroubleError, "try again later"),
-    (504, RelayTroubleError, "try again later"),
-    (524, RelayTroubleError, "try again later"),
+    (400, RelayInvalidRequestError, "will not pass"),
+    (401, RelayAuthenticationError, "check the API key"),
+    (402, RelayInsufficientBalanceError, "top up the account"),
+    (403, RelayPermissionError, "check the rights"),
+    (404, RelayInvalidRequestError, "will not pass"),
+    (408, RelayTransientError, "try again later"),
+    (409, RelayInvalidRequestError, "will not pass"),
+    (413, RelayInvalidRequestError, "will not pass"),
+    (422, RelayInvalidRequestError, "will not pass"),
+    (425, RelayTransientError, "try again later"),
+    (429, RelayRateLimitError, "slow down"),
+    (500, RelayTransientError, "try again later"),
+    (502, RelayTransientError, "try again later"),
+    (503, RelayTransientError, "try again later"),
+    (504, RelayTransientError, "try again later"),
+    (524, RelayTransientError, "try again later"),
 ]
 
 
@@ -132,18 +132,18 @@ def test_each_status_is_an_error_of_its_kind_whatever_the_body(error_of, status,
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_an_error_that_no_retry_helps(error_of, status):
     error = error_of(status, HTML, {"Location": "https://other.example/luma/tasks"})
-    assert (type(error), error.status) == (RelayRequestError, status)
+    assert (type(error), error.status) == (RelayInvalidRequestError, status)
     assert "redirects to" in str(error)
     assert "host field" in str(error)
 
 
 def test_a_redirect_to_nowhere_is_trouble(error_of):
-    assert type(error_of(301)) is RelayTroubleError
+    assert type(error_of(301)) is RelayTransientError
 
 
 @pytest.mark.parametrize("location", ["http://[bad", "\xff\xfe"])
 def test_a_redirect_to_no_address_is_trouble(error_of, location):
-    assert type(error_of(302, "", {"Location": location})) is RelayTroubleError
+    assert type(error_of(302, "", {"Location": location})) is RelayTransientError
 
 
 ENVELOPES = [
@@ -171,7 +171,7 @@ def test_the_relays_own_words_are_told_from_every_envelope(sandbox, error_of, st
 )
 def test_an_error_with_status_200_is_still_an_error(error_of, body):
     error = error_of(200, body)
-    assert (type(error), error.status) == (RelayTroubleError, 200)
+    assert (type(error), error.status) == (RelayTransientError, 200)
     assert "answered 200 with the error 'no channel'" in str(error)
 
 
@@ -204,13 +204,13 @@ def test_a_code_other_than_success_is_told_when_there_are_no_words(error_of, bod
 )
 def test_what_is_no_list_of_tasks_is_trouble_and_not_an_empty_answer(error_of, body):
     error = error_of(200, body)
-    assert (type(error), error.status) == (RelayTroubleError, 200)
+    assert (type(error), error.status) == (RelayTransientError, 200)
     assert "not the JSON of a list of tasks" in str(error)
 
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(200, RelayTroubleError), (404, RelayRequestError), (403, RelayRightsError)],
+    [(200, RelayTransientError), (404, RelayInvalidRequestError), (403, RelayPermissionError)],
 )
 @pytest.mark.parametrize("content_type", ["text/html; charset=utf-8", None])
 def test_a_web_page_raises_the_question_of_the_host(sandbox, error_of, status, kind, content_type):
@@ -224,18 +224,18 @@ def test_a_web_page_raises_the_question_of_the_host(sandbox, error_of, status, k
 
 def test_a_web_page_of_a_gateway_in_trouble_is_trouble(error_of):
     error = error_of(502, HTML, content_type="text/html")
-    assert type(error) is RelayTroubleError
+    assert type(error) is RelayTransientError
     assert str(error).endswith("answered 502: a web page; try again later")
 
 
 def test_a_cut_answer_is_trouble(error_of):
     error = error_of(200, [A] * 50, cut=True)
-    assert (type(error), error.status) == (RelayTroubleError, None)
+    assert (type(error), error.status) == (RelayTransientError, None)
     assert "No answer from the relay" in str(error)
 
 
 def test_a_damaged_compressed_answer_is_trouble(error_of):
-    assert type(error_of(200, "[]", {"Content-Encoding": "gzip"})) is RelayTroubleError
+    assert type(error_of(200, "[]", {"Content-Encoding": "gzip"})) is RelayTransientError
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_retry_after_is_read_in_seconds_and_as_a_date(error_of, status, told, se
 
 def test_a_bare_429_names_no_time(error_of):
     error = error_of(429, content_type=None)
-    assert (type(error), error.retry_after) == (RelayBusyError, None)
+    assert (type(error), error.retry_after) == (RelayRateLimitError, None)
     assert str(error).endswith("answered 429; slow down")
 
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay import BatchResult, FailWhen, LumaTask, Outcome, TaskBatch, TaskState
 
 REASON = "the relay gave no reason"
@@ -153,7 +153,7 @@ def test_fail_when_is_one_of_three_words():
 
 @pytest.mark.parametrize("word", ["some", "", "ANY", None, [], True])
 def test_any_other_fail_when_is_refused_with_the_three_words(word):
-    with pytest.raises(LumaInputError, match="'any', 'all', 'never'"):
+    with pytest.raises(LumaValueError, match="'any', 'all', 'never'"):
         FailWhen.parse(word)
 
 

@@ -9,7 +9,12 @@ from itertools import chain
 import pytest
 
 from airflow_provider_luma import __version__
-from airflow_provider_luma.exceptions import LumaInputError, RelayBusyError, RelayKeyError, RelayTroubleError
+from airflow_provider_luma.exceptions import (
+    LumaValueError,
+    RelayAuthenticationError,
+    RelayRateLimitError,
+    RelayTransientError,
+)
 from airflow_provider_luma.relay import RelayClient, RetryPolicy, TaskState
 from airflow_provider_luma.relay.address import DEFAULT_BASE_URL
 from airflow_provider_luma.relay.client import PROBE_ID
@@ -36,7 +41,7 @@ def asked(sandbox):
 
 def test_a_request_holds_the_ids_and_nothing_else(make_client, listen):
     base_url, heard = listen(EMPTY_LIST)
-    assert make_client("sk-a", base_url).query(["a", "b"]) == {}
+    assert make_client("sk-a", base_url).get_tasks(["a", "b"]) == {}
     head, body = heard.result(5).split(b"\r\n\r\n")
     start, *lines = head.decode().split("\r\n")
     assert body == b'{"ids": ["a", "b"]}'
@@ -56,17 +61,17 @@ def test_a_request_holds_the_ids_and_nothing_else(make_client, listen):
 @pytest.mark.parametrize("shape", ["bare", "wrapped"])
 def test_both_shapes_say_the_same_of_the_same_tasks(make_client, shape):
     with Sandbox(tasks=8, seconds=0, fail=0.25, shape=shape) as sandbox:
-        tasks = make_client(base_url=sandbox.base_url).query([*sandbox.task_ids, "stranger"])
+        tasks = make_client(base_url=sandbox.base_url).get_tasks([*sandbox.task_ids, "stranger"])
         assert list(tasks) == sandbox.task_ids
         failed = [task for task in tasks.values() if task.state is TaskState.FAILED]
         assert len(failed) == 2
         assert all(task.failure_reason and not task.video for task in failed)
         assert sum(task.video is not None for task in tasks.values()) == 6
-        assert make_client(base_url=sandbox.base_url).query(["stranger"]) == {}
+        assert make_client(base_url=sandbox.base_url).get_tasks(["stranger"]) == {}
 
 
 def test_nothing_is_asked_for_no_ids(sandbox, client):
-    assert client.query([]) == {}
+    assert client.get_tasks([]) == {}
     assert sandbox.requests == []
 
 
@@ -76,14 +81,14 @@ def test_nothing_is_asked_for_no_ids(sandbox, client):
 )
 def test_ids_are_asked_for_in_batches_and_in_order(sandbox, make_client, count, batch_size, sizes):
     ids = [f"4665a07c-7641-4809-a133-{n:012}" for n in range(count)]
-    make_client(batch_size=batch_size).query(ids)
+    make_client(batch_size=batch_size).get_tasks(ids)
     assert [len(batch) for batch in asked(sandbox)] == sizes
     assert list(chain.from_iterable(asked(sandbox))) == ids
 
 
 def test_the_answer_is_keyed_by_the_ids_asked_for_in_their_order(sandbox, client):
     sandbox.script(ScriptedAnswer(body=[{"id": "z"}, {"id": "b"}, A, {"id": "b", "state": "failed"}]))
-    tasks = client.query(["a", "b", "a", "c"])
+    tasks = client.get_tasks(["a", "b", "a", "c"])
     assert [(task_id, task.id, task.state.value) for task_id, task in tasks.items()] == [
         ("a", "a", "completed"),
         ("b", "b", "failed"),
@@ -92,10 +97,10 @@ def test_the_answer_is_keyed_by_the_ids_asked_for_in_their_order(sandbox, client
 
 def test_trouble_loses_no_answer_that_came_before(sandbox, make_client):
     sandbox.script(ScriptedAnswer(body=[A]), BAD)
-    batches = make_client(batch_size=1).query_batches(["a", "b"])
+    batches = make_client(batch_size=1).iter_tasks(["a", "b"])
     ids, answered = next(batches)
     assert (list(ids), list(answered)) == (["a"], ["a"])
-    with pytest.raises(RelayTroubleError, match="answered 500: upstream request failed"):
+    with pytest.raises(RelayTransientError, match="answered 500: upstream request failed"):
         next(batches)
 
 
@@ -103,9 +108,9 @@ def test_trouble_loses_no_answer_that_came_before(sandbox, make_client):
 def test_trouble_is_met_with_a_bounded_number_of_attempts(sandbox, make_client, troubles, attempts, sent):
     sandbox.script(*[BAD] * troubles, *[ScriptedAnswer(body=[A])] * 9)
     try:
-        assert "a" in make_client(retry=quick(attempts)).query(["a"])
+        assert "a" in make_client(retry=quick(attempts)).get_tasks(["a"])
         assert troubles < attempts
-    except RelayTroubleError:
+    except RelayTransientError:
         assert troubles >= attempts
     assert len(sandbox.requests) == sent
 
@@ -113,19 +118,19 @@ def test_trouble_is_met_with_a_bounded_number_of_attempts(sandbox, make_client, 
 def test_every_batch_has_its_own_attempts(sandbox, make_client):
     fine = ScriptedAnswer(body=[])
     sandbox.script(BAD, BAD, fine, BAD, BAD, fine)
-    make_client(retry=quick(3), batch_size=1).query(["a", "b"])
+    make_client(retry=quick(3), batch_size=1).get_tasks(["a", "b"])
     assert asked(sandbox) == [["a"]] * 3 + [["b"]] * 3
 
 
 def test_a_busy_relay_uses_up_no_attempt(sandbox, make_client):
     sandbox.script(*[BUSY] * 40, BAD, *[BUSY] * 40, ScriptedAnswer(body=[A]))
-    assert "a" in make_client(retry=quick(2)).query(["a"])
+    assert "a" in make_client(retry=quick(2)).get_tasks(["a"])
     assert len(sandbox.requests) == 82
 
 
 def test_a_busy_relay_is_left_alone_as_long_as_it_says(sandbox, make_client):
     sandbox.script(busy(0.3))
-    make_client(retry=quick(1)).query(["a"])
+    make_client(retry=quick(1)).get_tasks(["a"])
     first, second = sandbox.requests
     assert 0.3 <= second.at - first.at < 1
 
@@ -134,29 +139,29 @@ def test_a_busy_relay_is_left_alone_as_long_as_it_says(sandbox, make_client):
 def test_patience_ends_at_once_when_the_relay_asks_for_more(sandbox, client, answer):
     sandbox.script(answer)
     started = time.monotonic()
-    with pytest.raises(RelayBusyError) as caught:
-        list(client.query_batches(["a"], patience=30))
+    with pytest.raises(RelayRateLimitError) as caught:
+        list(client.iter_tasks(["a"], patience=30))
     assert time.monotonic() - started < 1
     assert caught.value.retry_after >= 60
 
 
 def test_patience_is_shared_by_all_batches(sandbox, make_client):
     sandbox.script(busy(0.4), ScriptedAnswer(body=[A]), busy(0.4))
-    batches = make_client(batch_size=1).query_batches(["a", "b"], patience=0.75)
+    batches = make_client(batch_size=1).iter_tasks(["a", "b"], patience=0.75)
     assert next(batches)[1].keys() == {"a"}
-    with pytest.raises(RelayBusyError):
+    with pytest.raises(RelayRateLimitError):
         next(batches)
 
 
 def test_without_patience_a_busy_relay_is_told_to_the_caller(sandbox, client):
     sandbox.script(busy(0))
-    with pytest.raises(RelayBusyError):
-        list(client.query_batches(["a"], patience=0))
+    with pytest.raises(RelayRateLimitError):
+        list(client.iter_tasks(["a"], patience=0))
 
 
 def test_a_refused_key_is_not_tried_again(sandbox, make_client):
-    with pytest.raises(RelayKeyError):
-        make_client("sk-wrong", retry=quick(5)).query(["a"])
+    with pytest.raises(RelayAuthenticationError):
+        make_client("sk-wrong", retry=quick(5)).get_tasks(["a"])
     assert len(sandbox.requests) == 1
 
 
@@ -164,33 +169,33 @@ def test_a_relay_in_all_kinds_of_trouble_is_outlasted(make_client):
     faults = Faults(rate_limited=0.3, retry_after=0, server_errors=0.3)
     with Sandbox(tasks=40, seconds=0, faults=faults) as sandbox:
         client = make_client(base_url=sandbox.base_url, batch_size=4, retry=quick(20))
-        assert list(client.query(sandbox.task_ids)) == sandbox.task_ids
+        assert list(client.get_tasks(sandbox.task_ids)) == sandbox.task_ids
         assert len(sandbox.requests) > 10
 
 
 def test_a_check_asks_once_for_a_task_that_cannot_exist(sandbox, make_client):
-    make_client(retry=quick(5)).check()
+    make_client(retry=quick(5)).ping()
     assert asked(sandbox) == [[PROBE_ID]]
     assert PROBE_ID not in sandbox.task_ids
 
 
-@pytest.mark.parametrize(("answer", "kind"), [(BAD, RelayTroubleError), (BUSY, RelayBusyError)])
+@pytest.mark.parametrize(("answer", "kind"), [(BAD, RelayTransientError), (BUSY, RelayRateLimitError)])
 def test_a_check_does_not_wait_for_better_times(sandbox, make_client, answer, kind):
     sandbox.script(answer)
     with pytest.raises(kind):
-        make_client(retry=quick(5)).check()
+        make_client(retry=quick(5)).ping()
     assert len(sandbox.requests) == 1
 
 
 def test_a_check_takes_task_not_exist_for_a_good_answer(sandbox, client):
     sandbox.script(ScriptedAnswer(400, {"code": "task_not_exist", "message": "task_not_exist", "data": None}))
-    client.check()
+    client.ping()
 
 
 def test_a_strange_word_is_logged_once(sandbox, client, caplog):
     ids = [sandbox.add_task(state_word=word) for word in ("half_baked", "half_baked", "raw", "QUEUED")]
     for _ in range(3):
-        assert not any(task.is_terminal for task in client.query(ids).values())
+        assert not any(task.is_terminal for task in client.get_tasks(ids).values())
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert sorted(message.split("'")[1] for message in warnings) == ["half_baked", "raw"]
 
@@ -198,14 +203,14 @@ def test_a_strange_word_is_logged_once(sandbox, client, caplog):
 def test_one_client_serves_many_threads(sandbox, make_client):
     client = make_client(connections=4)
     with ThreadPoolExecutor(8) as threads:
-        answers = list(threads.map(client.query, [[task_id] for task_id in sandbox.task_ids * 40]))
+        answers = list(threads.map(client.get_tasks, [[task_id] for task_id in sandbox.task_ids * 40]))
     assert [list(answer) for answer in answers] == [[task_id] for task_id in sandbox.task_ids * 40]
 
 
 def test_cookies_of_the_relay_are_not_kept(sandbox, client):
     sandbox.script(ScriptedAnswer(body=[], headers={"Set-Cookie": "session=1; Path=/"}))
-    client.query(["a"])
-    client.query(["a"])
+    client.get_tasks(["a"])
+    client.get_tasks(["a"])
     assert "cookie" not in sandbox.requests[-1].headers
 
 
@@ -218,5 +223,5 @@ def test_the_default_relay_is_the_documented_one():
     "arguments", [{"batch_size": 0}, {"batch_size": -1}, {"timeout": 0}, {"timeout": -1.5}]
 )
 def test_arguments_that_cannot_be_right_are_refused_at_once(arguments):
-    with pytest.raises(LumaInputError, match="must be above 0"):
+    with pytest.raises(LumaValueError, match="must be above 0"):
         RelayClient("sk-a", **arguments)

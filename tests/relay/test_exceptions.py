@@ -7,17 +7,23 @@ import pytest
 from airflow_provider_luma import exceptions
 from airflow_provider_luma.exceptions import (
     LumaError,
-    RelayBusyError,
+    RelayAuthenticationError,
     RelayError,
-    RelayKeyError,
-    RelayRefusedError,
-    RelayRequestError,
-    RelayRightsError,
-    RelayTroubleError,
-    relay_error_from_dict,
+    RelayInvalidRequestError,
+    RelayPermanentError,
+    RelayPermissionError,
+    RelayRateLimitError,
+    RelayTransientError,
+    error_from_dict,
 )
 
-KINDS = [RelayKeyError, RelayRightsError, RelayRequestError, RelayBusyError, RelayTroubleError]
+KINDS = [
+    RelayAuthenticationError,
+    RelayPermissionError,
+    RelayInvalidRequestError,
+    RelayRateLimitError,
+    RelayTransientError,
+]
 
 
 def test_every_error_is_a_luma_error_and_drawn_in_the_tree():
@@ -33,17 +39,17 @@ def test_every_error_is_a_luma_error_and_drawn_in_the_tree():
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_what_no_retry_can_help_is_refused(kind):
     assert issubclass(kind, RelayError)
-    assert issubclass(kind, RelayRefusedError) == (kind not in {RelayBusyError, RelayTroubleError})
+    assert issubclass(kind, RelayPermanentError) == (kind not in {RelayRateLimitError, RelayTransientError})
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_is_the_same_in_another_process(kind):
     error = kind("The relay answered", status=401, request_id="2024")
     pickled = pickle.loads(pickle.dumps(error))  # noqa: S301
-    for copy in (relay_error_from_dict(error.as_dict()), pickled):
+    for copy in (error_from_dict(error.to_dict()), pickled):
         assert (type(copy), str(copy), vars(copy)) == (kind, str(error), vars(error))
 
 
 def test_an_error_of_an_unknown_kind_is_trouble():
-    error = relay_error_from_dict({"type": "RelayWeatherError", "message": "rain"})
-    assert (type(error), str(error), error.status) == (RelayTroubleError, "rain", None)
+    error = error_from_dict({"type": "RelayWeatherError", "message": "rain"})
+    assert (type(error), str(error), error.status) == (RelayTransientError, "rain", None)

@@ -9,7 +9,7 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_luma.exceptions import LumaInputError, RelayError
+from airflow_provider_luma.exceptions import LumaValueError, RelayError
 from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
 from airflow_provider_luma.relay.address import read_base_url
 from airflow_provider_luma.relay.answers import read_rows, read_submitted, read_task_or_none
@@ -97,7 +97,7 @@ def test_a_terminal_id_never_reopens_and_none_is_lost(ids, rounds, grace):
 
 @given(JSON | st.text().map(lambda text: f"[{text}]") | st.lists(st.text()))
 def test_ids_are_read_or_refused(value):
-    with suppress(LumaInputError):
+    with suppress(LumaValueError):
         ids = read_task_ids(value)
         assert all(isinstance(task_id, str) and task_id == task_id.strip() != "" for task_id in ids)
         assert len(ids) == len(set(ids))
@@ -105,7 +105,7 @@ def test_ids_are_read_or_refused(value):
 
 @given(st.text() | st.from_regex(r"(https?://)?[\w.@:/\[\]-]{0,30}"), st.none() | st.integers(-1, 99999))
 def test_a_host_is_an_address_or_refused(host, port):
-    with suppress(LumaInputError):
+    with suppress(LumaValueError):
         url = read_base_url(host, port)
         assert url.startswith(("https://", "http://"))
         assert "@" not in url.split("/")[2]
@@ -117,7 +117,7 @@ FIELDS = {name: JSON for name in Generation.__dataclass_fields__ if name != "pro
 
 @given(JSON | st.text(min_size=3), st.fixed_dictionaries({}, optional=FIELDS))
 def test_a_generation_can_be_sent_or_is_refused(prompt, fields):
-    with suppress(LumaInputError):
+    with suppress(LumaValueError):
         generation = Generation(prompt, **fields)
         assert generation.path.startswith("/luma/generations")
         assert ".." not in generation.path.split("/")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.generation import Generation
 
 
@@ -62,13 +62,13 @@ def test_a_video_is_made_longer_by_its_own_path() -> None:
     ],
 )
 def test_what_cannot_be_right_is_named_with_what_it_may_be(wrong: dict[str, Any], told: str) -> None:
-    with pytest.raises(LumaInputError) as error:
+    with pytest.raises(LumaValueError) as error:
         Generation(**{"prompt": "cat dance"} | wrong)
     assert told in str(error.value)
 
 
 def test_no_signed_link_stands_in_an_error() -> None:
-    with pytest.raises(LumaInputError) as error:
+    with pytest.raises(LumaValueError) as error:
         Generation("cat dance", image_url="s3://bucket/cat.jpg?X-Amz-Signature=hush")
     assert "hush" not in str(error.value)
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from airflow_provider_luma.exceptions import LumaInputError, RelayError
+from airflow_provider_luma.exceptions import LumaValueError, RelayError
 from airflow_provider_luma.relay import RelayClient, RetryPolicy
 from airflow_provider_luma.relay.address import read_base_url
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
@@ -33,7 +33,7 @@ def told_by(error):
 
 def error_of(client):
     with pytest.raises(RelayError) as caught:
-        client.query(["a"])
+        client.get_tasks(["a"])
     return caught.value
 
 
@@ -57,7 +57,7 @@ def test_no_part_of_a_key_is_left_where_a_long_message_is_cut(sandbox, make_clie
 def test_a_key_is_in_no_repr_and_in_no_log_of_a_good_answer(sandbox, make_client, caplog):
     caplog.set_level(logging.DEBUG)
     client = make_client()
-    client.query(sandbox.task_ids)
+    client.get_tasks(sandbox.task_ids)
     assert repr(client) == f"RelayClient('{sandbox.base_url}')"
     assert "POST /luma/tasks" in caplog.text
     assert sandbox.api_key not in caplog.text
@@ -79,13 +79,13 @@ def test_a_key_is_in_no_error_of_a_cut_or_slow_answer(sandbox, make_client):
 )
 def test_a_key_is_read_as_people_paste_it(sandbox, make_client, spelled):
     sandbox.api_key = KEY
-    make_client(spelled).query(sandbox.task_ids)
+    make_client(spelled).get_tasks(sandbox.task_ids)
     assert sandbox.requests[-1].headers["authorization"] == f"Bearer {KEY}"
 
 
 @pytest.mark.parametrize("spelled", ["", "  ", "\n", "Bearer ", " Bearer \n"])
 def test_no_key_is_no_client(spelled):
-    with pytest.raises(LumaInputError, match="key of the Luma relay is empty"):
+    with pytest.raises(LumaValueError, match="key of the Luma relay is empty"):
         RelayClient(spelled)
 
 
@@ -93,7 +93,7 @@ def test_no_key_is_no_client(spelled):
     "spelled", [f"{KEY} x", f"{KEY}\nX-Evil: 1", f"bearer {KEY}", f"{KEY}é", f"{KEY}\x00", f"{KEY}\u200b"]
 )
 def test_a_key_that_cannot_be_one_is_refused_without_repeating_it(spelled):
-    with pytest.raises(LumaInputError, match="holds spaces or characters that no key has") as caught:
+    with pytest.raises(LumaValueError, match="holds spaces or characters that no key has") as caught:
         RelayClient(spelled)
     assert KEY not in told_by(caught.value)
 
@@ -110,7 +110,7 @@ def test_a_key_that_cannot_be_one_is_refused_without_repeating_it(spelled):
     ],
 )
 def test_a_key_put_into_the_host_is_refused_without_repeating_it(host):
-    with pytest.raises(LumaInputError) as caught:
+    with pytest.raises(LumaValueError) as caught:
         read_base_url(host)
     assert KEY not in told_by(caught.value)
 
@@ -135,5 +135,5 @@ def test_a_netrc_does_not_take_the_place_of_the_key(sandbox, client, tmp_path, m
     netrc.write_text("default login user password secret\n")
     netrc.chmod(0o600)
     monkeypatch.setenv(variable, str(tmp_path if variable == "HOME" else netrc))
-    assert client.query(sandbox.task_ids)
+    assert client.get_tasks(sandbox.task_ids)
     assert sandbox.requests[-1].headers["authorization"] == f"Bearer {sandbox.api_key}"

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from airflow_provider_luma.exceptions import LumaInputError, RelayTroubleError
+from airflow_provider_luma.exceptions import LumaValueError, RelayTransientError
 from airflow_provider_luma.relay import RetryPolicy
 from airflow_provider_luma.relay.address import read_base_url
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
@@ -19,8 +19,8 @@ def other():
 
 
 def trouble_of(client):
-    with pytest.raises(RelayTroubleError) as caught:
-        client.query(["a"])
+    with pytest.raises(RelayTransientError) as caught:
+        client.get_tasks(["a"])
     return str(caught.value)
 
 
@@ -65,12 +65,12 @@ def test_a_host_is_read_as_people_write_it(host, port, base_url):
     ],
 )
 def test_what_is_no_address_is_refused_with_an_example_of_one(host):
-    with pytest.raises(LumaInputError, match="is not the address of a Luma relay, like https://"):
+    with pytest.raises(LumaValueError, match="is not the address of a Luma relay, like https://"):
         read_base_url(host)
 
 
 def test_a_host_with_credentials_is_refused():
-    with pytest.raises(LumaInputError, match="the key is the password"):
+    with pytest.raises(LumaValueError, match="the key is the password"):
         read_base_url("https://user:word@relay.example")
 
 
@@ -115,10 +115,10 @@ def test_https_to_a_port_without_it_is_trouble(sandbox, make_client):
 def test_a_relay_that_comes_back_is_found_again(make_client):
     with Sandbox(tasks=1) as first:
         client = make_client(base_url=first.base_url, retry=RetryPolicy(attempts=9, first_wait=0.01))
-        client.query(first.task_ids)
+        client.get_tasks(first.task_ids)
     port = int(first.base_url.rpartition(":")[2])
     with Sandbox(tasks=1, relay_port=port) as second:
-        assert list(client.query(second.task_ids)) == second.task_ids
+        assert list(client.get_tasks(second.task_ids)) == second.task_ids
 
 
 def test_given_proxies_are_used(other, make_client):
@@ -143,7 +143,7 @@ def test_given_proxies_come_before_those_of_the_environment(sandbox, other, make
 def test_the_environment_may_exempt_the_relay(sandbox, other, client, monkeypatch):
     monkeypatch.setenv("http_proxy", other.base_url)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    assert client.query(sandbox.task_ids)
+    assert client.get_tasks(sandbox.task_ids)
     assert other.requests == []
 
 

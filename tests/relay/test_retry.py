@@ -7,19 +7,19 @@ import pytest
 from tenacity import AsyncRetrying, Retrying
 
 from airflow_provider_luma.exceptions import (
-    LumaInputError,
-    RelayBusyError,
-    RelayKeyError,
-    RelayRefusedError,
-    RelayRequestError,
-    RelayRightsError,
-    RelayTroubleError,
+    LumaValueError,
+    RelayAuthenticationError,
+    RelayInvalidRequestError,
+    RelayPermanentError,
+    RelayPermissionError,
+    RelayRateLimitError,
+    RelayTransientError,
 )
 from airflow_provider_luma.relay import RetryPolicy
 
 DONE = "done"
-TROUBLE = RelayTroubleError("502")
-BUSY = RelayBusyError("429")
+TROUBLE = RelayTransientError("502")
+BUSY = RelayRateLimitError("429")
 
 JITTER_WHEN_TOLD = 0.2
 
@@ -61,12 +61,12 @@ def drive(policy, relay, *, patience=float("inf")):
         ([BUSY] * 50 + [DONE], 51, DONE),
         ([BUSY, TROUBLE, BUSY, TROUBLE, BUSY, DONE], 6, DONE),
         ([BUSY, TROUBLE, BUSY, TROUBLE, BUSY, TROUBLE, DONE], 6, TROUBLE),
-        ([TROUBLE, RelayKeyError("401"), DONE], 2, RelayKeyError),
-        ([RelayKeyError("401"), DONE], 1, RelayKeyError),
-        ([RelayRightsError("402"), DONE], 1, RelayRightsError),
-        ([RelayRequestError("400"), DONE], 1, RelayRequestError),
-        ([RelayRefusedError("?"), DONE], 1, RelayRefusedError),
-        ([LumaInputError("?"), DONE], 1, LumaInputError),
+        ([TROUBLE, RelayAuthenticationError("401"), DONE], 2, RelayAuthenticationError),
+        ([RelayAuthenticationError("401"), DONE], 1, RelayAuthenticationError),
+        ([RelayPermissionError("402"), DONE], 1, RelayPermissionError),
+        ([RelayInvalidRequestError("400"), DONE], 1, RelayInvalidRequestError),
+        ([RelayPermanentError("?"), DONE], 1, RelayPermanentError),
+        ([LumaValueError("?"), DONE], 1, LumaValueError),
         ([ZeroDivisionError("a bug of ours"), DONE], 1, ZeroDivisionError),
     ],
 )
@@ -107,11 +107,11 @@ def test_a_bare_429_backs_off_and_never_past_the_longest_wait():
 @pytest.mark.parametrize(
     ("kind", "told", "least"),
     [
-        (RelayBusyError, 0, 0),
-        (RelayBusyError, 3, 3),
-        (RelayBusyError, 120, 120),
-        (RelayTroubleError, 3, 3),
-        (RelayTroubleError, 120, 4),
+        (RelayRateLimitError, 0, 0),
+        (RelayRateLimitError, 3, 3),
+        (RelayRateLimitError, 120, 120),
+        (RelayTransientError, 3, 3),
+        (RelayTransientError, 120, 4),
     ],
 )
 def test_a_rate_limit_is_waited_out_and_trouble_up_to_the_longest_wait(kind, told, least):
@@ -122,10 +122,10 @@ def test_a_rate_limit_is_waited_out_and_trouble_up_to_the_longest_wait(kind, tol
 @pytest.mark.parametrize(
     ("error", "patience", "calls"),
     [
-        (RelayBusyError("429", retry_after=5), 5.5, 2),
-        (RelayBusyError("429", retry_after=5), 4.9, 1),
-        (RelayBusyError("429", retry_after=0), 0, 1),
-        (RelayBusyError("429", retry_after=0), 1, 2),
+        (RelayRateLimitError("429", retry_after=5), 5.5, 2),
+        (RelayRateLimitError("429", retry_after=5), 4.9, 1),
+        (RelayRateLimitError("429", retry_after=0), 0, 1),
+        (RelayRateLimitError("429", retry_after=0), 1, 2),
         (BUSY, 0, 1),
         (BUSY, 9, 2),
         (TROUBLE, 0, 2),
@@ -152,7 +152,7 @@ def test_one_policy_serves_any_number_of_requests():
 def test_it_drives_asynchronous_requests_alike():
     relay = Relay(BUSY, BUSY, TROUBLE, TROUBLE)
     arguments = RetryPolicy(attempts=2, first_wait=0.001).driver_arguments()
-    with pytest.raises(RelayTroubleError):
+    with pytest.raises(RelayTransientError):
         asyncio.run(AsyncRetrying(**arguments)(relay.later))
     assert relay.calls == 4
 
@@ -160,8 +160,8 @@ def test_it_drives_asynchronous_requests_alike():
 @pytest.mark.parametrize(
     ("error", "level"),
     [
-        (RelayBusyError("slow down", status=429), logging.INFO),
-        (RelayTroubleError("gone", status=502), logging.WARNING),
+        (RelayRateLimitError("slow down", status=429), logging.INFO),
+        (RelayTransientError("gone", status=502), logging.WARNING),
     ],
 )
 def test_each_wait_is_told_with_its_length_and_reason(caplog, error, level):

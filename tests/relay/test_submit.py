@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.exceptions import (
-    RelayBalanceError,
+    RelayAuthenticationError,
     RelayError,
-    RelayKeyError,
-    RelayRequestError,
-    RelayRightsError,
-    RelayTroubleError,
-    RelayUncertainError,
+    RelayInsufficientBalanceError,
+    RelayInvalidRequestError,
+    RelayPermissionError,
+    RelayTransientError,
+    SubmitOutcomeUnknownError,
 )
 from airflow_provider_luma.relay import RelayClient, TaskState
 from airflow_provider_luma.relay.generation import Generation
@@ -85,7 +85,9 @@ def test_what_may_have_arrived_is_not_sent_again_and_says_so(
     sandbox: Sandbox, client: RelayClient, answer: ScriptedAnswer
 ) -> None:
     sandbox.script_submits(answer, created=True)
-    with pytest.raises(RelayUncertainError, match=r"may have created a task.* was not sent again") as error:
+    with pytest.raises(
+        SubmitOutcomeUnknownError, match=r"may have created a task.* was not sent again"
+    ) as error:
         client.submit(CAT)
     assert len(sandbox.submits) == 1
     assert len(sandbox.requests) == 1
@@ -102,16 +104,22 @@ def test_a_429_did_not_create_anything_and_is_waited_out(
 
 
 REFUSED = [
-    (ScriptedAnswer(status=401), RelayKeyError),
-    (ScriptedAnswer(status=402), RelayBalanceError),
-    (ScriptedAnswer(status=403, body={"code": "insufficient_user_quota", "message": "x"}), RelayBalanceError),
-    (ScriptedAnswer(status=403, body={"error": {"code": "insufficient_quota"}}), RelayBalanceError),
-    (ScriptedAnswer(status=403, body={"code": "access_denied"}), RelayRightsError),
-    (ScriptedAnswer(status=400, body={"code": "invalid_request"}), RelayRequestError),
-    (ScriptedAnswer(status=413), RelayRequestError),
-    (ScriptedAnswer(status=302, headers={"Location": "https://elsewhere.example"}), RelayRequestError),
-    (ScriptedAnswer(body={"code": "insufficient_user_quota", "message": "x"}), RelayBalanceError),
-    (ScriptedAnswer(body={"code": "bad_prompt", "message": "x", "data": None}), RelayRequestError),
+    (ScriptedAnswer(status=401), RelayAuthenticationError),
+    (ScriptedAnswer(status=402), RelayInsufficientBalanceError),
+    (
+        ScriptedAnswer(status=403, body={"code": "insufficient_user_quota", "message": "x"}),
+        RelayInsufficientBalanceError,
+    ),
+    (
+        ScriptedAnswer(status=403, body={"error": {"code": "insufficient_quota"}}),
+        RelayInsufficientBalanceError,
+    ),
+    (ScriptedAnswer(status=403, body={"code": "access_denied"}), RelayPermissionError),
+    (ScriptedAnswer(status=400, body={"code": "invalid_request"}), RelayInvalidRequestError),
+    (ScriptedAnswer(status=413), RelayInvalidRequestError),
+    (ScriptedAnswer(status=302, headers={"Location": "https://elsewhere.example"}), RelayInvalidRequestError),
+    (ScriptedAnswer(body={"code": "insufficient_user_quota", "message": "x"}), RelayInsufficientBalanceError),
+    (ScriptedAnswer(body={"code": "bad_prompt", "message": "x", "data": None}), RelayInvalidRequestError),
 ]
 
 
@@ -130,7 +138,7 @@ def test_an_account_without_balance_is_told_in_the_relays_words() -> None:
     with Sandbox(tasks=0, balance=1) as sandbox:
         client = RelayClient(sandbox.api_key, sandbox.base_url)
         client.submit(CAT)
-        with pytest.raises(RelayBalanceError, match="balance 0, needs 1; top up"):
+        with pytest.raises(RelayInsufficientBalanceError, match="balance 0, needs 1; top up"):
             client.submit(CAT)
         assert len(sandbox.submits) == 1
 
@@ -152,13 +160,13 @@ def test_a_relay_that_is_not_there_yet_is_tried_again() -> None:
     "url", ["http://127.0.0.1:9", "http://no-such-host.invalid", f"http://{'a' * 70}.example"]
 )
 def test_what_surely_did_not_arrive_is_plain_trouble(url: str) -> None:
-    with pytest.raises(RelayTroubleError, match="No answer from the relay"):
+    with pytest.raises(RelayTransientError, match="No answer from the relay"):
         RelayClient("sk-key", url, retry=QUICK).submit(CAT)
 
 
 def test_a_proxy_that_is_not_there_is_plain_trouble(sandbox: Sandbox) -> None:
     proxies = {"http": "http://127.0.0.1:9"}
-    with pytest.raises(RelayTroubleError):
+    with pytest.raises(RelayTransientError):
         RelayClient(sandbox.api_key, sandbox.base_url, proxies=proxies, retry=QUICK).submit(CAT)
     assert sandbox.submits == []
 
@@ -199,7 +207,7 @@ def test_a_hundred_submits_through_all_faults_charge_once_each() -> None:
         for number in range(100):
             try:
                 submitted.append(client.submit(Generation(f"cat dance {number}")).id)
-            except RelayUncertainError:
+            except SubmitOutcomeUnknownError:
                 uncertain += 1
         prompts = [body["user_prompt"] for body in sandbox.submits]
     assert len(prompts) == len(set(prompts))
@@ -209,10 +217,10 @@ def test_a_hundred_submits_through_all_faults_charge_once_each() -> None:
 
 def test_one_task_is_asked_for_by_its_path(sandbox: Sandbox, client: RelayClient) -> None:
     task_id = client.submit(CAT).id
-    task = client.get(task_id)
+    task = client.get_task(task_id)
     assert task is not None
     assert (task.id, task.state) == (task_id, TaskState.COMPLETED)
-    assert client.get("nobody") is None
+    assert client.get_task("nobody") is None
 
 
 def test_a_video_is_made_longer(sandbox: Sandbox, client: RelayClient) -> None:
@@ -220,5 +228,5 @@ def test_a_video_is_made_longer(sandbox: Sandbox, client: RelayClient) -> None:
     second = client.submit(Generation("and on", extend_task_id=first)).id
     assert second != first
     assert len(sandbox.submits) == 2
-    with pytest.raises(RelayRequestError, match="task_not_exist"):
+    with pytest.raises(RelayInvalidRequestError, match="task_not_exist"):
         client.submit(Generation("and on", extend_task_id="nobody"))

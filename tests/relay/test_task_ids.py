@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.batch import read_task_ids
 
 A = "4665a07c-7641-4809-a133-10786201bb56"
@@ -76,18 +76,18 @@ def test_ids_are_read_in_every_form_that_users_and_templates_give(given, ids):
     ],
 )
 def test_whatever_is_no_id_is_refused_with_its_place(given, complaint):
-    with pytest.raises(LumaInputError, match=complaint):
+    with pytest.raises(LumaValueError, match=complaint):
         read_task_ids(given)
 
 
 def test_a_refusal_is_short_however_long_the_argument():
     for given in ({"x" * 10_000: 1}, [["x" * 10_000]], "[" + "x" * 10_000):
-        with pytest.raises(LumaInputError) as caught:
+        with pytest.raises(LumaValueError) as caught:
             read_task_ids(given)
         assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("text", ["None", "null", "a, b", "('a', 'b')", '{"a": 1}', "a b", '"a"'])
 def test_text_that_no_id_can_be_is_refused_instead_of_missed_later(text):
-    with pytest.raises(LumaInputError, match="which is no id"):
+    with pytest.raises(LumaValueError, match="which is no id"):
         read_task_ids(text)

@@ -29,18 +29,18 @@ ARCHIVE = """
 import os, sys
 from airflow.sdk import ObjectStoragePath
 from airflow_provider_luma.relay import RelayClient
-from airflow_provider_luma.transfer.archive import Archiver
-from airflow_provider_luma.transfer.download import Downloader
-from airflow_provider_luma.transfer.guard import guarded_session
-from airflow_provider_luma.transfer.staging import Staging
+from airflow_provider_luma.download.archive import Archiver
+from airflow_provider_luma.download.download import Downloader
+from airflow_provider_luma.download.guard import guarded_session
+from airflow_provider_luma.download.staging import Staging
 
 def archive(key, url, destination, *ids):
     relay = RelayClient(key, url)
     folder = ObjectStoragePath(destination)
     session = guarded_session(relay_url=url, allowed_hosts=["127.0.0.1"], connections=4)
-    refresh = lambda task_id: relay.ask([task_id]).get(task_id)
+    refresh = lambda task_id: relay.query_once([task_id]).get(task_id)
     archiver = Archiver(Downloader(session), refresh, folder, max_parallel=4, staging=Staging.near(folder))
-    tasks = list(relay.query(ids).values())
+    tasks = list(relay.get_tasks(ids).values())
     _ = folder.fs
     print(os.getpid(), flush=True)
     archive = archiver.archive(tasks)

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
+from airflow_provider_luma.download.naming import file_name
+from airflow_provider_luma.download.staging import Staging
+from airflow_provider_luma.download.store import ObjectPath, publish, read, stored_size, uri
 from airflow_provider_luma.exceptions import ObjectExistsError
 from airflow_provider_luma.relay.task import MEDIA_KINDS, LumaTask, Media
-from airflow_provider_luma.transfer.naming import file_name
-from airflow_provider_luma.transfer.staging import Staging
-from airflow_provider_luma.transfer.store import ObjectPath, publish, read, stored_size, uri
 
 Record: TypeAlias = dict[str, Any]
 File: TypeAlias = Mapping[str, Any]

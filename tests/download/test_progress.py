@@ -7,15 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from airflow_provider_luma.transfer import archive
-from airflow_provider_luma.transfer.progress import Count, Progress
-from airflow_provider_luma.transfer.staging import Source, Staging, in_words
+from airflow_provider_luma.download import archive
+from airflow_provider_luma.download.progress import Count, Progress
+from airflow_provider_luma.download.staging import Source, Staging, in_words
 
 
 def test_a_line_says_how_far_it_is_and_how_fast(staging: Staging, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     clock = SimpleNamespace(monotonic=lambda: now)
-    monkeypatch.setattr("airflow_provider_luma.transfer.progress.time", clock)
+    monkeypatch.setattr("airflow_provider_luma.download.progress.time", clock)
     with staging.file() as file:
         progress = Progress(120)
         file.source = Source(40_000_000, "video/mp4", None)

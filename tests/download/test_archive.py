@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from airflow.sdk import ObjectStoragePath
 
-from airflow_provider_luma.exceptions import LinkRefusedError, LumaInputError
+from airflow_provider_luma.download.archive import Archive, Archiver
+from airflow_provider_luma.download.download import Downloader
+from airflow_provider_luma.download.staging import Staging
+from airflow_provider_luma.exceptions import LinkExpiredError, LumaValueError
 from airflow_provider_luma.relay import RelayClient
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
-from airflow_provider_luma.transfer.archive import Archive, Archiver
-from airflow_provider_luma.transfer.download import Downloader
-from airflow_provider_luma.transfer.staging import Staging
 
 Run = Callable[..., Archive]
 
@@ -38,12 +38,12 @@ def run(relay: RelayClient, downloader: Downloader, destination: ObjectStoragePa
     def run(ids: list[str], **arguments: Any) -> Archive:
         archiver = Archiver(
             downloader,
-            lambda task_id: relay.ask([task_id]).get(task_id),
+            lambda task_id: relay.query_once([task_id]).get(task_id),
             destination,
             staging=staging,
             **{"link_timeout": 5} | arguments,
         )
-        return archiver.archive(list(relay.query(ids).values()))
+        return archiver.archive(list(relay.get_tasks(ids).values()))
 
     return run
 
@@ -118,12 +118,12 @@ def test_waiting_for_a_link_is_bounded(sandbox: Sandbox, run: Run) -> None:
     task_id = sandbox.add_task(seconds=0, link_delay=1000)
     started = time.monotonic()
     archive = run([task_id], link_timeout=1)
-    assert isinstance(archive.errors[task_id], LinkRefusedError)
+    assert isinstance(archive.errors[task_id], LinkExpiredError)
     assert time.monotonic() - started < 3
 
 
 def test_names_are_judged_before_anything_is_downloaded(sandbox: Sandbox, run: Run) -> None:
-    with pytest.raises(LumaInputError):
+    with pytest.raises(LumaValueError):
         run([sandbox.add_task(seconds=0), sandbox.add_task(seconds=0)], name_template="clip")
     assert sandbox.downloads == []
 

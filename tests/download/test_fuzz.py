@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.download.naming import file_name, object_names, read_name_template
+from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.task import MEDIA_KINDS, LumaTask, TaskState
-from airflow_provider_luma.transfer.naming import file_name, object_names, read_name_template
 from tests.strategies import JSON
 
 IDS = st.text(min_size=1) | st.from_regex(r"[a-zA-Z0-9._/\\ -]{1,20}", fullmatch=True) | st.just("..")
@@ -48,7 +48,7 @@ def test_no_two_ids_share_a_name(ids: list[str]) -> None:
 @given(TEMPLATES, IDS, JSON, JSON, JSON)
 def test_no_name_leaves_the_folder(template: str, task_id: str, prompt: Any, ratio: Any, time: Any) -> None:
     clip = task(task_id, request={"prompt": prompt, "aspect_ratio": ratio}, created_at=time)
-    with suppress(LumaInputError):
+    with suppress(LumaValueError):
         name = object_names(read_name_template(template), [clip])[task_id]
         assert stays_inside(name)
         assert name.strip("/") == name

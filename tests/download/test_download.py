@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
+from airflow_provider_luma.download.download import Downloader, without_query
+from airflow_provider_luma.download.guard import guarded_session
+from airflow_provider_luma.download.staging import StagedFile, Staging
 from airflow_provider_luma.exceptions import (
-    LinkRefusedError,
-    TransferError,
-    TransferTroubleError,
-    UnsafeLinkError,
+    DownloadError,
+    LinkExpiredError,
+    TransientDownloadError,
+    UnsafeURLError,
 )
 from airflow_provider_luma.relay import RelayClient
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
-from airflow_provider_luma.transfer.download import Downloader, without_query
-from airflow_provider_luma.transfer.guard import guarded_session
-from airflow_provider_luma.transfer.staging import StagedFile, Staging
 
 FILM = random.Random(7).randbytes(400_000)
 HALF = len(FILM) // 2
@@ -144,7 +144,7 @@ def test_attempts_that_bring_something_new_are_not_counted(
         cuts.append(rest(start, cut=True, headers={**ETAG, "Content-Range": f"bytes {start}-399999/400000"}))
         start += (len(FILM) - start) // 2
     sandbox.script_downloads(film(cut=True), *cuts[1:], rest(start))
-    monkeypatch.setattr("airflow_provider_luma.transfer.download._FIRST_WAIT", 0.01)
+    monkeypatch.setattr("airflow_provider_luma.download.download._FIRST_WAIT", 0.01)
     downloader.fetch(url, file)
     assert is_whole(file)
 
@@ -153,7 +153,7 @@ def test_lasting_trouble_gives_up_and_names_the_link_without_its_signature(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile
 ) -> None:
     sandbox.script_downloads(*[film(cut=True, headers={})] * 9)
-    with pytest.raises(TransferTroubleError, match=r"dream-machine/clip\.mp4") as error:
+    with pytest.raises(TransientDownloadError, match=r"dream-machine/clip\.mp4") as error:
         downloader.fetch(url, file)
     assert "hush" not in str(error.value)
     assert len(sandbox.downloads) == 4  # the first brought something
@@ -164,7 +164,7 @@ def test_a_refused_link_is_not_tried_again(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile, status: int
 ) -> None:
     sandbox.script_downloads(film(status=status))
-    with pytest.raises(LinkRefusedError, match=str(status)) as error:
+    with pytest.raises(LinkExpiredError, match=str(status)) as error:
         downloader.fetch(url, file)
     assert "hush" not in str(error.value)
     assert len(sandbox.downloads) == 1
@@ -174,7 +174,7 @@ def test_other_refusals_are_plain_errors(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile
 ) -> None:
     sandbox.script_downloads(film(status=400))
-    with pytest.raises(TransferError, match="answered 400"):
+    with pytest.raises(DownloadError, match="answered 400"):
         downloader.fetch(url, file)
     assert len(sandbox.downloads) == 1
 
@@ -190,13 +190,13 @@ def test_redirects_are_followed_also_relative_ones(
 
 def test_redirects_are_bounded(sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile) -> None:
     sandbox.script_downloads(*[film(status=302, headers={"Location": "/again"})] * 20)
-    with pytest.raises(TransferError, match="more than 5 redirects"):
+    with pytest.raises(DownloadError, match="more than 5 redirects"):
         downloader.fetch(url, file)
 
 
 @pytest.mark.parametrize("link", ["ftp://cdn/clip.mp4", "file:///etc/passwd", "clip.mp4", ""])
 def test_only_http_links_are_followed(downloader: Downloader, file: StagedFile, link: str) -> None:
-    with pytest.raises(UnsafeLinkError, match="not an http"):
+    with pytest.raises(UnsafeURLError, match="not an http"):
         downloader.fetch(link, file)
 
 
@@ -209,7 +209,7 @@ def test_a_file_above_the_limit_is_refused_before_it_is_downloaded(
     sandbox: Sandbox, url: str, file: StagedFile
 ) -> None:
     sandbox.script_downloads(film())
-    with pytest.raises(TransferError, match=r"400\.0 kB or more.* above max_bytes \(300\.0 kB\)"):
+    with pytest.raises(DownloadError, match=r"400\.0 kB or more.* above max_bytes \(300\.0 kB\)"):
         small(sandbox, 300_000).fetch(url, file)
     assert file.size == 0
 
@@ -217,7 +217,7 @@ def test_a_file_above_the_limit_is_refused_before_it_is_downloaded(
 def test_a_file_that_does_not_tell_its_size_is_cut_off_at_the_limit(
     chunked_server: str, sandbox: Sandbox, file: StagedFile
 ) -> None:
-    with pytest.raises(TransferError, match="above max_bytes"):
+    with pytest.raises(DownloadError, match="above max_bytes"):
         small(sandbox, 300_000).fetch(chunked_server, file)
     assert file.size < 1_000_000
 
@@ -227,26 +227,26 @@ def test_too_little_disk_is_an_error_before_the_download_and_names_both_numbers(
 ) -> None:
     with (
         Sandbox(tasks=1, seconds=0, fail=0, video_bytes=10**15) as sandbox,
-        pytest.raises(TransferError, match=r"need 1,000,000\.0 GB more in .*, which has [\d.,]+ GB free"),
+        pytest.raises(DownloadError, match=r"need 1,000,000\.0 GB more in .*, which has [\d.,]+ GB free"),
     ):
         downloader.fetch(link(sandbox), file)
     assert file.size == 0
 
 
 def test_all_downloads_under_way_need_room_together(staging: Staging) -> None:
-    from airflow_provider_luma.transfer.staging import Source
+    from airflow_provider_luma.download.staging import Source
 
     free = os.statvfs(staging.folder).f_bavail * os.statvfs(staging.folder).f_frsize
     with staging.file() as one, staging.file() as two:
         one.restart(Source(free * 2 // 3, "video/mp4", None))
-        with pytest.raises(TransferError, match="lower max_parallel"):
+        with pytest.raises(DownloadError, match="lower max_parallel"):
             two.restart(Source(free * 2 // 3, "video/mp4", None))
     with staging.file() as three:
         three.restart(Source(free * 2 // 3, "video/mp4", None))
 
 
 def link(sandbox: Sandbox) -> str:
-    (task,) = RelayClient(sandbox.api_key, sandbox.base_url).query(sandbox.task_ids).values()
+    (task,) = RelayClient(sandbox.api_key, sandbox.base_url).get_tasks(sandbox.task_ids).values()
     assert task.video
     assert task.video.url
     return task.video.url
@@ -263,7 +263,7 @@ def test_being_stopped_ends_a_download_within_a_second(
 ) -> None:
     threading.Timer(0.3, downloader.stop).start()
     started = time.monotonic()
-    with pytest.raises(TransferError, match="stopped"):
+    with pytest.raises(DownloadError, match="stopped"):
         downloader.fetch(endless, file)
     assert time.monotonic() - started < 1.3
 
@@ -274,7 +274,7 @@ def test_being_stopped_ends_also_a_wait_for_bytes(
     sandbox.script_downloads(film(delay=60))
     threading.Timer(0.3, downloader.stop).start()
     started = time.monotonic()
-    with pytest.raises(TransferError, match="stopped"):
+    with pytest.raises(DownloadError, match="stopped"):
         downloader.fetch(url, file)
     assert time.monotonic() - started < 1.3
 
@@ -283,7 +283,7 @@ def test_the_time_for_a_download_is_bounded_however_much_it_brings(
     endless: str, downloader: Downloader, file: StagedFile
 ) -> None:
     started = time.monotonic()
-    with pytest.raises(TransferError, match="download_timeout"):
+    with pytest.raises(DownloadError, match="download_timeout"):
         downloader.fetch(endless, file, deadline=started + 0.5)
     assert time.monotonic() - started < 1.5
 
@@ -292,7 +292,7 @@ def test_the_time_for_a_download_includes_its_attempts(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile
 ) -> None:
     sandbox.script_downloads(*[film(status=503)] * 9)
-    with pytest.raises(TransferError, match="download_timeout"):
+    with pytest.raises(DownloadError, match="download_timeout"):
         downloader.fetch(url, file, deadline=time.monotonic() + 0.3)
 
 

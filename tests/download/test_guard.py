@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from airflow_provider_luma.exceptions import UnsafeLinkError
+from airflow_provider_luma.download.download import Downloader
+from airflow_provider_luma.download.guard import _GuardedAdapter, guarded_session
+from airflow_provider_luma.download.staging import StagedFile
+from airflow_provider_luma.exceptions import UnsafeURLError
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
-from airflow_provider_luma.transfer.download import Downloader
-from airflow_provider_luma.transfer.guard import _GuardedAdapter, guarded_session
-from airflow_provider_luma.transfer.staging import StagedFile
 
 RELAY = "https://relay.example.com"
 
@@ -29,7 +29,7 @@ def strict() -> Iterator[requests.Session]:
      "224.0.0.1", "::1", "fe80::1%eth0", "fc00::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1"],
 )  # fmt: skip
 def test_addresses_that_are_not_public_are_refused(address: str) -> None:
-    with pytest.raises(UnsafeLinkError, match=r"cdn\.example\.com.*allowed_download_hosts"):
+    with pytest.raises(UnsafeURLError, match=r"cdn\.example\.com.*allowed_download_hosts"):
         _GuardedAdapter(RELAY, [], 1).check("cdn.example.com", 443, address)
 
 
@@ -42,7 +42,7 @@ def test_only_the_relays_own_origin_and_allowed_hosts_may_be_elsewhere() -> None
     adapter = _GuardedAdapter("http://10.0.0.1:8080", ["cdn.internal"], 1)
     adapter.check("10.0.0.1", 8080, "10.0.0.1")
     adapter.check("CDN.internal", 443, "10.0.0.2")
-    with pytest.raises(UnsafeLinkError):
+    with pytest.raises(UnsafeURLError):
         adapter.check("10.0.0.1", 22, "10.0.0.1")
 
 
@@ -58,7 +58,7 @@ def test_nothing_is_sent_to_a_refused_host(strict: requests.Session, host: str) 
 
         thread = threading.Thread(target=listen)
         thread.start()
-        with pytest.raises(UnsafeLinkError):
+        with pytest.raises(UnsafeURLError):
             strict.get(f"http://{host}:{listener.getsockname()[1]}/video.mp4?sig=secret", timeout=5)
         thread.join(5)
     assert heard == [b""]
@@ -67,7 +67,7 @@ def test_nothing_is_sent_to_a_refused_host(strict: requests.Session, host: str) 
 def test_each_redirect_is_judged(sandbox: Sandbox, file: StagedFile) -> None:
     with guarded_session(relay_url=sandbox.cdn_url, allowed_hosts=[], connections=1) as session:
         sandbox.script_downloads(ScriptedAnswer(status=302, headers={"Location": f"{sandbox.base_url}/x"}))
-        with pytest.raises(UnsafeLinkError):
+        with pytest.raises(UnsafeURLError):
             Downloader(session, attempts=1).fetch(f"{sandbox.cdn_url}/a.mp4", file)
     assert len(sandbox.downloads) == 1
     assert sandbox.requests == []

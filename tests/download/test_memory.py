@@ -17,10 +17,10 @@ ARCHIVE = """
 import resource, sys
 from airflow.sdk import ObjectStoragePath
 from airflow_provider_luma.relay import RelayClient
-from airflow_provider_luma.transfer.archive import Archiver
-from airflow_provider_luma.transfer.download import Downloader
-from airflow_provider_luma.transfer.guard import guarded_session
-from airflow_provider_luma.transfer.staging import Staging
+from airflow_provider_luma.download.archive import Archiver
+from airflow_provider_luma.download.download import Downloader
+from airflow_provider_luma.download.guard import guarded_session
+from airflow_provider_luma.download.staging import Staging
 
 key, small, large, destination, staging = sys.argv[1:]
 
@@ -29,7 +29,7 @@ def archive(url):
     relay = RelayClient(key, url)
     session = guarded_session(relay_url=url, allowed_hosts=["127.0.0.1"], connections=8)
     archiver = Archiver(Downloader(session), None, ObjectStoragePath(destination), staging=Staging(staging))
-    archive = archiver.archive(list(relay.query(ids).values()))
+    archive = archiver.archive(list(relay.get_tasks(ids).values()))
     assert not archive.errors, archive.errors
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_provider_luma.exceptions import TransferError
-from airflow_provider_luma.transfer.store import ObjectPath, is_local
+from airflow_provider_luma.download.store import ObjectPath, is_local
+from airflow_provider_luma.exceptions import DownloadError
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class StagedFile:
         """
         Forget all bytes, and take them from this source from now on.
 
-        :raises TransferError: when there is no room for them.
+        :raises DownloadError: when there is no room for them.
         """
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
@@ -126,12 +126,12 @@ class Staging:
         """
         Compare what is still to come of all files with what is free.
 
-        :raises TransferError: when it does not fit.
+        :raises DownloadError: when it does not fit.
         """
         missing = sum(file.missing for file in self.files())
         free = shutil.disk_usage(self.folder).free
         if missing > free:
-            raise TransferError(
+            raise DownloadError(
                 f"the downloads under way need {in_words(missing)} more in {self.folder}, which has "
                 f"{in_words(free)} free; make room, lower max_parallel or name another staging_dir"
             )

@@ -12,13 +12,13 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.arguments import IfExists
-from airflow_provider_luma.exceptions import LinkRefusedError, ObjectExistsError
+from airflow_provider_luma.download.archive import Archive, Archiver
+from airflow_provider_luma.download.download import Downloader
+from airflow_provider_luma.download.staging import Staging
+from airflow_provider_luma.exceptions import LinkExpiredError, ObjectExistsError
 from airflow_provider_luma.relay import RelayClient
 from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedAnswer
 from airflow_provider_luma.sandbox.footage import video
-from airflow_provider_luma.transfer.archive import Archive, Archiver
-from airflow_provider_luma.transfer.download import Downloader
-from airflow_provider_luma.transfer.staging import Staging
 
 Run = Callable[..., Archive]
 BYTES = 300_000
@@ -37,13 +37,13 @@ def run(sandbox: Sandbox, downloader: Downloader, destination: ObjectStoragePath
     def run(ids: list[str] | None = None, **arguments: Any) -> Archive:
         archiver = Archiver(
             downloader,
-            lambda task_id: relay.ask([task_id]).get(task_id),
+            lambda task_id: relay.query_once([task_id]).get(task_id),
             destination,
             staging=staging,
             **{"link_timeout": 5} | arguments,
         )
         sandbox.downloads.clear()
-        return archiver.archive(list(relay.query(ids or sandbox.task_ids).values()))
+        return archiver.archive(list(relay.get_tasks(ids or sandbox.task_ids).values()))
 
     return run
 
@@ -201,5 +201,5 @@ def test_a_link_that_never_comes_is_an_error_for_that_task(
 ) -> None:
     late = sandbox.add_task(seconds=0, link_delay=1000)
     archive = run(link_timeout=1)
-    assert isinstance(archive.errors[late], LinkRefusedError)
+    assert isinstance(archive.errors[late], LinkExpiredError)
     assert holds(destination, sandbox.task_ids[:6])

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from fsspec import Callback
 
-from airflow_provider_luma.exceptions import ObjectExistsError, TransferError
+from airflow_provider_luma.exceptions import DownloadError, ObjectExistsError
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def publish(
     :param overwrite: whether it may take the place of another object.
     :param stopped: ends an upload that is under way.
     :raises ObjectExistsError: when it may not, and there is one.
-    :raises TransferError: when the store refuses, or then holds something of another size, or it is stopped.
+    :raises DownloadError: when the store refuses, or then holds something of another size, or it is stopped.
     """
     size = Path(file).stat().st_size
     if not overwrite:
@@ -86,12 +86,12 @@ def publish(
         if overwrite:  # a file where a folder is needed
             raise _unwritten(target, error) from error
         raise _taken(target) from None
-    except TransferError:
+    except DownloadError:
         raise
     except Exception as error:  # each store's SDK raises what it likes
         raise _unwritten(target, error) from error
     if stored != size:
-        raise TransferError(f"{uri(target)} holds {stored} bytes instead of {size}")
+        raise DownloadError(f"{uri(target)} holds {stored} bytes instead of {size}")
 
 
 def check_free(target: ObjectPath) -> None:
@@ -99,7 +99,7 @@ def check_free(target: ObjectPath) -> None:
     Check that there is no object.
 
     :raises ObjectExistsError: when there is one.
-    :raises TransferError: when the store refuses.
+    :raises DownloadError: when the store refuses.
     """
     if stored_size(target) is not None:
         raise _taken(target)
@@ -109,7 +109,7 @@ def read(target: ObjectPath) -> bytes | None:
     """
     Return what a small object holds, ``None`` where there is none.
 
-    :raises TransferError: when the store refuses.
+    :raises DownloadError: when the store refuses.
     """
     return _ask(target, lambda: bytes(target.fs.cat_file(target.path)))
 
@@ -118,7 +118,7 @@ def stored_size(target: ObjectPath) -> int | None:
     """
     Return the size of an object in bytes, ``None`` where there is none.
 
-    :raises TransferError: when the store refuses.
+    :raises DownloadError: when the store refuses.
     """
 
     def ask() -> int:
@@ -148,7 +148,7 @@ def _ask(target: ObjectPath, ask: Callable[[], T]) -> T | None:
     except FileNotFoundError:
         return None
     except Exception as error:
-        raise TransferError(f"{uri(target)} cannot be read: {type(error).__name__}: {error}") from error
+        raise DownloadError(f"{uri(target)} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _taken(target: ObjectPath) -> ObjectExistsError:
@@ -158,8 +158,8 @@ def _taken(target: ObjectPath) -> ObjectExistsError:
     )
 
 
-def _unwritten(target: ObjectPath, error: Exception) -> TransferError:
-    return TransferError(f"{uri(target)} cannot be written: {type(error).__name__}: {error}")
+def _unwritten(target: ObjectPath, error: Exception) -> DownloadError:
+    return DownloadError(f"{uri(target)} cannot be written: {type(error).__name__}: {error}")
 
 
 def _give_name(file: str, final: Path, overwrite: bool) -> None:
@@ -232,7 +232,7 @@ def _end(future: Future[None], target: ObjectPath) -> None:
             "until a lifecycle rule for incomplete uploads removes it",
             uri(target),
         )
-        raise TransferError("stopped")
+        raise DownloadError("stopped")
 
 
 class _Stoppable(Callback):  # type: ignore[misc]
@@ -244,7 +244,7 @@ class _Stoppable(Callback):  # type: ignore[misc]
 
     def call(self, hook_name: str | None = None, **kwargs: Any) -> None:
         if self._stopped.is_set():
-            raise TransferError("stopped")
+            raise DownloadError("stopped")
 
 
 def _options(

@@ -15,7 +15,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from airflow_provider_luma.exceptions import UnsafeLinkError
+from airflow_provider_luma.exceptions import UnsafeURLError
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -66,7 +66,7 @@ class _GuardedAdapter(HTTPAdapter):
             return
         ip = _destination(address)
         if not ip.is_global or ip.is_multicast:
-            raise UnsafeLinkError(
+            raise UnsafeURLError(
                 f"the link leads to {host}, whose address {ip} is not public; if that is right, "
                 "add the host to allowed_download_hosts in the connection's extra"
             )

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from airflow.sdk import ObjectStoragePath
 
+from airflow_provider_luma.download.download import Downloader
+from airflow_provider_luma.download.guard import guarded_session
+from airflow_provider_luma.download.staging import StagedFile, Staging
 from airflow_provider_luma.sandbox import Sandbox
-from airflow_provider_luma.transfer.download import Downloader
-from airflow_provider_luma.transfer.guard import guarded_session
-from airflow_provider_luma.transfer.staging import StagedFile, Staging
 from tests.serving import Quiet, serving
 
 

@@ -24,13 +24,13 @@ from tenacity.stop import stop_base
 from tenacity.wait import wait_exponential_jitter
 from urllib3.exceptions import HTTPError
 
+from airflow_provider_luma.download.staging import Source, StagedFile, in_words
 from airflow_provider_luma.exceptions import (
-    LinkRefusedError,
-    TransferError,
-    TransferTroubleError,
-    UnsafeLinkError,
+    DownloadError,
+    LinkExpiredError,
+    TransientDownloadError,
+    UnsafeURLError,
 )
-from airflow_provider_luma.transfer.staging import Source, StagedFile, in_words
 
 # What one read takes at the most: enough that the time goes into copying and hashing.
 READ_BYTES = 256 * 1024
@@ -89,12 +89,12 @@ class Downloader:
         Write what the link leads to into ``file``, going on where an earlier attempt was cut.
 
         :param deadline: reading of the monotonic clock at which it must be whole.
-        :raises LinkRefusedError: when the link is gone or expired.
-        :raises UnsafeLinkError: when it leads where no download may go.
-        :raises TransferError: when it does not lead to media, or trouble outlasted the attempts.
+        :raises LinkExpiredError: when the link is gone or expired.
+        :raises UnsafeURLError: when it leads where no download may go.
+        :raises DownloadError: when it does not lead to media, or trouble outlasted the attempts.
         """
         retrying = Retrying(
-            retry=retry_if_exception_type(TransferTroubleError),
+            retry=retry_if_exception_type(TransientDownloadError),
             stop=stop_any(StopWithoutGain(file, attempts=self._attempts), stop_when_event_set(self.stopped)),
             wait=wait_exponential_jitter(_FIRST_WAIT, _MAX_WAIT, jitter=_FIRST_WAIT),
             sleep=sleep_using_event(self.stopped),
@@ -116,29 +116,29 @@ class Downloader:
                 _check_whole(file, url)
         except (requests.RequestException, HTTPError, ConnectionError, TimeoutError) as error:
             self._check_time(url, deadline)
-            raise TransferTroubleError(f"{without_query(url)}: {type(error).__name__}") from None
+            raise TransientDownloadError(f"{without_query(url)}: {type(error).__name__}") from None
 
     def _open(self, url: str, headers: Mapping[str, str]) -> requests.Response:
         """Follow redirects hop by hop, so that each one is judged."""
         for _ in range(_REDIRECTS_LIMIT + 1):
             if urlsplit(url).scheme not in {"http", "https"}:
-                raise UnsafeLinkError(f"{without_query(url)} is not an http or https link")
+                raise UnsafeURLError(f"{without_query(url)} is not an http or https link")
             response = self._session.get(url, headers=headers, **self._options)
             if not response.is_redirect:
                 return response
             response.close()
             url = urljoin(url, response.headers["Location"])
-        raise TransferError(f"{without_query(url)}: more than {_REDIRECTS_LIMIT} redirects")
+        raise DownloadError(f"{without_query(url)}: more than {_REDIRECTS_LIMIT} redirects")
 
     def _check_time(self, url: str, deadline: float) -> None:
         if self.stopped.is_set():
-            raise TransferError("stopped")
+            raise DownloadError("stopped")
         if time.monotonic() >= deadline:
-            raise TransferError(f"{without_query(url)}: not whole when download_timeout was over")
+            raise DownloadError(f"{without_query(url)}: not whole when download_timeout was over")
 
     def _check_limit(self, size: int | None, url: str) -> None:
         if size is not None and size > self._max_bytes:
-            raise TransferError(
+            raise DownloadError(
                 f"{without_query(url)} has {in_words(size)} or more, "
                 f"which is above max_bytes ({in_words(int(self._max_bytes))})"
             )
@@ -181,11 +181,11 @@ def _check_status(response: requests.Response) -> None:
     status = response.status_code
     where = f"{without_query(str(response.url))} answered {status}"
     if status in _LINK_IS_GONE:
-        raise LinkRefusedError(where)
+        raise LinkExpiredError(where)
     if status in _MAY_PASS or status >= 500:
-        raise TransferTroubleError(where)
+        raise TransientDownloadError(where)
     if status not in {200, 206, 416}:
-        raise TransferError(where)
+        raise DownloadError(where)
 
 
 def _begin_or_go_on(response: requests.Response, file: StagedFile) -> None:
@@ -198,7 +198,7 @@ def _begin_or_go_on(response: requests.Response, file: StagedFile) -> None:
     size = file.source.size if file.source else None
     if not match or int(match[1]) != file.size or match[2] not in {"*", str(size)}:
         file.restart()
-        raise TransferTroubleError(
+        raise TransientDownloadError(
             f"{without_query(str(response.url))} does not go on where it was cut, but answered "
             f"{response.status_code} with {headers.get('Content-Range', 'no range')!r}"
         )
@@ -209,9 +209,9 @@ def _source(response: requests.Response) -> Source:
     content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
     where = without_query(str(response.url))
     if content_type.startswith(_NO_MEDIA):
-        raise TransferTroubleError(f"{where} leads to {content_type} instead of a video or an image")
+        raise TransientDownloadError(f"{where} leads to {content_type} instead of a video or an image")
     if (encoding := headers.get("Content-Encoding", "identity")) != "identity":
-        raise TransferTroubleError(f"{where} is sent in the encoding {encoding!r}, which was not asked for")
+        raise TransientDownloadError(f"{where} is sent in the encoding {encoding!r}, which was not asked for")
     told = headers.get("Content-Length", "")
     etag = headers.get("ETag", "")
     validator = etag if etag and not etag.startswith("W/") else headers.get("Last-Modified")
@@ -227,7 +227,7 @@ def _check_whole(file: StagedFile, url: str) -> None:
     told = file.source.size if file.source else None
     if file.size and told in {None, file.size}:
         return
-    wrong = TransferTroubleError(
+    wrong = TransientDownloadError(
         f"{without_query(url)} gave {file.size} bytes instead of {told or 'any number above 0'}"
     )
     if told is not None and file.size > told:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from airflow_provider_luma.download.archive import Archive
 from airflow_provider_luma.relay.batch import BatchResult
 from airflow_provider_luma.relay.task import LumaTask, TaskState
-from airflow_provider_luma.transfer.archive import Archive
 
 _COMPLAINTS_LIMIT = 20
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from airflow.sdk import ObjectStoragePath
 
-from airflow_provider_luma.exceptions import ObjectExistsError, TransferError
-from airflow_provider_luma.transfer.staging import Staging
-from airflow_provider_luma.transfer.store import media_type, publish, read, stored_size, uri
+from airflow_provider_luma.download.staging import Staging
+from airflow_provider_luma.download.store import media_type, publish, read, stored_size, uri
+from airflow_provider_luma.exceptions import DownloadError, ObjectExistsError
 from tests.slow_line import slow_line
 from tests.stores import S3
 
@@ -141,7 +141,7 @@ def test_a_stopped_upload_leaves_nothing(destination: ObjectStoragePath, content
     stopped = threading.Event()
     stopped.set()
     target = destination / "clip.mp4"
-    with pytest.raises(TransferError, match="stopped"):
+    with pytest.raises(DownloadError, match="stopped"):
         publish(content, target, "video/mp4", stopped=stopped)
 
 
@@ -179,7 +179,7 @@ def stop_after(seconds: float, file: str, target: ObjectStoragePath) -> float:
         stopped.set()
 
     threading.Timer(seconds, stop).start()
-    with pytest.raises(TransferError, match="stopped"):
+    with pytest.raises(DownloadError, match="stopped"):
         publish(file, target, "video/mp4", stopped=stopped)
     return time.monotonic() - told[0]
 
@@ -233,7 +233,7 @@ def test_a_local_reader_never_sees_half_a_file(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     target = ObjectStoragePath((tmp_path / "taken/clip.mp4").as_uri())
-    with pytest.raises(TransferError, match=r"taken/clip\.mp4 cannot be written: .*(Exists|NotADir)"):
+    with pytest.raises(DownloadError, match=r"taken/clip\.mp4 cannot be written: .*(Exists|NotADir)"):
         publish(content, target, "video/mp4")
 
 
@@ -254,7 +254,7 @@ def test_a_store_that_refuses_is_named_with_its_reason_and_without_secrets(
     )
     for verb, ask in refusals:
         with pytest.raises(
-            TransferError, match=rf"s3://bucket/clips/refused\.mp4 cannot be {verb}: "
+            DownloadError, match=rf"s3://bucket/clips/refused\.mp4 cannot be {verb}: "
         ) as error:
             ask()
         assert "not-the-secret" not in str(error.value)

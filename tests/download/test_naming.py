@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.download.naming import file_name, object_names, read_name_template, safe_id
+from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.task import LumaTask, TaskState
-from airflow_provider_luma.transfer.naming import file_name, object_names, read_name_template, safe_id
 
 
 def task(task_id: str, **raw: Any) -> LumaTask:
@@ -50,7 +50,7 @@ def test_what_the_relay_did_not_tell_is_unknown() -> None:
      "{id.__class__}", "{id[0]}"],
 )  # fmt: skip
 def test_templates_that_lead_elsewhere_or_mean_nothing_are_refused(template: str) -> None:
-    with pytest.raises(LumaInputError, match="name_template"):
+    with pytest.raises(LumaValueError, match="name_template"):
         read_name_template(template)
 
 
@@ -89,7 +89,7 @@ def test_no_two_ids_share_a_name() -> None:
 
 
 def test_two_tasks_with_one_name_are_refused() -> None:
-    with pytest.raises(LumaInputError, match=r"a and b the same name.*\{id\}"):
+    with pytest.raises(LumaValueError, match=r"a and b the same name.*\{id\}"):
         object_names("clip", [task("a"), task("b")])
 
 

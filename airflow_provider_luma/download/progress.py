@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from airflow_provider_luma.transfer.staging import StagedFile, in_words
+from airflow_provider_luma.download.staging import StagedFile, in_words
 
 
 @dataclass(frozen=True)

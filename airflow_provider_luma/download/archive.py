@@ -19,18 +19,10 @@ from tenacity import (
 from tenacity.wait import wait_exponential
 
 from airflow_provider_luma.arguments import IfExists
-from airflow_provider_luma.exceptions import (
-    LinkRefusedError,
-    LumaError,
-    RelayBusyError,
-    RelayTroubleError,
-    TransferError,
-)
-from airflow_provider_luma.relay.task import MEDIA_KINDS, LumaTask
-from airflow_provider_luma.transfer.download import Downloader, StopWithoutGain, without_query
-from airflow_provider_luma.transfer.naming import file_name, object_names
-from airflow_provider_luma.transfer.progress import Count, Progress
-from airflow_provider_luma.transfer.records import (
+from airflow_provider_luma.download.download import Downloader, StopWithoutGain, without_query
+from airflow_provider_luma.download.naming import file_name, object_names
+from airflow_provider_luma.download.progress import Count, Progress
+from airflow_provider_luma.download.records import (
     DOWNLOADED,
     UNCHANGED,
     File,
@@ -40,8 +32,16 @@ from airflow_provider_luma.transfer.records import (
     record_path,
     write_json,
 )
-from airflow_provider_luma.transfer.staging import StagedFile, Staging
-from airflow_provider_luma.transfer.store import ObjectPath, check_free, media_type, publish, uri
+from airflow_provider_luma.download.staging import StagedFile, Staging
+from airflow_provider_luma.download.store import ObjectPath, check_free, media_type, publish, uri
+from airflow_provider_luma.exceptions import (
+    DownloadError,
+    LinkExpiredError,
+    LumaError,
+    RelayRateLimitError,
+    RelayTransientError,
+)
+from airflow_provider_luma.relay.task import MEDIA_KINDS, LumaTask
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class Archiver:
         """
         Archive what can be archived; one task's error does not stop the others.
 
-        :raises LumaInputError: before any download, when two tasks would get the same name.
+        :raises LumaValueError: before any download, when two tasks would get the same name.
         """
         names = object_names(self._name_template, tasks)
         began = time.monotonic()
@@ -188,7 +188,7 @@ class Archiver:
             task = self._ask_again(task)
 
         return Retrying(
-            retry=retry_if_exception_type(LinkRefusedError),
+            retry=retry_if_exception_type(LinkExpiredError),
             stop=stop_any(
                 StopWithoutGain(file, seconds=self._link_timeout),
                 stop_when_event_set(self._downloader.stopped),
@@ -202,7 +202,7 @@ class Archiver:
     def _ask_again(self, task: LumaTask) -> LumaTask:
         try:
             return self._refresh(task.id) or task
-        except (RelayBusyError, RelayTroubleError) as error:
+        except (RelayRateLimitError, RelayTransientError) as error:
             log.warning("No fresh link for Luma task %s yet: %s", task.id, error)
             return task
 
@@ -229,7 +229,7 @@ class Archiver:
 
     def _check_stopped(self) -> None:
         if self._downloader.stopped.is_set():
-            raise TransferError("stopped")
+            raise DownloadError("stopped")
 
 
 def _archive_of(futures: Mapping[str, Future[Record]]) -> Archive:
@@ -247,5 +247,5 @@ def _archive_of(futures: Mapping[str, Future[Record]]) -> Archive:
 def _link(task: LumaTask, kind: str) -> str:
     media = task.media(kind)
     if media is None or media.url is None:
-        raise LinkRefusedError(f"the relay says completed but gives no link to the {kind}")
+        raise LinkExpiredError(f"the relay says completed but gives no link to the {kind}")
     return media.url

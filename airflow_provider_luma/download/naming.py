@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
-from airflow_provider_luma.exceptions import LumaInputError
+from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.task import LumaTask
 
 _FIELDS = ("id", "prompt", "aspect_ratio", "created_at")
@@ -23,17 +23,17 @@ def read_name_template(template: str) -> str:
     """
     Check a name template.
 
-    :raises LumaInputError: when it names an unknown field or leaves the destination.
+    :raises LumaValueError: when it names an unknown field or leaves the destination.
     """
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise LumaInputError(f"name_template {template!r} is not a template: {error}") from None
+        raise LumaValueError(f"name_template {template!r} is not a template: {error}") from None
     if any("{" in (spec or "") for _, _, spec, _ in parts):
-        raise LumaInputError(f"name_template {template!r} has a field within a field's format")
+        raise LumaValueError(f"name_template {template!r} has a field within a field's format")
     fields = {name for _, name, _, _ in parts if name is not None}
     if unknown := fields.difference(_FIELDS):
-        raise LumaInputError(
+        raise LumaValueError(
             f"name_template {template!r} has the unknown field {sorted(unknown)[0]!r}; "
             f"there are {', '.join(_FIELDS)}"
         )
@@ -44,10 +44,10 @@ def check_name(argument: str, name: str) -> str:
     """
     Check that a name leads to something below the destination.
 
-    :raises LumaInputError: when it does not, naming the argument.
+    :raises LumaValueError: when it does not, naming the argument.
     """
     if any(segment.strip() in {"", ".", ".."} for segment in name.split("/")) or "\\" in name:
-        raise LumaInputError(f"{argument} {name!r} must name something below the destination")
+        raise LumaValueError(f"{argument} {name!r} must name something below the destination")
     return name
 
 
@@ -55,14 +55,14 @@ def object_names(template: str, tasks: Iterable[LumaTask]) -> dict[str, str]:
     """
     Name the object of each task, without a suffix, keyed by id.
 
-    :raises LumaInputError: when two tasks would get the same name, or one none at all.
+    :raises LumaValueError: when two tasks would get the same name, or one none at all.
     """
     names: dict[str, str] = {}
     owners: dict[str, str] = {}
     for task in tasks:
         name = _name(template, task)
         if (owner := owners.setdefault(name, task.id)) != task.id:
-            raise LumaInputError(
+            raise LumaValueError(
                 f"name_template {template!r} gives {owner} and {task.id} the same name {name!r}; add {{id}}"
             )
         names[task.id] = name
@@ -92,11 +92,11 @@ def _name(template: str, task: LumaTask) -> str:
     try:
         name = template.format_map(values)
     except ValueError as error:
-        raise LumaInputError(f"name_template {template!r} is not a template: {error}") from None
+        raise LumaValueError(f"name_template {template!r} is not a template: {error}") from None
     # What a format such as {created_at:%Y/%m} makes of a value must not open folders that lead elsewhere.
     segments = [segment for segment in name.split("/") if segment.strip(". ")]
     if not segments:
-        raise LumaInputError(f"name_template {template!r} gives {task.id} no name")
+        raise LumaValueError(f"name_template {template!r} gives {task.id} no name")
     return "/".join(segments)
 
 

@@ -1,0 +1,26 @@
+"""Text from outside, made safe for logs, JSON columns, msgpack and terminals."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+MAX_MESSAGE_CHARS = 300
+
+# Lone surrogates break UTF-8 and with it msgpack, PostgreSQL rejects NUL, and control and bidirectional
+# characters forge log lines.
+_HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
+_SPACE = re.compile(r"\s+")
+
+
+def clean_text(value: Any, max_chars: int = MAX_MESSAGE_CHARS) -> str:
+    """
+    Return ``value`` as one line of at most ``max_chars`` characters that any encoder accepts.
+
+    :param value: a ``str``; anything else gives ``""``.
+    :param max_chars: a longer text is cut, and ends with an ellipsis.
+    """
+    if not isinstance(value, str):
+        return ""
+    text = _SPACE.sub(" ", _HOSTILE.sub(" ", value[: 4 * max_chars])).strip()
+    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
