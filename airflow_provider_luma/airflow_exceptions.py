@@ -1,7 +1,7 @@
 """
-What tasks raise where no retry can help.
+What tasks raise where a retry cannot help.
 
-Trouble that may pass is raised as it is, an ordinary exception, so that Airflow's ``retries`` apply.
+Transient errors are raised as they are, ordinary exceptions, so that Airflow's ``retries`` apply.
 """
 
 from __future__ import annotations
@@ -11,7 +11,12 @@ from contextlib import contextmanager
 
 from airflow.providers.common.compat.sdk import AirflowFailException
 
-from airflow_provider_luma.exceptions import LumaValueError, RelayPermanentError, SubmitOutcomeUnknownError
+from airflow_provider_luma.exceptions import (
+    LumaValueError,
+    RelayPermanentError,
+    SubmitOutcomeUnknownError,
+    SubmitRecordError,
+)
 
 try:
     from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralTimeout
@@ -35,17 +40,17 @@ class LumaTaskFailedError(AirflowFailException):
 
 
 class LumaNonRetryableError(AirflowFailException):
-    """The relay refused for good, or an argument or the connection is wrong."""
+    """A retry cannot help, or could be charged twice: the message says what can."""
 
 
 @contextmanager
 def fail_without_retry() -> Iterator[None]:
     """
-    Raise what no retry can help with as :class:`LumaNonRetryableError`, which Airflow does not retry.
+    Raise permanent errors as :class:`LumaNonRetryableError`, which Airflow does not retry.
 
-    Likewise what a retry may pay for a second time.
+    Likewise errors after which a retry could be charged twice.
     """
     try:
         yield
-    except (RelayPermanentError, SubmitOutcomeUnknownError, LumaValueError) as error:
+    except (RelayPermanentError, SubmitOutcomeUnknownError, SubmitRecordError, LumaValueError) as error:
         raise LumaNonRetryableError(str(error)) from error

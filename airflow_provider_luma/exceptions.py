@@ -14,6 +14,7 @@ Everything that can go wrong, sorted by what its reader can do about it.
     │   ├── SubmitOutcomeUnknownError        a submit that may have created and charged for a task
     │   ├── RelayRateLimitError              429
     │   └── RelayTransientError              connection, timeout, truncated or foreign response, 408, 5xx
+    ├── SubmitRecordError                    the record of a submit cannot be read or written
     ├── DownloadError                        a file was not downloaded to its destination
     │   ├── TransientDownloadError           connection, timeout, truncated or damaged download, 5xx
     │   ├── LinkExpiredError                 the URL is gone, expired or missing: a fresh one may work
@@ -28,6 +29,11 @@ Nothing here imports Airflow. What a task raises so that Airflow does not retry 
 from __future__ import annotations
 
 from typing import Any
+
+UNKNOWN_OUTCOME_HINT = (
+    "The relay may have created and charged for a task, so the request was not retried. "
+    "Check the relay's task log before resubmitting"
+)
 
 
 class LumaError(Exception):
@@ -93,9 +99,9 @@ class RelayInvalidRequestError(RelayPermanentError):
 
 class SubmitOutcomeUnknownError(RelayError):
     """
-    A submit broke off after it may have arrived: a task may have been created, and paid for.
+    A submit may have created and charged for a task.
 
-    Whoever sends the same again may pay twice, so that neither this package nor Airflow does.
+    Retrying could be charged twice, so neither this package nor Airflow retries it.
     """
 
 
@@ -105,6 +111,10 @@ class RelayRateLimitError(RelayError):
 
 class RelayTransientError(RelayError):
     """Trouble that may pass by itself: connection, timeout, cut or foreign answer, 408, 5xx."""
+
+
+class SubmitRecordError(LumaError):
+    """The record of a submit cannot be read or written; nothing is sent without it."""
 
 
 class DownloadError(LumaError):

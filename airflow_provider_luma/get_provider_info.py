@@ -59,8 +59,18 @@ def _connection_type() -> dict[str, Any]:
         "conn-fields": {
             "timeout": {
                 "label": "Timeout",
-                "description": "Seconds to wait for a connection and for each read of an answer.",
+                "description": "Seconds to wait for a connection and for each read of a response.",
                 "schema": {"type": ["number", "null"], "default": 30, "minimum": 0},
+            },
+            "request_timeout": {
+                "label": "Request timeout",
+                "description": "Seconds from the start of a request to the last byte of its response.",
+                "schema": {"type": ["number", "null"], "default": 120, "minimum": 0},
+            },
+            "max_response_bytes": {
+                "label": "Largest response",
+                "description": "Bytes of a response of the relay, once it is decompressed.",
+                "schema": {"type": ["integer", "null"], "default": 8388608, "minimum": 1},
             },
             "batch_size": {
                 "label": "Batch size",
@@ -94,6 +104,12 @@ def _connection_type() -> dict[str, Any]:
                 "label": "Allowed download hosts",
                 "description": "Host names, separated by commas, that videos may be downloaded from although "
                 "their address is not public.",
+                "schema": {"type": ["string", "null"], "default": None},
+            },
+            "state_path": {
+                "label": "State path",
+                "description": "A folder in object storage, such as s3://conn_id@bucket/_luma, for the "
+                "records of submits. Empty: Airflow's task state store, where there is one.",
                 "schema": {"type": ["string", "null"], "default": None},
             },
         },

@@ -11,17 +11,21 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_luma import metrics
-from airflow_provider_luma.exceptions import LumaError, LumaValueError
+from airflow_provider_luma.exceptions import LumaError, LumaValueError, RelayPermissionError
 from airflow_provider_luma.get_provider_info import get_provider_info
 from airflow_provider_luma.relay.address import DEFAULT_BASE_URL, read_base_url
 from airflow_provider_luma.relay.batch import read_task_ids
-from airflow_provider_luma.relay.client import RelayClient
+from airflow_provider_luma.relay.client import MAX_TIMEOUT, RelayClient
 from airflow_provider_luma.relay.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
     from airflow_provider_luma.relay.task import LumaTask
+
+
+# The models that relays of this family ask for before they let a key do something.
+MODELS = {"luma_video_api": "submit", "luma_video_fetch_tasks": "query tasks"}
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,15 @@ class RelaySettings:
     api_key: str = field(repr=False)
     base_url: str = DEFAULT_BASE_URL
     timeout: float = 30
+    request_timeout: float = 120
+    max_response_bytes: int = 8 * 1024 * 1024
     batch_size: int = 100
     max_in_flight: int = 4
     max_requests_per_minute: float | None = None
     verify: bool | str = True
     proxies: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     allowed_download_hosts: tuple[str, ...] = ()
+    state_path: str | None = None
 
     @classmethod
     def read(cls, connection: Connection, extra: Mapping[str, Any]) -> RelaySettings:
@@ -59,11 +66,13 @@ class RelaySettings:
             self.api_key,
             self.base_url,
             timeout=self.timeout,
+            request_timeout=self.request_timeout,
+            max_response_bytes=self.max_response_bytes,
             batch_size=self.batch_size,
             verify=self.verify,
             proxies=dict(self.proxies),
-            connections=self.max_in_flight,
-            on_request=metrics.count_request,
+            max_connections=self.max_in_flight,
+            event_hook=metrics.count_request,
             retry=retry,
         )
 
@@ -130,12 +139,25 @@ class LumaHook(BaseHook):
         return list(self.client.get_tasks(read_task_ids(luma_task_ids)).values())
 
     def test_connection(self) -> tuple[bool, str]:
-        """Ask for a task that cannot exist, which costs nothing."""
+        """Query a task that cannot exist, which costs nothing, and the models that the key may use."""
         try:
             self.client.ping()
+        except RelayPermissionError as error:
+            return False, f"{error}.{self._models_hint()}"
         except LumaError as error:
             return False, str(error)
-        return True, f"The relay at {self.client.base_url} answers and accepts the API key"
+        return True, f"The relay at {self.client.base_url} accepts the API key.{self._models_hint()}"
+
+    def _models_hint(self) -> str:
+        """Say what a key that is limited to some models may not do; nothing where the relay does not tell."""
+        models = self.client.get_models() or []
+        if not any(model.startswith("luma_") for model in models):
+            return ""
+        missing = [f"{what} ({model})" for model, what in MODELS.items() if model not in models]
+        allowed = [what for model, what in MODELS.items() if model in models]
+        if not missing:
+            return ""
+        return f" This key may {' and '.join(allowed) or 'do nothing here'}, but not {' or '.join(missing)}"
 
     def _warn_of_unknown(self, extra: Mapping[str, Any]) -> None:
         if unknown := sorted(extra.keys() - _EXTRA_READERS.keys()):
@@ -165,6 +187,12 @@ def _positive_number(value: Any) -> float:
     return number
 
 
+def _seconds(value: Any) -> float:
+    if (number := _positive_number(value)) > MAX_TIMEOUT:
+        raise ValueError(f"must be at most {MAX_TIMEOUT} seconds, not {value!r}")
+    return number
+
+
 def _positive_integer(value: Any) -> int:
     number = int(str(value))
     if number < 1:
@@ -191,11 +219,14 @@ def _host_names(value: Any) -> tuple[str, ...]:
 
 
 _EXTRA_READERS: Mapping[str, Callable[[Any], Any]] = {
-    "timeout": _positive_number,
+    "timeout": _seconds,
+    "request_timeout": _seconds,
+    "max_response_bytes": _positive_integer,
     "batch_size": _positive_integer,
     "max_in_flight": _positive_integer,
     "max_requests_per_minute": _positive_number,
     "verify": _flag_or_path,
     "proxies": _proxies,
     "allowed_download_hosts": _host_names,
+    "state_path": str,
 }

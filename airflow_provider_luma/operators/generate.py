@@ -1,4 +1,24 @@
-"""Submits generations to a Luma relay."""
+"""
+Submits generations to a Luma relay.
+
+What a submit leaves behind, and what a later try does with it, is the table in
+:mod:`airflow_provider_luma.submit_record`. The acts of a try, and what a crash after each leaves:
+
+==================================  =====================================================================
+act                                 after a crash behind it
+==================================  =====================================================================
+everything is validated             no record: the next try submits
+``sending`` is saved                the doubt is reported
+the request leaves                  the doubt is reported
+the response arrives                the doubt is reported
+the id is logged                    the doubt is reported; the id stands in the log
+``created`` is saved                the next try reconnects
+the XCom ``luma_task`` is pushed    the next try reconnects
+``execute`` returns                 the next try reconnects
+Airflow records the success         the task is a success; cleared, it reconnects once
+``returned`` is saved               the task is a success; cleared, it submits again
+==================================  =====================================================================
+"""
 
 from __future__ import annotations
 
@@ -6,13 +26,28 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import AirflowFailException, BaseOperator, conf
+from airflow.providers.common.compat.sdk import BaseOperator, conf
 
-from airflow_provider_luma.airflow_exceptions import fail_without_retry
+from airflow_provider_luma.airflow_exceptions import (
+    LumaNonRetryableError,
+    LumaTaskFailedError,
+    fail_without_retry,
+)
+from airflow_provider_luma.airflow_version import HAS_TASK_STATE_STORE, get_merged_default_args
 from airflow_provider_luma.arguments import check_number
-from airflow_provider_luma.exceptions import LumaValueError, RelayError, TriggerEventError
-from airflow_provider_luma.operators.memory import SubmitMemory
-from airflow_provider_luma.relay.generation import Generation
+from airflow_provider_luma.exceptions import (
+    UNKNOWN_OUTCOME_HINT,
+    LumaValueError,
+    RelayError,
+    RelayTransientError,
+    SubmitOutcomeUnknownError,
+    TriggerEventError,
+)
+from airflow_provider_luma.relay.generation import FIELDS, Generation
+from airflow_provider_luma.relay.task import LumaTask, TaskState
+from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.submit_record import Action, Phase, fingerprint_of
+from airflow_provider_luma.task_state import Retries, SubmitLedger, open_ledger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -20,63 +55,71 @@ if TYPE_CHECKING:
     from airflow_provider_luma.hooks.luma import LumaHook
     from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
-TASK_KEY = "luma_task"
+XCOM_TASK_KEY = "luma_task"
+
+# Where a record is kept, a retry is the safe way back from a dead worker; elsewhere it may be charged twice.
+DURABLE_RETRIES = 2
+
+_MAX_RESPONSE_CHARS = 2000
+_NO_RESPONSE_SEEN = "An earlier try of this task ended after it began to submit, before it saw a response"
 
 
 class LumaGenerateOperator(BaseOperator):
     """
     Submit a generation, which costs money, and return the id of the Luma task.
 
-    A submit is sent again only where it surely did not arrive: where no connection came about, or the relay
-    asked to slow down (429). Where it broke off otherwise (a timeout, a cut connection, a 5xx), a Luma task
-    may have been created: the Airflow task fails without a retry and says so. On Airflow 3.3 and newer the id
-    is kept in the task state store at once, so that a retry, or clearing the task, after the worker died
-    takes up the same Luma task; after one that died between the submit and its answer it fails as above.
-    Clearing a task that succeeded submits again. Airflow 3.0 to 3.2 have no such place: there a retry after
-    the worker died pays again, for which reason ``retries`` is 0 unless ``default_args`` or the task say
-    otherwise.
+    A prompt is paid for once. A submit is retried only where it was provably not sent, and on a rate limit
+    (429). Where the relay may have created a task, the Airflow task fails without a retry and says so.
 
-    Pushes what the relay answered as ``luma_task``. There is no cancelling: relays document no way to.
+    With ``durable=True`` a record of the submit is kept, in the task state store of Airflow 3.3 and newer or
+    at ``state_path``. A retry after the worker died, and a task that is cleared before it succeeded,
+    reconnect to the same Luma task. A task that is cleared after it succeeded submits again.
 
-    :param prompt: 3 to 5000 characters. (templated)
-    :param aspect_ratio: ``1:1``, ``4:3``, ``3:4``, ``16:9``, ``9:16``, ``21:9`` or ``9:21``. (templated)
+    Pushes ``{"id", "state", "response"}`` as the XCom ``luma_task``. A Luma task cannot be cancelled: relays
+    document no way to.
+
+    .. seealso::
+        `Durable execution` on the page about generating says what each kind of clear does.
+
+    :param prompt: the text. (templated)
+    :param aspect_ratio: such as ``16:9``. (templated)
     :param loop: whether the end leads into the beginning.
     :param expand_prompt: whether the relay may embellish the prompt.
-    :param image_url: the first image: an http(s) link, or Base64. (templated)
+    :param image_url: the first image: an http(s) URL, or Base64. (templated)
     :param image_end_url: the last image, likewise. (templated)
     :param model_name: such as ``ray-v2``; relays differ. (templated)
-    :param resolution: ``540p``, ``720p``, ``1080p`` or ``4k``. (templated)
+    :param resolution: such as ``720p``. (templated)
     :param duration: such as ``5s``; relays differ. (templated)
-    :param notify_hook: an http(s) address that the relay calls at the end. (templated)
-    :param extend_task_id: the Luma task whose video is made longer by this. (templated)
-    :param extra_body: fields that a relay has besides, sent as they are. (templated)
+    :param notify_hook: an http(s) URL that the relay calls at the end. (templated)
+    :param extend_task_id: the Luma task whose video this one extends. (templated)
+    :param extra_body: further fields that a relay takes, sent as they are. (templated)
     :param luma_conn_id: the connection of type ``luma``. Default ``luma_default``. (templated)
     :param wait_for_completion: wait as :class:`LumaTaskSensor` does and return the finished task's record
         instead of the id. Default False.
     :param poke_interval: seconds between two polls while it waits. Default 60.
     :param timeout: seconds to wait at the most. Default 7200.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
-    :param retries: Airflow's own; default 0, for the reason above.
-    :raises LumaNonRetryableError: when the relay refuses, an argument is wrong, or the submit broke off so that
-        a task may have been created; not retried.
+    :param durable: keep a record of the submit, so that no try submits again what an earlier one did. Default
+        True; without effect on Airflow 3.0 to 3.2 where there is no ``state_path``.
+    :param state_path: a folder in object storage, such as ``s3://conn_id@bucket/_luma``, for the record; it
+        survives every kind of clear on every Airflow. Wins over the connection's extra field ``state_path``.
+        Default: the task state store, where there is one. (templated)
+    :param retries: Airflow's own. Default 2 where a record is kept (Airflow 3.3 and newer, or
+        ``state_path``), 0 elsewhere.
+    :raises LumaNonRetryableError: when the relay rejects the request, an argument is invalid, the record
+        cannot be read, or a Luma task may have been created; not retried.
     :raises LumaTaskFailedError: when it waited and the generation failed; not retried.
     :raises RelayTransientError: when the relay could not be reached at all; Airflow's ``retries`` apply.
     """
 
     template_fields: Sequence[str] = (
-        "prompt",
-        "aspect_ratio",
-        "image_url",
-        "image_end_url",
-        "model_name",
-        "resolution",
-        "duration",
-        "notify_hook",
-        "extend_task_id",
-        "extra_body",
+        *(name for name in FIELDS if name not in {"loop", "expand_prompt"}),
         "luma_conn_id",
+        "state_path",
     )
     ui_color = "#e6e0ff"
+
+    _ledger: SubmitLedger | None = None
 
     def __init__(
         self,
@@ -98,9 +141,13 @@ class LumaGenerateOperator(BaseOperator):
         poke_interval: float = 60,
         timeout: float = 7200,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        retries: int = 0,
+        durable: bool = True,
+        state_path: str | None = None,
+        retries: int | None = None,
         **kwargs: Any,
     ) -> None:
+        if retries is None:
+            retries = _default_retries(durable=durable, state_path=state_path)
         super().__init__(retries=retries, **kwargs)
         self.prompt = prompt
         self.aspect_ratio = aspect_ratio
@@ -119,8 +166,21 @@ class LumaGenerateOperator(BaseOperator):
         self.poke_interval = poke_interval
         self.timeout = timeout
         self.deferrable = deferrable
+        self.durable = durable
+        self.state_path = state_path
         check_number("poke_interval", poke_interval)
         check_number("timeout", timeout)
+        self.on_success_callback = [*self.on_success_callback, _mark_returned]
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Put the default of ``retries`` in force when mapped, too; Airflow 3.0 to 3.2 ignore it there."""
+        given = get_merged_default_args(kwargs) | kwargs
+        if given.get("retries") is None:
+            kwargs["retries"] = _default_retries(
+                durable=given.get("durable", True), state_path=given.get("state_path")
+            )
+        return super().partial(**kwargs)
 
     @cached_property
     def hook(self) -> LumaHook:
@@ -130,82 +190,171 @@ class LumaGenerateOperator(BaseOperator):
 
     def execute(self, context: Context) -> str | dict[str, Any]:
         with fail_without_retry():
-            memory = SubmitMemory(context, self._generation())
-            task_id = memory.recall()
-            if task_id is None:
-                task_id = self._submit(context, memory)
-            else:
-                self.log.info("Luma task %s was submitted by an earlier try; nothing is paid again", task_id)
+            ledger = self._open_ledger(context)
+            task_id = self._reconnect(ledger) or self._submit(context, ledger)
         if not self.wait_for_completion:
-            memory.give(task_id)
             return task_id
-        context["ti"].xcom_push("luma_task_id", task_id)
-        return self._waited(context, memory, task_id, None)
+        return self._wait(context, ledger, task_id, None)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Go on where the trigger ended, see :meth:`LumaTaskSensor.execute_complete`."""
-        task_id = context["ti"].xcom_pull(
-            task_ids=self.task_id, key="luma_task_id", map_indexes=context["ti"].map_index
-        )
-        if not task_id:
-            raise TriggerEventError(
-                "The id of the submitted Luma task is lost; find it in the log of this task"
-            )
+        """Resume where the trigger ended, see :meth:`LumaTaskSensor.execute_complete`."""
         with fail_without_retry():
-            memory = SubmitMemory(context, self._generation())
-        return self._waited(context, memory, task_id, event or {})
+            ledger = self._open_ledger(context)
+            task_id = self._submitted_id(context, ledger)
+        return self._wait(context, ledger, task_id, event or {})
 
-    def _generation(self) -> Generation:
-        return Generation(
-            self.prompt,
-            aspect_ratio=self.aspect_ratio,
-            loop=self.loop,
-            expand_prompt=self.expand_prompt,
-            image_url=self.image_url,
-            image_end_url=self.image_end_url,
-            model_name=self.model_name,
-            resolution=self.resolution,
-            duration=self.duration,
-            notify_hook=self.notify_hook,
-            extend_task_id=self.extend_task_id,
-            extra_body=self.extra_body or {},
-        )
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        # Before the base class, which raises when the trigger failed.
+        with fail_without_retry():
+            if not self._open_ledger(context).is_durable:
+                Retries(context).forbid()
+        return super().resume_execution(next_method, next_kwargs, context)
 
-    def _submit(self, context: Context, memory: SubmitMemory) -> str:
-        client = self.hook.client  # before anything is written down: a connection may be wrong
-        memory.begin()
+    def _open_ledger(self, context: Context) -> SubmitLedger:
+        if self._ledger is None:
+            state_path = self.state_path or self.hook.settings.state_path
+            self._ledger = open_ledger(context, state_path, durable=self.durable)
+        return self._ledger
+
+    def _reconnect(self, ledger: SubmitLedger) -> str | None:
+        """
+        Return the id that an earlier try got, ``None`` when this one may submit.
+
+        :raises SubmitOutcomeUnknownError: when an earlier try may have created a task.
+        :raises LumaTaskFailedError: when the generation of an earlier try failed.
+        """
+        record, action = ledger.record, ledger.next_action()
+        if record is None or action is Action.SUBMIT:
+            return None
+        if action is Action.REPORT:
+            self._report_doubt(
+                ledger,
+                record.reason or f"{_NO_RESPONSE_SEEN}. {UNKNOWN_OUTCOME_HINT}",
+            )
+        if action is Action.FAIL:
+            raise LumaTaskFailedError(f"{record.reason} {ledger.clear_hint} to submit again.")
+        self.log.info("Reconnecting to Luma task %s, which an earlier try submitted", record.id)
+        if self._fingerprint() not in {record.fingerprint, None}:
+            self.log.warning(
+                "The fields of this task render differently from what was submitted as Luma task %s",
+                record.id,
+            )
+        return record.id
+
+    def _submit(self, context: Context, ledger: SubmitLedger) -> str:
+        generation = self._build_generation()
+        generation.warn_undocumented()
+        client = self.hook.client
+        client.validate_submit(generation)
+        ledger.begin(generation)
+        retries = Retries(context)
+        if not ledger.is_durable:
+            retries.forbid()
         try:
-            task = client.submit(self._generation())
-        except (RelayError, LumaValueError):
-            memory.forget()
+            task = client.submit(generation)
+        except SubmitOutcomeUnknownError as error:
+            self._report_doubt(ledger, str(error), error)
+        except RelayError as error:
+            self._try_mark(ledger, Phase.NOT_CREATED, clean_text(str(error)))
+            retries.restore()
             raise
-        memory.keep(task.id)
-        self.log.info("Luma task %s was submitted", task.id)
-        context["ti"].xcom_push(
-            TASK_KEY, {"id": task.id, "state": task.state.value, "answer": dict(task.raw)}
-        )
+        self.log.info("Luma task %s was created", task.id)
+        self._mark_created(ledger, task)
+        context["ti"].xcom_push(XCOM_TASK_KEY, _xcom_of(task))
         return task.id
 
-    def _waited(
-        self, context: Context, memory: SubmitMemory, task_id: str, event: Mapping[str, Any] | None
+    def _report_doubt(
+        self, ledger: SubmitLedger, message: str, error: SubmitOutcomeUnknownError | None = None
+    ) -> Any:
+        """Log the doubt before the record says that it was reported, and fail."""
+        self.log.error("%s", message)
+        self._try_mark(ledger, Phase.REPORTED, message)
+        raise SubmitOutcomeUnknownError(
+            f"{message}. If it shows the task, wait for its id with LumaTaskSensor. If not, clear this task, "
+            "which submits again"
+        ) from error
+
+    def _mark_created(self, ledger: SubmitLedger, task: LumaTask) -> None:
+        try:
+            ledger.mark(Phase.CREATED, id=task.id)
+        except Exception as error:
+            raise LumaNonRetryableError(
+                f"Luma task {task.id} was created and charged, but its record could not be saved: "
+                f"{clean_text(str(error))}. Wait for the id with LumaTaskSensor"
+            ) from error
+
+    def _try_mark(self, ledger: SubmitLedger, phase: Phase, reason: str) -> None:
+        """Save a phase beside an error that matters more; without it the next try reports a doubt."""
+        try:
+            ledger.mark(phase, reason=reason)
+        except Exception:
+            self.log.exception("The record of the submit could not be saved")
+
+    def _submitted_id(self, context: Context, ledger: SubmitLedger) -> str:
+        if ledger.record is not None and ledger.record.id is not None:
+            return ledger.record.id
+        ti = context["ti"]
+        pushed = ti.xcom_pull(task_ids=self.task_id, key=XCOM_TASK_KEY, map_indexes=ti.map_index)
+        if not isinstance(pushed, Mapping) or not pushed.get("id"):
+            raise TriggerEventError(
+                "The id of the submitted Luma task is in neither a record nor the XCom 'luma_task'. "
+                "It is in the log of this task"
+            )
+        return str(pushed["id"])
+
+    def _wait(
+        self, context: Context, ledger: SubmitLedger, task_id: str, event: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        """Wait by the sensor's own code, and describe what came of it."""
+        """Wait by the sensor's own code, and describe the finished task."""
         from airflow_provider_luma.download.records import describe
 
-        sensor = self._sensor(task_id)
+        sensor = self._build_sensor(task_id)
         try:
             if event is None:
                 sensor.execute(context)
             else:
                 sensor.execute_complete(context, event)
-        except AirflowFailException:
-            memory.forget()  # this generation will not come; who clears the task wants another
+            task = self._get_task(task_id)
+        except LumaTaskFailedError as error:
+            self._mark_ended(ledger, task_id, error)
             raise
-        (task,) = self.hook.get_tasks([task_id])
-        memory.give(task_id)
+        except Exception:
+            self.log.warning(
+                "Luma task %s was created and goes on at the relay. %s to reconnect to it",
+                task_id,
+                ledger.clear_hint,
+            )
+            raise
         return describe(task)
 
-    def _sensor(self, task_id: str) -> LumaTaskSensor:
+    def _mark_ended(self, ledger: SubmitLedger, task_id: str, error: LumaTaskFailedError) -> None:
+        """Save that the generation failed, if it did: an id that the relay does not know may come back."""
+        try:
+            if self._get_task(task_id).state is not TaskState.FAILED:
+                return
+        except RelayError:
+            self.log.warning("The state of Luma task %s is not known; it is not submitted again", task_id)
+            return
+        self._try_mark(ledger, Phase.ENDED, clean_text(str(error)))
+
+    def _get_task(self, task_id: str) -> LumaTask:
+        with fail_without_retry():
+            for task in self.hook.get_tasks([task_id]):
+                return task
+        raise RelayTransientError(f"The relay does not know the Luma task {task_id} at the moment")
+
+    def _fingerprint(self) -> str | None:
+        try:
+            return fingerprint_of(self._build_generation())
+        except LumaValueError:
+            return None
+
+    def _build_generation(self) -> Generation:
+        return Generation(
+            **{name: getattr(self, name) for name in FIELDS} | {"extra_body": self.extra_body or {}}
+        )
+
+    def _build_sensor(self, task_id: str) -> LumaTaskSensor:
         from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
         return LumaTaskSensor(
@@ -216,3 +365,23 @@ class LumaGenerateOperator(BaseOperator):
             timeout=self.timeout,
             deferrable=self.deferrable,
         )
+
+
+def _default_retries(*, durable: bool, state_path: Any) -> int:
+    return DURABLE_RETRIES if durable and (HAS_TASK_STATE_STORE or state_path) else 0
+
+
+def _mark_returned(context: Context) -> None:
+    """Save that the id was returned. Airflow calls success callbacks after it has recorded the success."""
+    operator: Any = context["task"]
+    ledger: SubmitLedger | None = operator._ledger  # noqa: SLF001 - the operator's own callback
+    if ledger is not None and ledger.record is not None and ledger.record.phase is Phase.CREATED:
+        ledger.mark(Phase.RETURNED)
+
+
+def _xcom_of(task: LumaTask) -> dict[str, str]:
+    return {
+        "id": task.id,
+        "state": task.state.value,
+        "response": clean_text(repr(dict(task.raw)), _MAX_RESPONSE_CHARS),
+    }

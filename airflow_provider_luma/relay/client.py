@@ -1,60 +1,82 @@
-"""The relay over HTTP: the only place that knows its addresses and holds its key."""
+"""The relay over HTTP: the only place that knows its paths and holds its key."""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from http.cookiejar import DefaultCookiePolicy
 from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import requests
-from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
 from tenacity import Retrying
+from urllib3.exceptions import HTTPError
 
-from airflow_provider_luma import __version__
 from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
 from airflow_provider_luma.relay.address import DEFAULT_BASE_URL, read_base_url
-from airflow_provider_luma.relay.answers import read_rows, read_submitted, read_task_or_none, uncertain
 from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.generation import Generation
-from airflow_provider_luma.relay.network import cause, never_left
+from airflow_provider_luma.relay.network import (
+    redact,
+    root_cause_message,
+    secrets_in_proxies,
+    validate_proxies,
+)
+from airflow_provider_luma.relay.responses import (
+    outcome_unknown,
+    parse_models,
+    parse_rows,
+    parse_submitted,
+    parse_task_or_none,
+)
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.task import LumaTask, read_tasks
+from airflow_provider_luma.relay.transport import (
+    ContentEncodingError,
+    Exchange,
+    RelayResponse,
+    ResponseTooLargeError,
+    open_session,
+    read_response,
+)
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-USER_AGENT = f"airflow-provider-luma/{__version__}"
-
 # A well-formed id that no relay can have given out.
 PROBE_ID = "00000000-0000-0000-0000-000000000000"
 
+MAX_TIMEOUT = 24 * 3600
+
 # From this many characters on, the start of a key gives something of it away.
-_TELLING_START = 8
+_REDACTABLE_PREFIX_LENGTH = 8
 
 
 class RelayClient:
     """
-    Asks a relay for the state of Luma tasks.
+    Queries and submits Luma tasks.
+
+    Every response is bounded: in bytes by ``max_response_bytes``, in time by ``request_timeout``.
 
     :param api_key: the relay's key. It goes to ``base_url`` only, and into no message, repr or log.
     :param base_url: where the relay is, with or without a scheme (``https`` then) and path.
     :param timeout: seconds, for connecting and for each read.
-    :param batch_size: how many ids one request asks for. No relay documents a limit.
+    :param request_timeout: seconds, from the start of a request to the last byte of its response.
+    :param max_response_bytes: of a response once it is decompressed.
+    :param batch_size: how many ids one request queries. No relay documents a limit.
     :param verify: whether to check TLS certificates, or the path of a CA bundle.
     :param proxies: as ``requests`` takes them, e.g. ``{"https": "http://proxy:3128"}``. Without it the
         environment's proxies are used.
-    :param connections: how many requests may run at once in threads of the caller.
-    :param on_request: told of each request that was answered or failed: the error if any, and the seconds.
-    :param retry: what to do in times of trouble.
-    :raises LumaValueError: when an argument cannot be right.
+    :param max_connections: how many requests may run at once in threads of the caller.
+    :param event_hook: called after each request with the error, if any, and the seconds that it took.
+    :param retry: when to retry transient errors.
+    :raises LumaValueError: when an argument is invalid.
     """
 
     def __init__(
@@ -63,33 +85,33 @@ class RelayClient:
         base_url: str = DEFAULT_BASE_URL,
         *,
         timeout: float = 30,
+        request_timeout: float = 120,
+        max_response_bytes: int = 8 * 1024 * 1024,
         batch_size: int = 100,
         verify: bool | str = True,
         proxies: Mapping[str, str] | None = None,
-        connections: int = 4,
-        on_request: Callable[[RelayError | None, float], None] | None = None,
+        max_connections: int = 4,
+        event_hook: Callable[[RelayError | None, float], None] | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
-        if batch_size < 1 or timeout <= 0:
-            raise LumaValueError(f"batch_size={batch_size!r} and timeout={timeout!r} must be above 0")
+        _validate_limits(batch_size, timeout, request_timeout, max_response_bytes)
         self.base_url = read_base_url(base_url)
         self.batch_size = batch_size
         self.retry = retry or RetryPolicy()
-        self._strange_words: set[str] = set()
-        self._on_request = on_request or (lambda error, seconds: None)
-        self._api_key = _read_key(api_key)
-        self._session = _session(_Bearer(self._api_key), connections)
-        # A submit gets a connection of its own: on one that was kept open it may break off without a fault of
-        # anybody's, and then nobody knows whether it arrived.
-        self._submits = _session(_Bearer(self._api_key), connections)
-        self._submits.headers["Connection"] = "close"
+        self._unknown_states: set[str] = set()
+        self._event_hook = event_hook or (lambda error, seconds: None)
+        self._api_key = _validate_api_key(api_key)
+        self._request_timeout = request_timeout
+        self._max_response_bytes = max_response_bytes
+        self._session = open_session(_Bearer(self._api_key), max_connections)
         # Given with each request, because requests lets the environment win over a session's settings.
         # Redirects are not followed: a POST would become a GET, and the key belongs to this host alone.
         self._options: dict[str, Any] = {
             "timeout": timeout,
-            "verify": verify,
-            "proxies": dict(proxies or {}),
+            "verify": _validate_verify(verify),
+            "proxies": validate_proxies(proxies or {}),
             "allow_redirects": False,
+            "stream": True,
         }
 
     def __repr__(self) -> str:
@@ -105,37 +127,39 @@ class RelayClient:
 
     def close(self) -> None:
         self._session.close()
-        self._submits.close()
 
     def get_tasks(self, ids: Sequence[str]) -> dict[str, LumaTask]:
         """
-        Ask for any number of tasks, ``batch_size`` a request, and wait where the relay asks to.
+        Query any number of tasks, ``batch_size`` a request, and wait as long as a rate limit says.
 
-        :return: what was answered, keyed by id. An id that the relay does not know is not in it.
-        :raises LumaValueError: when something in it is not an id.
-        :raises RelayError: when the relay refused, or trouble outlasted the retries.
+        :return: the tasks that the relay knows, keyed by id.
+        :raises LumaValueError: when something in ``ids`` is not an id.
+        :raises RelayError: when a request was rejected, or transient errors outlasted the retries.
         """
         tasks: dict[str, LumaTask] = {}
-        for _, answered in self.iter_tasks(ids):
-            tasks.update(answered)
+        for _, found in self.iter_tasks(ids):
+            tasks.update(found)
         return tasks
 
     def iter_tasks(
-        self, ids: Sequence[str], *, patience: float = math.inf
+        self, ids: Sequence[str], *, max_delay: float = math.inf
     ) -> Iterator[tuple[Sequence[str], dict[str, LumaTask]]]:
         """
-        Yield each batch of ids with its answer as it comes, so that trouble later loses nothing.
+        Yield each batch of ids with its tasks as they come, so that a later error loses nothing.
 
-        :param patience: seconds that may be spent in all on the relay's wish to slow down.
-        :raises RelayRateLimitError: when the relay asks for more than the ``patience`` left.
+        :param max_delay: seconds that may be spent in all on rate limits.
+        :raises RelayRateLimitError: when a rate limit asks for more than is left of ``max_delay``.
         """
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + max_delay
         for batch in self.batches(read_task_ids(ids)):
             left = max(deadline - time.monotonic(), 0.0)
-            yield batch, Retrying(**self.retry.driver_arguments(patience=left))(self.query_once, batch)
+            yield (
+                batch,
+                Retrying(**self.retry.retrying_kwargs(max_rate_limit_delay=left))(self.query_once, batch),
+            )
 
     def batches(self, ids: Sequence[str]) -> Iterator[Sequence[str]]:
-        """Cut ids into what one request asks for."""
+        """Cut ids into what one request queries."""
         return (ids[start : start + self.batch_size] for start in range(0, len(ids), self.batch_size))
 
     def query_once(self, ids: Sequence[str]) -> dict[str, LumaTask]:
@@ -144,15 +168,15 @@ class RelayClient:
 
         :raises RelayError: for anything but a list of tasks.
         """
-        tasks = self._told(
-            lambda: read_tasks(read_rows(self._send("POST", "/luma/tasks", {"ids": list(ids)})))
+        tasks = self._observed(
+            lambda: read_tasks(parse_rows(self._request("POST", "/luma/tasks", {"ids": list(ids)})))
         )
-        self._note_strange_words(tasks)
+        self._warn_unknown_states(tasks)
         return {task_id: tasks[task_id] for task_id in ids if task_id in tasks}
 
     def ping(self) -> None:
         """
-        Ask for a task that cannot exist: costs nothing, and shows that relay and key are right.
+        Query a task that cannot exist: it costs nothing, and shows that relay and key are right.
 
         :raises RelayError: when they are not.
         """
@@ -160,79 +184,136 @@ class RelayClient:
 
     def get_task(self, task_id: str) -> LumaTask | None:
         """
-        Ask for one task by the path that has its id; ``None`` when the relay does not know it.
+        Query one task by the path that has its id; ``None`` when the relay does not know it.
 
-        :raises RelayError: when the relay refused, or trouble outlasted the retries.
+        :raises RelayError: when the request was rejected, or transient errors outlasted the retries.
         """
         path = f"/luma/generations/{quote(task_id, safe='')}"
-        task: LumaTask | None = Retrying(**self.retry.driver_arguments())(
-            self._told, lambda: read_task_or_none(self._send("GET", path))
+        task: LumaTask | None = Retrying(**self.retry.retrying_kwargs())(
+            self._observed, lambda: parse_task_or_none(self._request("GET", path))
         )
         return task
+
+    def get_models(self) -> list[str] | None:
+        """Return the models that the key may use; ``None`` where the relay does not say."""
+        try:
+            return self._observed(lambda: parse_models(self._request("GET", "/v1/models")))
+        except RelayError:
+            return None
+
+    def validate_submit(self, generation: Generation) -> None:
+        """
+        Build the request of a submit, and send nothing.
+
+        :raises LumaValueError: when it cannot be built.
+        """
+        request = requests.Request("POST", self.base_url + generation.path, data=generation.to_json())
+        try:
+            self._session.prepare_request(request)
+        except (requests.RequestException, ValueError) as error:
+            raise LumaValueError(
+                f"No request can be sent to {self.base_url}: {root_cause_message(error)}"
+            ) from None
 
     def submit(self, generation: Generation) -> LumaTask:
         """
-        Submit a generation, which costs money. It is sent again only where it surely did not arrive: where
-        no connection came about, or the relay asked to slow down (429).
+        Submit a generation, which costs money.
 
-        :return: the task as the relay answered it, seldom more than its id.
-        :raises SubmitOutcomeUnknownError: when it broke off, so that a task may have been created.
+        It is retried only where it was provably not sent (its socket was never connected), and on a 429.
+
+        :return: the task as the relay responded, seldom more than its id.
+        :raises SubmitOutcomeUnknownError: when a task may have been created.
         :raises RelayInsufficientBalanceError: when the account cannot pay for it.
-        :raises RelayError: when the relay refused, or could not be reached.
+        :raises RelayTransientError: when it could not be sent.
+        :raises RelayError: when the relay rejected it.
         """
-        task: LumaTask = Retrying(**self.retry.driver_arguments())(
-            self._told, lambda: self._submit(generation)
+        task: LumaTask = Retrying(**self.retry.retrying_kwargs())(
+            self._observed, lambda: self._submit_once(generation)
         )
         return task
 
-    def _submit(self, generation: Generation) -> LumaTask:
-        try:
-            response = self._send("POST", generation.path, generation.body, self._submits)
-        except RelayTransientError as error:
-            if error.__cause__ is not None and never_left(error.__cause__):
-                raise
-            raise uncertain(str(error)) from error.__cause__
-        return read_submitted(response)
+    def _submit_once(self, generation: Generation) -> LumaTask:
+        # A session of its own: on a connection that was kept alive a submit may break off without a fault of
+        # anybody's, and then nobody knows whether it arrived.
+        with (
+            open_session(_Bearer(self._api_key), 1) as session,
+            Exchange(self._request_timeout) as exchange,
+        ):
+            session.headers.update({"Connection": "close", "Content-Type": "application/json"})
+            try:
+                response = self._exchange(
+                    session, exchange, "POST", generation.path, {"data": generation.to_json()}
+                )
+            except Exception as error:
+                what = self._no_response(error, exchange)
+                if exchange.may_have_been_sent:
+                    raise outcome_unknown(what) from error
+                raise RelayTransientError(what) from error
+        return parse_submitted(response)
 
-    def _told(self, ask: Callable[[], T]) -> T:
-        """Tell ``on_request`` how a request ended, and let no key out with an error."""
-        started = time.monotonic()
-        try:
-            answer = ask()
-        except RelayError as error:
-            self._on_request(error, time.monotonic() - started)
-            raise self._without_key(error) from None
-        self._on_request(None, time.monotonic() - started)
-        return answer
+    def _request(self, method: str, path: str, body: Mapping[str, object] | None = None) -> RelayResponse:
+        with Exchange(self._request_timeout) as exchange:
+            try:
+                return self._exchange(self._session, exchange, method, path, {"json": body})
+            except (
+                requests.RequestException,
+                HTTPError,
+                ResponseTooLargeError,
+                ContentEncodingError,
+                OSError,
+                ValueError,  # of a host that nobody can look up
+            ) as error:
+                raise RelayTransientError(self._no_response(error, exchange)) from error
 
-    def _send(
+    def _exchange(
         self,
+        session: requests.Session,
+        exchange: Exchange,
         method: str,
         path: str,
-        body: Mapping[str, object] | None = None,
-        session: requests.Session | None = None,
-    ) -> requests.Response:
-        try:
-            return (session or self._session).request(
-                method, self.base_url + path, json=body, **self._options
-            )
-        except (requests.RequestException, ValueError) as error:  # the latter of a host nobody can look up
-            raise RelayTransientError(
-                f"No answer from the relay at {self.base_url}: {cause(error)}"
-            ) from error
+        content: Mapping[str, object],
+    ) -> RelayResponse:
+        response = session.request(method, self.base_url + path, **content, **self._options)  # type: ignore[arg-type]
+        complete = read_response(response, self.base_url, self._max_response_bytes)
+        if exchange.is_expired:  # its connection was closed, which also ends a body of unknown length
+            raise TimeoutError
+        return complete
 
-    def _without_key(self, error: RelayError) -> RelayError:
-        """Blot out the key, which some relays repeat in what they say, also where a cut left a part of it."""
-        start = re.escape(self._api_key[:_TELLING_START])
-        error.args = (re.sub(rf"{re.escape(self._api_key)}|{start}[\w-]*", "***", str(error)),)
+    def _no_response(self, error: BaseException, exchange: Exchange) -> str:
+        if exchange.is_expired:
+            why = f"it was not complete within request_timeout ({self._request_timeout:g} s)"
+        elif isinstance(error, ResponseTooLargeError):
+            why = f"it is larger than max_response_bytes ({self._max_response_bytes})"
+        elif isinstance(error, ContentEncodingError):
+            why = str(error)
+        else:
+            why = root_cause_message(error)
+        return f"No response from the relay at {self.base_url}: {why}"
+
+    def _observed(self, request: Callable[[], T]) -> T:
+        """Tell the event hook how a request ended, and let no secret out with an error."""
+        started = time.monotonic()
+        try:
+            result = request()
+        except RelayError as error:
+            self._event_hook(error, time.monotonic() - started)
+            raise self._redacted(error) from None
+        self._event_hook(None, time.monotonic() - started)
+        return result
+
+    def _redacted(self, error: RelayError) -> RelayError:
+        """Redact proxies' passwords and the API key, which some relays echo, in part where it was cut."""
+        prefix = re.escape(self._api_key[:_REDACTABLE_PREFIX_LENGTH])
+        message = re.sub(rf"{re.escape(self._api_key)}|{prefix}[\w-]*", "***", str(error))
+        error.args = (redact(message, secrets_in_proxies(self._options["proxies"])),)
         return error
 
-    def _note_strange_words(self, tasks: Mapping[str, LumaTask]) -> None:
+    def _warn_unknown_states(self, tasks: Mapping[str, LumaTask]) -> None:
         for task in tasks.values():
             word = task.state_word
-            if word and not task.knows_state_word and word not in self._strange_words:
-                self._strange_words.add(word)
-                log.warning("The relay says %r of a task, a state nobody documents; taken as running", word)
+            if word and not task.knows_state_word and word not in self._unknown_states:
+                self._unknown_states.add(word)
+                log.warning("Unknown task state %r; treating the task as running", word)
 
 
 class _Bearer(AuthBase):
@@ -246,21 +327,24 @@ class _Bearer(AuthBase):
         return request
 
 
-def _session(auth: AuthBase, connections: int) -> requests.Session:
-    session = requests.Session()
-    session.auth = auth
-    session.headers.update({"Accept": "application/json", "User-Agent": USER_AGENT})
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # threads share the session
-    adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)
-    session.mount("https://", adapter)
-    session.mount("http://", adapter)
-    return session
+def _validate_limits(batch_size: int, timeout: float, request_timeout: float, max_bytes: int) -> None:
+    if batch_size < 1 or max_bytes < 1:
+        raise LumaValueError(f"{batch_size=} and max_response_bytes={max_bytes!r} must be above 0")
+    for name, seconds in {"timeout": timeout, "request_timeout": request_timeout}.items():
+        if not 0 < seconds <= MAX_TIMEOUT:
+            raise LumaValueError(f"{name} must be above 0 and at most {MAX_TIMEOUT} seconds, not {seconds!r}")
 
 
-def _read_key(api_key: str) -> str:
+def _validate_verify(verify: bool | str) -> bool | str:
+    if isinstance(verify, str) and not os.path.exists(verify):  # noqa: PTH110
+        raise LumaValueError(f"verify is neither true nor false nor the path of a CA bundle: {verify!r:.200}")
+    return verify
+
+
+def _validate_api_key(api_key: str) -> str:
     key = f"{api_key.strip()} ".removeprefix("Bearer ").strip()
     if not key:
         raise LumaValueError("The API key of the Luma relay is empty")
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise LumaValueError("The API key of the Luma relay holds spaces or characters that no key has")
+        raise LumaValueError("The API key of the Luma relay has spaces or characters that no key has")
     return key

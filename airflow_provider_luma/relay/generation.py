@@ -1,44 +1,54 @@
-"""What is asked for when a generation is submitted, checked before anything is sent."""
+"""The fields of a generation, validated and serialised before anything is sent."""
 
 from __future__ import annotations
 
+import json
+import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.relay.text import clean_text
 
-# The relays' documentation names the first five, Luma's own also the others.
-ASPECT_RATIOS = ("1:1", "4:3", "3:4", "16:9", "9:16", "21:9", "9:21")
-RESOLUTIONS = ("540p", "720p", "1080p", "4k")
-# As Luma's own documentation says; relays hand it on.
-PROMPT_LENGTH = range(3, 5001)
+log = logging.getLogger(__name__)
+
+# What is documented somewhere, by relays or by Luma itself. Relays follow Luma in their own ways, so anything
+# else is sent all the same.
+ASPECT_RATIOS = (
+    *("1:1", "4:3", "3:4", "16:9", "9:16", "21:9", "9:21"),
+    *("3:1", "2:1", "3:2", "2:3", "1:2", "1:3"),
+)
+RESOLUTIONS = ("360p", "540p", "720p", "1080p", "4k")
+PROMPT_LENGTHS = range(3, 6001)
 
 _DURATION = re.compile(r"[1-9]\d?s?")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_EXTEND_TAKES = ("prompt", "expand_prompt", "loop", "image_url", "image_end_url", "notify_hook")
+_NOT_FOR_EXTEND = ("aspect_ratio", "model_name", "resolution", "duration")
 
 
 @dataclass(frozen=True)
 class Generation:
     """
-    A generation to submit. What is ``None`` is not sent.
+    A generation to submit. A field that is ``None`` is not sent.
 
-    :param prompt: 3 to 5000 characters.
-    :param aspect_ratio: one of :data:`ASPECT_RATIOS`.
+    Values that no documentation knows are sent with a warning, as a relay may know them.
+
+    :param prompt: the text; usually 3 to 6000 characters.
+    :param aspect_ratio: such as one of :data:`ASPECT_RATIOS`.
     :param loop: whether the end leads into the beginning.
     :param expand_prompt: whether the relay may embellish the prompt.
-    :param image_url: the first image: an http(s) link, or Base64.
+    :param image_url: the first image: an http(s) URL, or Base64.
     :param image_end_url: the last image, likewise.
     :param model_name: such as ``ray-v2``; relays differ.
-    :param resolution: one of :data:`RESOLUTIONS`.
+    :param resolution: such as one of :data:`RESOLUTIONS`.
     :param duration: such as ``5s``; relays differ.
-    :param notify_hook: an http(s) address that the relay calls at the end.
-    :param extend_task_id: the Luma task whose video is made longer by this.
-    :param extra_body: fields that a relay has besides, sent as they are.
-    :raises LumaValueError: when something cannot be right, naming the field and what it may be.
+    :param notify_hook: an http(s) URL that the relay calls at the end.
+    :param extend_task_id: the Luma task whose video this one extends.
+    :param extra_body: further fields that a relay takes, sent as they are.
+    :raises LumaValueError: when a field cannot be sent, naming it.
     """
 
     prompt: str
@@ -49,84 +59,112 @@ class Generation:
     image_end_url: str | None = None
     model_name: str | None = None
     resolution: str | None = None
-    duration: str | None = None
+    duration: str | float | None = None
     notify_hook: str | None = None
     extend_task_id: str | None = None
     extra_body: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_prompt(self.prompt)
-        _check_one_of("aspect_ratio", self.aspect_ratio, ASPECT_RATIOS)
-        _check_one_of("resolution", self.resolution, RESOLUTIONS)
+        _validate_text("prompt", self.prompt)
         for name in ("loop", "expand_prompt"):
             if not isinstance(value := getattr(self, name), bool | None):
                 raise LumaValueError(f"{name} must be True or False, not {value!r:.80}")
-        for name in ("image_url", "image_end_url", "model_name", "notify_hook", "extend_task_id"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, str) or not value.strip()):
-                raise LumaValueError(f"{name} must be a text that is not empty, not {value!r:.80}")
-        if self.duration is not None and not _DURATION.fullmatch(str(self.duration)):
-            raise LumaValueError(f"duration must be seconds such as '5s', not {self.duration!r:.80}")
-        _check_link("image_url", self.image_url, ("http", "https", "data"))
-        _check_link("image_end_url", self.image_end_url, ("http", "https", "data"))
-        _check_link("notify_hook", self.notify_hook, ("http", "https"), needed=True)
-        self._check_extend()
-        self._check_extra_body()
+        for name in _TEXT_FIELDS:
+            if (value := getattr(self, name)) is not None:
+                _validate_text(name, value)
+        if isinstance(self.duration, bool) or not isinstance(self.duration, str | int | float | None):
+            raise LumaValueError(
+                f"duration must be a string such as '5s' or a number, not {self.duration!r:.80}"
+            )
+        _validate_url("image_url", self.image_url, ("http", "https", "data"))
+        _validate_url("image_end_url", self.image_end_url, ("http", "https", "data"))
+        _validate_url("notify_hook", self.notify_hook, ("http", "https"), needs_scheme=True)
+        self._validate_extra_body()
+        self.to_json()
 
     @property
     def path(self) -> str:
-        """Where it is sent, below the relay's address."""
+        """The path of the request."""
         if self.extend_task_id is None:
             return "/luma/generations"
         return f"/luma/generations/{quote(self.extend_task_id, safe='')}/extend"
 
     @property
     def body(self) -> dict[str, Any]:
-        """What is sent: only what was given."""
+        """The fields of the request that were given."""
         return {**self._given(), **self.extra_body}
 
+    def to_json(self) -> bytes:
+        """
+        Serialise the body of the request.
+
+        :raises LumaValueError: when ``extra_body`` holds what JSON cannot, such as a datetime or NaN.
+        """
+        try:
+            return json.dumps(self.body, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise LumaValueError(f"extra_body cannot be sent as JSON: {clean_text(str(error))}") from None
+
+    def warn_undocumented(self) -> None:
+        """Log a warning for each value that no documentation knows; it is sent all the same."""
+        for message in self._undocumented():
+            log.warning("%s; it is sent all the same, as relays differ", message)
+
+    def _undocumented(self) -> list[str]:
+        found = []
+        if len(self.prompt.strip()) not in PROMPT_LENGTHS:
+            shortest, longest = PROMPT_LENGTHS[0], PROMPT_LENGTHS[-1]
+            found.append(f"prompt has {len(self.prompt.strip())} characters, not {shortest} to {longest}")
+        for name, known in (("aspect_ratio", ASPECT_RATIOS), ("resolution", RESOLUTIONS)):
+            if (value := getattr(self, name)) is not None and value not in known:
+                found.append(f"{name} {clean_text(value, 80)!r} is none of {', '.join(known)}")
+        if self.duration is not None and not _DURATION.fullmatch(str(self.duration)):
+            found.append(f"duration {clean_text(str(self.duration), 80)!r} is not in seconds, such as '5s'")
+        if self.extend_task_id is not None:
+            found += [
+                f"{name} is not among the documented fields of an extend request"
+                for name in _NOT_FOR_EXTEND
+                if getattr(self, name) is not None
+            ]
+        return found
+
     def _given(self) -> dict[str, Any]:
-        names = (
-            *("aspect_ratio", "loop", "expand_prompt", "image_url", "image_end_url"),
-            *("model_name", "resolution", "duration", "notify_hook"),
-        )
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        given = {name: value for name in _BODY_FIELDS if (value := getattr(self, name)) is not None}
         return {"user_prompt": self.prompt, **given}
 
-    def _check_extend(self) -> None:
-        if self.extend_task_id is None:
-            return
-        names = ("aspect_ratio", "model_name", "resolution", "duration")
-        if wrong := [name for name in names if getattr(self, name) is not None]:
-            raise LumaValueError(
-                f"{wrong[0]} cannot be given with extend_task_id, which takes {', '.join(_EXTEND_TAKES)}"
-            )
-
-    def _check_extra_body(self) -> None:
+    def _validate_extra_body(self) -> None:
         if not isinstance(self.extra_body, Mapping) or not all(isinstance(k, str) for k in self.extra_body):
             raise LumaValueError(f"extra_body must be a dict of fields, not {self.extra_body!r:.80}")
-        if twice := sorted(self._given().keys() & self.extra_body.keys()):
-            raise LumaValueError(f"extra_body gives {twice[0]!r} a second time; give it once")
+        if duplicates := sorted(self._given().keys() & self.extra_body.keys()):
+            raise LumaValueError(f"extra_body gives {duplicates[0]!r} a second time; give it once")
 
 
-def _check_prompt(prompt: Any) -> None:
-    shortest, longest = PROMPT_LENGTH[0], PROMPT_LENGTH[-1]
-    if not isinstance(prompt, str) or len(prompt.strip()) not in PROMPT_LENGTH:
-        what = f"{len(prompt.strip())} characters" if isinstance(prompt, str) else f"{prompt!r:.80}"
-        raise LumaValueError(f"prompt must be a text of {shortest} to {longest} characters, not {what}")
+FIELDS = tuple(item.name for item in fields(Generation))
+_BODY_FIELDS = tuple(name for name in FIELDS if name not in {"prompt", "extend_task_id", "extra_body"})
+_TEXT_FIELDS = (
+    "aspect_ratio",
+    "image_url",
+    "image_end_url",
+    "model_name",
+    "resolution",
+    "notify_hook",
+    "extend_task_id",
+)
 
 
-def _check_one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value is not None and value not in allowed:
-        raise LumaValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r:.80}")
+def _validate_text(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise LumaValueError(f"{name} must be a non-empty string, not {value!r:.80}")
 
 
-def _check_link(name: str, value: str | None, schemes: tuple[str, ...], *, needed: bool = False) -> None:
+def _validate_url(
+    name: str, value: str | None, schemes: tuple[str, ...], *, needs_scheme: bool = False
+) -> None:
     if value is None:
         return
     match = _SCHEME.match(value.strip())
-    if (match is None and needed) or (match is not None and match[1].lower() not in schemes):
+    if (match is None and needs_scheme) or (match is not None and match[1].lower() not in schemes):
         raise LumaValueError(
-            f"{name} must be an address with {' or '.join(schemes)}, which the relay can reach, "
+            f"{name} must be a URL with {' or '.join(schemes)} that the relay can reach, "
             f"not {value.partition('?')[0]!r:.80}"
         )

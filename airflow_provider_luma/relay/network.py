@@ -1,37 +1,78 @@
-"""What lies behind a request that got no answer."""
+"""What an error of the network says, without what must not be said."""
 
 from __future__ import annotations
 
 import re
-import ssl
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from urllib.parse import unquote
+from urllib.request import getproxies
 
 import requests
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, ProxyError
+from urllib3.exceptions import LocationParseError
+from urllib3.util import parse_url
 
+from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.relay.text import clean_text
+
+_PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 _OBJECT = re.compile(r"<\S+ object at 0x[0-9a-f]+>: ")  # urllib3 below 2.6 begins with it
-_CREDENTIALS = re.compile(r"(?<=//)\S+(?=@)")
-# urllib3 raises these before a byte of the request was sent; the last is a proxy that lets nobody through.
-_BEFORE_SENDING = (NewConnectionError, ConnectTimeoutError, ssl.SSLCertVerificationError, ProxyError)
+_DELIMITERS = re.compile(r"[/?#@:]")
+# A shorter piece of a password gives nothing away, and would redact half of a message.
+_SHORTEST_SECRET = 3
 
 
-def never_left(error: BaseException) -> bool:
-    """Say whether a request surely did not reach anybody; a ``ValueError`` is an address that is none."""
-    return isinstance(error, ValueError) or any(
-        isinstance(layer, _BEFORE_SENDING) for layer in _layers(error)
-    )
-
-
-def cause(error: BaseException) -> str:
-    """Say what lies at the bottom of a stack of wrapped network errors."""
+def root_cause_message(error: BaseException) -> str:
+    """Describe the innermost of a chain of wrapped network errors."""
     if isinstance(error, requests.Timeout):
         return f"timed out ({type(error).__name__})"
-    *_, bottom = _layers(error)
-    words = _OBJECT.sub("", str(bottom))
-    return f"{type(bottom).__name__}: {_CREDENTIALS.sub('***', words)}"  # those of a proxy
+    *_, innermost = _exception_chain(error)
+    return clean_text(f"{type(innermost).__name__}: {_OBJECT.sub('', str(innermost))}")
 
 
-def _layers(error: BaseException | None) -> Iterator[BaseException]:
+def validate_proxies(proxies: Mapping[str, str]) -> dict[str, str]:
+    """
+    Return proxies as ``requests`` takes them.
+
+    :raises LumaValueError: when one is not the URL of a proxy; its password is not repeated.
+    """
+    for scheme, url in proxies.items():
+        if not _is_proxy_url(url):
+            raise LumaValueError(
+                f"proxies[{scheme!r:.40}] is not a URL like 'http://user:password@proxy:3128'. "
+                "Percent-encode special characters of the password"
+            )
+    return dict(proxies)
+
+
+def _is_proxy_url(url: str) -> bool:
+    url = url if "://" in url else f"http://{url}"
+    try:
+        parts = parse_url(url)
+    except LocationParseError:
+        return False
+    # A password with "/", "?" or "#" in it ends the host early, and leaves its "@" to the rest of the URL.
+    rest = f"{parts.path or ''}{parts.query or ''}{parts.fragment or ''}"
+    return parts.scheme in _PROXY_SCHEMES and bool(parts.host) and "@" not in rest
+
+
+def secrets_in_proxies(proxies: Mapping[str, str]) -> set[str]:
+    """Return what must not be said of these proxies and of the environment's, also in pieces."""
+    secrets = set()
+    for url in (*proxies.values(), *getproxies().values()):
+        user_and_password = url.partition("//")[2].rpartition("@")[0] or url.rpartition("@")[0]
+        password = user_and_password.partition(":")[2]
+        secrets |= {password, unquote(password), *_DELIMITERS.split(password)}
+    return {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """Return ``text`` without any of the ``secrets``."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _exception_chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = next(

@@ -1,4 +1,4 @@
-"""When to ask the relay again: one policy, driven by tenacity's sync or async driver."""
+"""When to retry a request: one policy, driven by tenacity's sync or async driver."""
 
 from __future__ import annotations
 
@@ -20,74 +20,75 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class RetryPolicy:
     """
-    How trouble is met. Being told to slow down (429) is not trouble and uses up no attempt.
+    When transient errors are retried. A rate limit (429) is waited out and uses up no attempt.
 
-    :param attempts: how often one request is sent at the most while there is trouble. The default with its
-        waits of 0.5, 1, 2, 4, 8 and 16 seconds outlasts an outage of half a minute.
-    :param first_wait: seconds before the second attempt; doubles from there, with jitter.
-    :param max_wait: seconds between two attempts at the most, unless the relay names a time.
+    :param max_attempts: how often one request is sent at the most. The default with its delays of 0.5, 1, 2,
+        4, 8 and 16 seconds outlasts an outage of half a minute.
+    :param initial_delay: seconds before the second attempt; doubles from there, with jitter.
+    :param max_delay: seconds between two attempts at the most, unless a rate limit names a time.
     """
 
-    attempts: int = 7
-    first_wait: float = 0.5
-    max_wait: float = 60
+    max_attempts: int = 7
+    initial_delay: float = 0.5
+    max_delay: float = 60
 
-    def driver_arguments(self, *, patience: float = math.inf) -> dict[str, Any]:
+    def retrying_kwargs(self, *, max_rate_limit_delay: float = math.inf) -> dict[str, Any]:
         """
         Return fresh arguments for ``tenacity.Retrying`` or ``tenacity.AsyncRetrying``.
 
-        :param patience: seconds that may be spent on the relay's wish to slow down; past it
+        :param max_rate_limit_delay: seconds that may be spent on rate limits; past them
             :class:`RelayRateLimitError` reaches the caller.
         """
         return {
             "retry": retry_if_exception_type((RelayTransientError, RelayRateLimitError)),
-            "stop": _StopWhenHopeless(self.attempts, patience),
-            "wait": _WaitAsTold(
-                wait_exponential_jitter(self.first_wait, self.max_wait, jitter=self.first_wait), self.max_wait
+            "stop": _StopAfterAttemptsOrDelay(self.max_attempts, max_rate_limit_delay),
+            "wait": _WaitRetryAfter(
+                wait_exponential_jitter(self.initial_delay, self.max_delay, jitter=self.initial_delay),
+                self.max_delay,
             ),
-            "before_sleep": _log_wait,
+            "before_sleep": _log_before_sleep,
             "reraise": True,
         }
 
 
-class _StopWhenHopeless(stop_base):
-    """Stop after so much trouble, or when the wait asked for is longer than our patience."""
+class _StopAfterAttemptsOrDelay(stop_base):
+    """Stop after so many attempts, or when a rate limit asks for more than the delay that is left."""
 
-    def __init__(self, attempts: int, patience: float) -> None:
-        self._attempts_left = attempts
-        self._patience = patience
+    def __init__(self, max_attempts: int, max_rate_limit_delay: float) -> None:
+        self._attempts_left = max_attempts
+        self._max_rate_limit_delay = max_rate_limit_delay
 
     def __call__(self, retry_state: RetryCallState) -> bool:
         if isinstance(_error(retry_state), RelayRateLimitError):
             spent = retry_state.seconds_since_start or 0.0
-            return spent + retry_state.upcoming_sleep > self._patience
+            return spent + retry_state.upcoming_sleep > self._max_rate_limit_delay
         self._attempts_left -= 1
         return self._attempts_left <= 0
 
 
-class _WaitAsTold(wait_base):
-    """Wait as long as the relay says, a little longer so that callers spread; else back off."""
+class _WaitRetryAfter(wait_base):
+    """Wait as ``Retry-After`` says, a little longer so that callers spread; else back off."""
 
-    def __init__(self, backoff: wait_base, max_wait: float) -> None:
+    def __init__(self, backoff: wait_base, max_delay: float) -> None:
         self._backoff = backoff
-        self._max_wait = max_wait
+        self._max_delay = max_delay
 
     def __call__(self, retry_state: RetryCallState) -> float:
         error = _error(retry_state)
-        told = error.retry_after if isinstance(error, RelayError) else None
-        if told is None:
+        retry_after = error.retry_after if isinstance(error, RelayError) else None
+        if retry_after is None:
             return self._backoff(retry_state)
-        # Only a rate limit is waited out however long it is; trouble is bounded in time as in number.
-        wait = told if isinstance(error, RelayRateLimitError) else min(told, self._max_wait)
-        return wait + random.uniform(0, 0.2)  # noqa: S311
+        # Only a rate limit is waited out however long it is; transient errors are bounded in time, too.
+        delay = retry_after if isinstance(error, RelayRateLimitError) else min(retry_after, self._max_delay)
+        return delay + random.uniform(0, 0.2)  # noqa: S311
 
 
 def _error(retry_state: RetryCallState) -> BaseException | None:
     return retry_state.outcome.exception() if retry_state.outcome else None
 
 
-def _log_wait(retry_state: RetryCallState) -> None:
+def _log_before_sleep(retry_state: RetryCallState) -> None:
     error = _error(retry_state)
     status = error.status if isinstance(error, RelayError) else None
     level = logging.INFO if status == 429 else logging.WARNING
-    log.log(level, "Asking again in %.1f s: %s", retry_state.upcoming_sleep, error)
+    log.log(level, "Retrying in %.1f s: %s", retry_state.upcoming_sleep, error)

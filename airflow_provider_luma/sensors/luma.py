@@ -178,7 +178,7 @@ class LumaTaskSensor(BaseSensorOperator):
         # Only poke mode waits on the spot when the relay asks to slow down: it holds its worker slot anyway.
         patience = 0.0 if self.reschedule or self.deferrable else self._time_left(batch)
         try:
-            for asked, answered in self.hook.client.iter_tasks(batch.open_ids, patience=patience):
+            for asked, answered in self.hook.client.iter_tasks(batch.open_ids, max_delay=patience):
                 batch.observe(asked, answered, now=time.time())
         except RelayRateLimitError as error:
             self._not_before = time.time() + (error.retry_after or 0)

@@ -111,7 +111,7 @@ class Poller:
             request.exception()  # seen by nobody when every trigger that waited is gone
 
     async def _request(self, batch: Sequence[str]) -> Answer:
-        arguments = self._client.retry.driver_arguments()
+        arguments = self._client.retry.retrying_kwargs()
         log_wait = arguments.pop("before_sleep")
 
         def pause(retry_state: RetryCallState) -> None:

@@ -1,0 +1,24 @@
+"""What differs between the versions of Airflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+AIRFLOW_VERSION = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
+
+HAS_TASK_STATE_STORE = AIRFLOW_VERSION >= (3, 3)
+
+
+def get_merged_default_args(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``default_args`` in force for an operator: those of the DAG, task group and task."""
+    from airflow.sdk.bases.operator import get_merged_defaults
+    from airflow.sdk.definitions._internal.contextmanager import DagContext, TaskGroupContext
+
+    dag = kwargs.get("dag") or DagContext.get_current()
+    task_group = kwargs.get("task_group") or (TaskGroupContext.get_current(dag) if dag else None)
+    merged, _ = get_merged_defaults(
+        dag=dag, task_group=task_group, task_params=None, task_default_args=kwargs.get("default_args")
+    )
+    return merged

@@ -1,0 +1,208 @@
+"""
+One request and its response over HTTP, bounded in time and in bytes.
+
+:class:`Exchange` follows one request. ``may_have_been_sent`` is the proof that a submit needs: it turns true
+when the socket of this request is connected (through a proxy: when the tunnel, or the proxy that forwards the
+request, is reached), seen by the connection itself. Exceptions do not tell: a response that was cut may look
+like a proxy that is not there, and an invalid response header like an invalid argument.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, ClassVar, Self
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.auth import AuthBase
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
+
+from airflow_provider_luma import __version__
+
+USER_AGENT = f"airflow-provider-luma/{__version__}"
+
+_CHUNK_BYTES = 64 * 1024
+
+
+class ResponseTooLargeError(Exception):
+    """A response has more bytes than allowed, once it is decompressed."""
+
+
+class ContentEncodingError(Exception):
+    """A response is compressed in a way that was not asked for, or damaged."""
+
+
+@dataclass(frozen=True)
+class RelayResponse:
+    """
+    A complete response.
+
+    :param base_url: of the relay, for messages.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    base_url: str
+
+
+class Exchange:
+    """
+    Follow one request of this thread, and abort it when its time is over.
+
+    :param seconds: from the start to the last byte of the response.
+    """
+
+    _of_thread: ClassVar[threading.local] = threading.local()
+
+    def __init__(self, seconds: float) -> None:
+        self.may_have_been_sent = False
+        self.is_expired = False
+        self._connection: Any = None
+        self._is_over = False
+        self._lock = threading.Lock()
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Self:
+        self._of_thread.exchange = self
+        self._timer.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        with self._lock:
+            self._is_over = True
+        self._timer.cancel()
+        self._of_thread.exchange = None
+
+    @classmethod
+    def current(cls) -> Exchange | None:
+        """Return the one that this thread is in."""
+        return getattr(cls._of_thread, "exchange", None)
+
+    def uses(self, connection: Any) -> None:
+        """Note the connection that carries the request."""
+        self._connection = connection
+
+    def connected(self) -> None:
+        """Note that the request may leave from now on."""
+        if self.is_expired:
+            raise TimeoutError
+        self.may_have_been_sent = True
+
+    def _expire(self) -> None:
+        with self._lock:
+            if self._is_over:
+                return
+            self.is_expired = True
+            if (connected := getattr(self._connection, "sock", None)) is not None:
+                connected = getattr(connected, "socket", connected)  # of TLS inside a proxy's TLS
+                with suppress(OSError):
+                    # Past TLS, which would wait for the peer's goodbye.
+                    socket.socket.shutdown(connected, socket.SHUT_RDWR)
+
+
+def open_session(auth: AuthBase, max_connections: int) -> requests.Session:
+    """Return a session whose requests an :class:`Exchange` can follow."""
+    session = _Session()
+    session.auth = auth
+    session.headers.update(
+        {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": USER_AGENT}
+    )
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # threads share the session
+    adapter = _Adapter(pool_connections=1, pool_maxsize=max_connections)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    return session
+
+
+def read_response(response: requests.Response, base_url: str, max_bytes: int) -> RelayResponse:
+    """
+    Read a response to its end.
+
+    :param max_bytes: of the body once it is decompressed.
+    :raises ResponseTooLargeError: when there are more.
+    :raises ContentEncodingError: when they cannot be decompressed.
+    """
+    decode = _decoder(response.headers.get("Content-Encoding", ""))
+    body = bytearray()
+    with response:
+        while chunk := response.raw.read(_CHUNK_BYTES, decode_content=False):
+            # One byte more than allowed tells that there are more, and bounds what a small chunk expands to.
+            body += decode(chunk, max_bytes + 1 - len(body))
+            if len(body) > max_bytes:
+                raise ResponseTooLargeError
+    return RelayResponse(response.status_code, response.headers, bytes(body), base_url)
+
+
+def _decoder(encoding: str) -> Any:
+    """Return a function of a chunk and the most bytes that it may give."""
+    encoding = encoding.strip().lower()
+    if encoding in {"", "identity"}:
+        return lambda chunk, limit: chunk
+    if encoding not in {"gzip", "x-gzip", "deflate"}:
+        raise ContentEncodingError(f"its Content-Encoding {encoding!r:.40} was not asked for")
+    inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
+
+    def decode(chunk: bytes, limit: int) -> bytes:
+        try:
+            return inflate.decompress(chunk, limit)
+        except zlib.error as error:
+            raise ContentEncodingError(f"it is no valid {encoding}") from error
+
+    return decode
+
+
+class _Session(requests.Session):
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Leave redirects to the reader of the response; requests would parse, and raise on, any Location."""
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        _track(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> PoolManager:
+        manager: PoolManager = super().proxy_manager_for(proxy, **kwargs)
+        _track(manager)
+        return manager
+
+
+def _track(manager: PoolManager) -> None:
+    manager.pool_classes_by_scheme = {
+        scheme: _tracked_pool(pool) for scheme, pool in manager.pool_classes_by_scheme.items()
+    }
+
+
+def _tracked_pool(pool: type[Any]) -> type[HTTPConnectionPool | HTTPSConnectionPool]:
+    if issubclass(pool.ConnectionCls, _TrackedConnection):
+        return pool
+    connection = type("TrackedConnection", (_TrackedConnection, pool.ConnectionCls), {})
+    return type("TrackedPool", (pool,), {"ConnectionCls": connection})
+
+
+class _TrackedConnection:
+    """Tells the exchange of the thread which socket carries its request, and when it is connected."""
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        exchange = Exchange.current()
+        if exchange is not None:
+            exchange.uses(self)
+            if getattr(self, "sock", None) is not None:  # one that was kept alive
+                exchange.connected()
+        super().request(*args, **kwargs)  # type: ignore[misc]
+
+    def connect(self) -> None:
+        exchange = Exchange.current()
+        if exchange is not None:
+            exchange.uses(self)
+        super().connect()  # type: ignore[misc]
+        if exchange is not None:
+            exchange.connected()

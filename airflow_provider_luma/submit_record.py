@@ -1,0 +1,147 @@
+"""
+The record of a submit: what makes sure that a prompt is paid for once, whatever breaks on the way.
+
+Each task instance of a generate operator has one record, which all of its tries share. It is written before
+each act and never deleted to mean something. A try that starts looks its phase up in this table:
+
+============= ============================================ ================= =================
+phase         written                                      a retry           a cleared task
+============= ============================================ ================= =================
+(no record)                                                submits           submits
+sending       before the request may leave                 reports the doubt reports the doubt
+not_created   after proof that no Luma task was created    submits           submits
+reported      after the doubt was logged, before its error reports again     submits
+created       after the response, with the id              reconnects        reconnects
+returned      after Airflow recorded the task's success    reconnects        submits
+ended         after the generation failed                  fails again       submits
+============= ============================================ ================= =================
+
+A cleared task is told from a retry by ``max_tries``, which Airflow raises with each clear. What a crash
+between two of these lines leaves behind is the earlier line, so the next try errs on the side that does not
+pay: it reports a doubt, or reconnects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Self
+
+from airflow_provider_luma.exceptions import SubmitRecordError
+from airflow_provider_luma.relay.text import clean_text
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.relay.generation import Generation
+
+VERSION = 1
+
+
+class Phase(StrEnum):
+    """How far a submit came."""
+
+    SENDING = "sending"
+    NOT_CREATED = "not_created"
+    REPORTED = "reported"
+    CREATED = "created"
+    RETURNED = "returned"
+    ENDED = "ended"
+
+
+class Action(StrEnum):
+    """What a try does."""
+
+    SUBMIT = "submit"
+    REPORT = "report"
+    RECONNECT = "reconnect"
+    FAIL = "fail"
+
+
+# For each phase: what a retry does, and what a cleared task does.
+ACTIONS: Mapping[Phase | None, tuple[Action, Action]] = {
+    None: (Action.SUBMIT, Action.SUBMIT),
+    Phase.SENDING: (Action.REPORT, Action.REPORT),
+    Phase.NOT_CREATED: (Action.SUBMIT, Action.SUBMIT),
+    Phase.REPORTED: (Action.REPORT, Action.SUBMIT),
+    Phase.CREATED: (Action.RECONNECT, Action.RECONNECT),
+    Phase.RETURNED: (Action.RECONNECT, Action.SUBMIT),
+    Phase.ENDED: (Action.FAIL, Action.SUBMIT),
+}
+
+_WITH_ID = frozenset({Phase.CREATED, Phase.RETURNED, Phase.ENDED})
+
+
+@dataclass(frozen=True)
+class SubmitRecord:
+    """
+    What is known of a submit.
+
+    :param phase: how far it came.
+    :param max_tries: of the task instance when this was written.
+    :param fingerprint: of what was submitted.
+    :param id: the Luma task's, once it is known.
+    :param reason: why the phase was reached, for people.
+    """
+
+    phase: Phase
+    max_tries: int
+    fingerprint: str
+    id: str | None = None
+    reason: str | None = None
+
+    @classmethod
+    def sending(cls, generation: Generation, max_tries: int) -> Self:
+        """Begin the record of a submit."""
+        return cls(Phase.SENDING, max_tries, fingerprint_of(generation))
+
+    def at(
+        self,
+        phase: Phase,
+        max_tries: int,
+        *,
+        id: str | None = None,  # noqa: A002
+        reason: str | None = None,
+    ) -> Self:
+        """Return this record at a later phase."""
+        return replace(self, phase=phase, max_tries=max_tries, id=id or self.id, reason=reason)
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = {name: value for name, value in vars(self).items() if value is not None}
+        return {"version": VERSION, **facts, "phase": self.phase.value}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """
+        Read what :meth:`to_dict` gave.
+
+        :raises SubmitRecordError: when it is something else: it must not be taken for no record.
+        """
+        try:
+            if data["version"] != VERSION:
+                raise SubmitRecordError(f"it has the version {data['version']!r:.20}, not {VERSION}")
+            record = cls(
+                Phase(data["phase"]),
+                int(data["max_tries"]),
+                str(data["fingerprint"]),
+                data.get("id"),
+                data.get("reason"),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise SubmitRecordError(f"it is no record of a submit: {clean_text(repr(error), 80)}") from None
+        if record.phase in _WITH_ID and not (isinstance(record.id, str) and record.id):
+            raise SubmitRecordError(f"it has the phase {record.phase.value!r} and no id")
+        return record
+
+
+def next_action(record: SubmitRecord | None, max_tries: int) -> Action:
+    """Return what a try does that finds this record."""
+    if record is None:
+        return ACTIONS[None][0]
+    retry, cleared = ACTIONS[record.phase]
+    return retry if max_tries == record.max_tries else cleared
+
+
+def fingerprint_of(generation: Generation) -> str:
+    """Return a digest of what a generation sends."""
+    return hashlib.sha256(generation.path.encode() + b"\n" + generation.to_json()).hexdigest()

@@ -1,0 +1,255 @@
+"""
+One small object that is only written if nobody else has written it meanwhile.
+
+==========================  ==========================================================
+S3                          ``If-None-Match`` and ``If-Match`` with the ETag
+Google Cloud Storage        ``ifGenerationMatch``
+Azure Blob Storage          ``If-None-Match`` and ``If-Match`` with the ETag
+a local folder              a lock on the folder, and the content that was read
+any other ``fsspec`` store  no condition
+==========================  ==========================================================
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from airflow_provider_luma.exceptions import LumaValueError
+
+MAX_BYTES = 64 * 1024
+_NOT_FOUND, _CONFLICTS = 404, {409, 412}
+
+
+class ConflictError(Exception):
+    """Somebody else has written the object since it was read."""
+
+
+class VersionedObject(Protocol):
+    """One object. Methods raise whatever the store's SDK raises."""
+
+    uri: str
+
+    def read(self) -> bytes | None:
+        """Return the content, cut a byte above ``MAX_BYTES``; ``None`` where there is no object."""
+
+    def write(self, content: bytes) -> None:
+        """
+        Create or replace the object.
+
+        :raises ConflictError: when it is not what was read, or written, last.
+        """
+
+
+class S3Object:
+    def __init__(self, uri: str, conn_id: str | None, bucket: str, key: str) -> None:
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        self.uri = uri
+        self._client = S3Hook(aws_conn_id=conn_id).get_conn()
+        self._at = {"Bucket": bucket, "Key": key}
+        self._etag: str | None = None
+
+    def read(self) -> bytes | None:
+        found = _or_none(lambda: self._client.get_object(**self._at), "NoSuchKey")
+        if found is None:
+            return None
+        self._etag = found["ETag"]
+        with found["Body"] as body:
+            return bytes(body.read(MAX_BYTES + 1))
+
+    def write(self, content: bytes) -> None:
+        condition = {"IfMatch": self._etag} if self._etag else {"IfNoneMatch": "*"}
+        with _conflicts():
+            written = self._client.put_object(
+                **self._at, **condition, Body=content, ContentType="application/json"
+            )
+        self._etag = written["ETag"]
+
+
+class GCSObject:
+    def __init__(self, uri: str, conn_id: str | None, bucket: str, key: str) -> None:
+        from airflow.providers.google.cloud.hooks.gcs import GCSHook
+
+        self.uri = uri
+        hook = GCSHook(gcp_conn_id=conn_id) if conn_id else GCSHook()
+        self._bucket, self._key = hook.get_conn().bucket(bucket), key
+        self._generation = 0
+
+    def read(self) -> bytes | None:
+        blob = self._bucket.get_blob(self._key)
+        if blob is None:
+            return None
+        self._generation = blob.generation
+        return bytes(
+            blob.download_as_bytes(end=MAX_BYTES, checksum=None, if_generation_match=self._generation)
+        )
+
+    def write(self, content: bytes) -> None:
+        blob = self._bucket.blob(self._key)
+        with _conflicts():
+            blob.upload_from_string(
+                content, content_type="application/json", if_generation_match=self._generation
+            )
+        self._generation = blob.generation
+
+
+class AzureObject:
+    def __init__(self, uri: str, conn_id: str | None, container: str, key: str) -> None:
+        from airflow.providers.microsoft.azure.hooks.wasb import WasbHook
+
+        self.uri = uri
+        hook = WasbHook(wasb_conn_id=conn_id) if conn_id else WasbHook()
+        self._blob = hook.blob_service_client.get_blob_client(container, key)
+        self._etag: str | None = None
+
+    def read(self) -> bytes | None:
+        found = _or_none(lambda: self._blob.download_blob(offset=0, length=MAX_BYTES + 1))
+        if found is None:
+            return None
+        self._etag = found.properties.etag
+        return bytes(found.readall())
+
+    def write(self, content: bytes) -> None:
+        from azure.core import MatchConditions
+
+        condition = (
+            {"etag": self._etag, "match_condition": MatchConditions.IfNotModified}
+            if self._etag
+            else {"match_condition": MatchConditions.IfMissing}
+        )
+        with _conflicts():
+            written: Any = self._blob.upload_blob(content, overwrite=True, **condition)
+        self._etag = written["etag"]
+
+
+class LocalObject:
+    def __init__(self, uri: str, path: Path) -> None:
+        self.uri = uri
+        self._path = path
+        self._content: bytes | None = None
+
+    def read(self) -> bytes | None:
+        self._content = self._read()
+        return self._content
+
+    def write(self, content: bytes) -> None:
+        folder = self._path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if self._read() != self._content:
+                raise ConflictError
+            self._replace(content)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self._content = content
+
+    def _read(self) -> bytes | None:
+        with suppress(FileNotFoundError), self._path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+        return None
+
+    def _replace(self, content: bytes) -> None:
+        fd, name = tempfile.mkstemp(dir=self._path.parent, prefix=".", suffix=".part")
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(self._path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+class OtherObject:
+    def __init__(self, url: str) -> None:
+        from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+        self._path: Any = ObjectStoragePath(url)
+        self.uri = url
+
+    def read(self) -> bytes | None:
+        try:
+            with self._path.open("rb") as file:
+                return bytes(file.read(MAX_BYTES + 1))
+        except FileNotFoundError:
+            return None
+
+    def write(self, content: bytes) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_bytes(content)
+
+
+_OBJECTS: dict[str, Callable[[str, str | None, str, str], VersionedObject]] = {
+    **dict.fromkeys(("s3", "s3a", "s3n"), S3Object),
+    **dict.fromkeys(("gs", "gcs"), GCSObject),
+    **dict.fromkeys(("abfs", "abfss", "adl"), AzureObject),
+}
+
+
+def open_object(folder: str, name: str) -> VersionedObject:
+    """
+    Return the object ``name`` below a folder.
+
+    :param folder: a URL as Airflow's object storage takes it, such as ``s3://conn_id@bucket/prefix``.
+    :raises LumaValueError: when it is not such a URL, or its provider is not installed.
+    """
+    parts = urlsplit(folder)
+    bucket = parts.netloc.rpartition("@")[2]
+    if parts.scheme in {"file", "local"} or (not parts.scheme and folder.startswith("/")):
+        path = Path(unquote(parts.path) if parts.scheme else folder) / name
+        return LocalObject(f"file://{path}", path)
+    if not parts.scheme or not bucket:
+        raise LumaValueError(f"state_path must be the URL of a folder in object storage, not {folder!r:.200}")
+    if parts.scheme not in _OBJECTS:
+        return OtherObject(f"{folder.rstrip('/')}/{name}")
+    key = f"{parts.path.strip('/')}/{name}".lstrip("/")
+    try:
+        return _OBJECTS[parts.scheme](
+            f"{parts.scheme}://{bucket}/{key}", parts.netloc.rpartition("@")[0] or None, bucket, key
+        )
+    except ImportError as error:
+        raise LumaValueError(f"state_path {parts.scheme}:// needs a provider: {error}") from None
+
+
+@contextmanager
+def _conflicts() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if _status_of(error) in _CONFLICTS:
+            raise ConflictError from None
+        raise
+
+
+def _or_none(request: Callable[[], Any], code: str | None = None) -> Any:
+    """Return what a request finds; a bucket that is not there is an error, not an object that is not."""
+    try:
+        return request()
+    except Exception as error:
+        response: Any = getattr(error, "response", None)
+        found = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+        if _status_of(error) == _NOT_FOUND and found in {code, None, "404"}:
+            return None
+        raise
+
+
+def _status_of(error: Exception) -> int | None:
+    """Return the HTTP status of an SDK's error."""
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    for name in ("status_code", "code"):  # azure, google
+        if isinstance(status := getattr(error, name, None), int):
+            return int(status)
+    return None
