@@ -92,9 +92,10 @@ class ObjectTaskState:
         if len(content) > MAX_BYTES:
             raise SubmitRecordError("it is too large")
         try:
-            return json.loads(content)
+            record = json.loads(content)
         except (ValueError, RecursionError):
             raise SubmitRecordError("it is not JSON") from None
+        return {} if record is None else record
 
     def save(self, record: dict[str, Any]) -> None:
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +25,11 @@ from airflow_provider_luma.relay import RelayClient, TaskState
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedAnswer
+from tests.certificate import server_context, write_certificate
+from tests.raw_relay import cutting_proxy, raw_relay
 
 CAT = Generation("cat dance", aspect_ratio="9:16")
-QUICK = RetryPolicy(attempts=3, first_wait=0.05, max_wait=0.2)
+QUICK = RetryPolicy(max_attempts=3, initial_delay=0.05, max_delay=0.2)
 
 
 @pytest.fixture
@@ -66,32 +70,182 @@ def test_every_shape_of_the_answer_is_read(
     assert client.submit(CAT).id == "4665a07c"
 
 
-UNCERTAIN = {
-    "500": ScriptedAnswer(status=500, body={"message": "upstream"}),
-    "502": ScriptedAnswer(status=502, body="<html>", content_type="text/html"),
-    "408": ScriptedAnswer(status=408),
-    "524": ScriptedAnswer(status=524),
-    "no answer at all": ScriptedAnswer(cut=True),
-    "cut in the midst": ScriptedAnswer(body={"id": "4665a07c" * 9}, cut=True),
-    "read timeout": ScriptedAnswer(delay=3),
-    "no id": ScriptedAnswer(body={"state": "pending"}),
-    "not JSON": ScriptedAnswer(body="fine", content_type="text/plain"),
-    "a web page": ScriptedAnswer(body="<html>", content_type="text/html"),
+NAMED = {
+    "a success code in capitals": ScriptedAnswer(body={"code": "SUCCESS", "data": "4665a07c-7641"}),
+    "the code 201": ScriptedAnswer(body={"code": 201, "id": "4665a07c-7641"}),
+    "the code 20000": ScriptedAnswer(body={"code": 20000, "message": "ok", "id": "4665a07c-7641"}),
+    "the code true": ScriptedAnswer(body={"code": True, "data": {"taskId": "4665a07c-7641"}}),
+    "a code that nobody knows": ScriptedAnswer(body={"code": "queued_up", "data": {"id": "4665a07c-7641"}}),
+    "an error beside it": ScriptedAnswer(body={"id": "4665a07c-7641", "error": "prompt was shortened"}),
+    "a redirect": ScriptedAnswer(status=303, body={"id": "4665a07c-7641"}),
+    "a redirect to the task": ScriptedAnswer(
+        status=303, headers={"Location": "https://relay.example/luma/generations/4665a07c-7641"}
+    ),
+    "a redirect to no URL": ScriptedAnswer(
+        status=302, headers={"Location": "http://[bad"}, body={"id": "4665a07c-7641"}
+    ),
+    "a lost client": ScriptedAnswer(status=499, body={"id": "4665a07c-7641"}),
+    "a server error": ScriptedAnswer(status=500, body={"task_id": "4665a07c-7641"}),
+    "a rejection that names a task": ScriptedAnswer(
+        status=400, body={"error": {"message": "x"}, "data": {"task_id": "4665a07c-7641"}}
+    ),
+    "a row of the database": ScriptedAnswer(
+        body={"code": "success", "data": {"id": 13917, "task_id": "4665a07c-7641", "data": None}}
+    ),
+    "a row whose own id is a text": ScriptedAnswer(
+        body={"code": "success", "data": {"id": "row-7", "data": {"id": "4665a07c-7641"}}}
+    ),
+    "a request id beside it": ScriptedAnswer(body={"id": "req-17", "data": {"task_id": "4665a07c-7641"}}),
+    "another wrapper": ScriptedAnswer(body={"result": {"generation": {"id": "4665a07c-7641"}}}),
+    "a text": ScriptedAnswer(body='"4665a07c-7641"'),
+    "no JSON": ScriptedAnswer(body="4665a07c-7641", content_type="text/plain"),
 }
 
 
-@pytest.mark.parametrize("answer", UNCERTAIN.values(), ids=UNCERTAIN)
-def test_what_may_have_arrived_is_not_sent_again_and_says_so(
+@pytest.mark.parametrize("answer", NAMED.values(), ids=NAMED)
+def test_a_response_that_names_an_id_created_a_task(
     sandbox: Sandbox, client: RelayClient, answer: ScriptedAnswer
 ) -> None:
     sandbox.script_submits(answer, created=True)
-    with pytest.raises(
-        SubmitOutcomeUnknownError, match=r"may have created a task.* was not sent again"
-    ) as error:
+    assert client.submit(CAT).id == "4665a07c-7641"
+    assert len(sandbox.requests) == 1
+
+
+def test_a_number_is_an_id_where_there_is_no_other(sandbox: Sandbox, client: RelayClient) -> None:
+    sandbox.script_submits(ScriptedAnswer(body={"code": 0, "data": {"id": 13917}}), created=True)
+    assert client.submit(CAT).id == "13917"
+
+
+UNKNOWN = {
+    "500": ScriptedAnswer(status=500, body={"message": "upstream"}),
+    "502": ScriptedAnswer(status=502, body="<html>", content_type="text/html"),
+    "408": ScriptedAnswer(status=408),
+    "409": ScriptedAnswer(status=409, body={"message": "conflict"}),
+    "499": ScriptedAnswer(status=499),
+    "524": ScriptedAnswer(status=524),
+    "no response at all": ScriptedAnswer(cut=True),
+    "truncated": ScriptedAnswer(body={"id": "4665a07c" * 9}, cut=True),
+    "read timeout": ScriptedAnswer(delay=3),
+    "no id": ScriptedAnswer(body={"state": "pending"}),
+    "a code that nobody knows": ScriptedAnswer(body={"code": 20000, "message": "ok"}),
+    "a success without an id": ScriptedAnswer(body={"code": "success", "data": "submitted"}),
+    "no success, no reason": ScriptedAnswer(body={"success": False, "message": "upstream timed out"}),
+    "not JSON": ScriptedAnswer(body="fine", content_type="text/plain"),
+    "a web page": ScriptedAnswer(body="<html>", content_type="text/html"),
+    "a redirect": ScriptedAnswer(status=302, headers={"Location": "https://elsewhere.example"}),
+    "a redirect to no URL": ScriptedAnswer(status=302, headers={"Location": "http://[bad"}),
+    "a failure after it was passed on": ScriptedAnswer(status=400, body={"code": "do_request_failed"}),
+    "an invalid encoding": ScriptedAnswer(body=b"x", headers={"Content-Encoding": "gzip"}),
+    "an encoding that nobody asked for": ScriptedAnswer(body=b"x", headers={"Content-Encoding": "br"}),
+}
+
+
+@pytest.mark.parametrize("answer", UNKNOWN.values(), ids=UNKNOWN)
+def test_a_response_that_proves_nothing_is_not_retried_and_says_so(
+    sandbox: Sandbox, client: RelayClient, answer: ScriptedAnswer
+) -> None:
+    sandbox.script_submits(answer, created=True)
+    with pytest.raises(SubmitOutcomeUnknownError, match="may have created and charged for a task") as error:
         client.submit(CAT)
     assert len(sandbox.submits) == 1
     assert len(sandbox.requests) == 1
     assert sandbox.api_key not in str(error.value)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+BROKEN = {
+    "nothing": b"",
+    "half a status line": b"HTTP/1.1 2",
+    "another protocol": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "two lengths": HEAD + b"Content-Length: 18\r\nContent-Length: 19\r\n\r\n" + b'{"state":"pending"}',
+    "a length that is none": HEAD + b"Content-Length: many\r\n\r\n" + b'{"state":"pending"',
+    "a huge length": HEAD + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{",
+    "a header without a name": HEAD + b": x\r\nContent-Length: 9\r\n\r\n{",
+    "a chunk that is none": HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    "too many headers": HEAD + b"X-A: b\r\n" * 200 + b"\r\n",
+    "a redirect to no URL": b"HTTP/1.1 307 X\r\nLocation: http://[bad\r\nContent-Length: 0\r\n\r\n",
+    "a redirect with a surrogate": b"HTTP/1.1 307 X\r\nLocation: \xed\xa0\xbd\r\nContent-Length: 0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", BROKEN.values(), ids=BROKEN)
+def test_a_response_that_breaks_the_protocol_is_an_unknown_outcome(answer: bytes) -> None:
+    with raw_relay(answer) as relay:
+        with pytest.raises(SubmitOutcomeUnknownError):
+            RelayClient("sk-key", relay.url, timeout=2, retry=QUICK).submit(CAT)
+        assert len(relay.posts) == 1
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_certificate(tmp_path_factory.mktemp("tls") / "relay.pem")
+
+
+@pytest.mark.parametrize("cut", ["fin", "rst"])
+@pytest.mark.parametrize("is_tunnel", [False, True])
+def test_a_proxy_that_cuts_the_response_is_an_unknown_outcome(
+    cut: str, is_tunnel: bool, certificate: Path
+) -> None:
+    tls = server_context(certificate) if is_tunnel else None
+    answer = HEAD + b'Content-Length: 18\r\n\r\n{"id": "4665a07c"}'
+    with raw_relay(answer, tls=tls) as relay, cutting_proxy(relay, cut=cut) as proxy:
+        client = RelayClient(
+            "sk-key",
+            relay.url,
+            proxies={"http": proxy.url, "https": proxy.url},
+            verify=str(certificate) if tls else True,
+            timeout=5,
+            retry=QUICK,
+        )
+        with pytest.raises(SubmitOutcomeUnknownError):
+            client.submit(CAT)
+        assert len(relay.posts) == 1
+
+
+@pytest.mark.parametrize("cut", ["refuse", "drop"])
+def test_a_tunnel_that_never_came_about_sent_nothing(cut: str, certificate: Path) -> None:
+    with (
+        raw_relay(b"", tls=server_context(certificate)) as relay,
+        cutting_proxy(relay, cut=cut) as proxy,
+        pytest.raises(RelayTransientError),
+    ):
+        RelayClient("sk-key", relay.url, proxies={"https": proxy.url}, timeout=5, retry=QUICK).submit(CAT)
+    assert relay.posts == []
+
+
+def test_a_certificate_that_is_not_trusted_sent_nothing(certificate: Path) -> None:
+    with raw_relay(b"", tls=server_context(certificate)) as relay:
+        with pytest.raises(RelayTransientError, match="certificate verify failed"):
+            RelayClient("sk-key", relay.url, timeout=5, retry=QUICK).submit(CAT)
+        assert relay.posts == []
+
+
+def test_a_ca_bundle_of_the_environment_that_is_not_there_sent_nothing(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    client = RelayClient(sandbox.api_key, sandbox.base_url.replace("http:", "https:"), timeout=5, retry=QUICK)
+    with pytest.raises(RelayTransientError):
+        client.submit(CAT)
+    assert sandbox.submits == []
+
+
+def test_a_dripping_response_is_an_unknown_outcome_in_time() -> None:
+    def drip(listener: socket.socket) -> None:
+        with suppress(OSError):
+            client, _ = listener.accept()
+            posts.append(client.recv(65536))
+            for byte in HEAD * 100:
+                client.sendall(bytes([byte]))
+                time.sleep(0.05)
+
+    posts: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, args=(listener,), daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(SubmitOutcomeUnknownError, match=r"request_timeout \(0.5 s\)"):
+            RelayClient("sk-key", url, timeout=5, request_timeout=0.5, retry=QUICK).submit(CAT)
+    assert len(posts) == 1
 
 
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "0.1"}])
@@ -117,7 +271,13 @@ REFUSED = [
     (ScriptedAnswer(status=403, body={"code": "access_denied"}), RelayPermissionError),
     (ScriptedAnswer(status=400, body={"code": "invalid_request"}), RelayInvalidRequestError),
     (ScriptedAnswer(status=413), RelayInvalidRequestError),
-    (ScriptedAnswer(status=302, headers={"Location": "https://elsewhere.example"}), RelayInvalidRequestError),
+    (
+        ScriptedAnswer(status=404, body="404 page not found", content_type="text/plain"),
+        RelayInvalidRequestError,
+    ),
+    (ScriptedAnswer(status=422), RelayInvalidRequestError),
+    # The id of a request that was rejected, which some gateways give.
+    (ScriptedAnswer(status=400, body={"id": "req-17", "error": {"message": "x"}}), RelayInvalidRequestError),
     (ScriptedAnswer(body={"code": "insufficient_user_quota", "message": "x"}), RelayInsufficientBalanceError),
     (ScriptedAnswer(body={"code": "bad_prompt", "message": "x", "data": None}), RelayInvalidRequestError),
 ]
@@ -138,7 +298,7 @@ def test_an_account_without_balance_is_told_in_the_relays_words() -> None:
     with Sandbox(tasks=0, balance=1) as sandbox:
         client = RelayClient(sandbox.api_key, sandbox.base_url)
         client.submit(CAT)
-        with pytest.raises(RelayInsufficientBalanceError, match="balance 0, needs 1; top up"):
+        with pytest.raises(RelayInsufficientBalanceError, match=r"balance 0, needs 1\. Top up"):
             client.submit(CAT)
         assert len(sandbox.submits) == 1
 
@@ -147,7 +307,7 @@ def test_a_relay_that_is_not_there_yet_is_tried_again() -> None:
     with Sandbox(tasks=0) as gone:
         port = int(gone.base_url.rpartition(":")[2])
     late = Sandbox(tasks=0, relay_port=port)
-    patient = RetryPolicy(attempts=7, first_wait=0.2, max_wait=1)
+    patient = RetryPolicy(max_attempts=7, initial_delay=0.2, max_delay=1)
     threading.Timer(0.7, late.start).start()
     try:
         RelayClient(late.api_key, f"http://127.0.0.1:{port}", retry=patient).submit(CAT)
@@ -160,7 +320,7 @@ def test_a_relay_that_is_not_there_yet_is_tried_again() -> None:
     "url", ["http://127.0.0.1:9", "http://no-such-host.invalid", f"http://{'a' * 70}.example"]
 )
 def test_what_surely_did_not_arrive_is_plain_trouble(url: str) -> None:
-    with pytest.raises(RelayTransientError, match="No answer from the relay"):
+    with pytest.raises(RelayTransientError, match="No response from the relay"):
         RelayClient("sk-key", url, retry=QUICK).submit(CAT)
 
 

@@ -1,0 +1,321 @@
+"""One prompt, one charge: each phase of the record, for each kind of try, and a kill at every line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
+from airflow_provider_luma.relay.generation import Generation
+from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.submit_record import ACTIONS, Action, Phase, SubmitRecord
+from airflow_provider_luma.task_state import KEY, object_name
+from tests.airflow.tries import KILLED, GenerateTask, Store
+
+CREATED_BEFORE = "created-before-4665a07c"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "task_state.json")
+
+
+@pytest.fixture(params=["task state store", "state_path"])
+def task(request: pytest.FixtureRequest, store: Store, tmp_path: Path, sandbox: Sandbox) -> GenerateTask:
+    """A task whose record lives in either place."""
+    if request.param == "state_path":
+        return GenerateTask(None, state_path=(tmp_path / "state").as_uri())
+    return GenerateTask(store)
+
+
+def write_record(task: GenerateTask, record: SubmitRecord) -> None:
+    if task.store is not None:
+        task.store.set(KEY, record.to_dict())
+    else:
+        _object_of(task).parent.mkdir(parents=True, exist_ok=True)
+        _object_of(task).write_text(json.dumps(record.to_dict()))
+
+
+def read_record(task: GenerateTask) -> SubmitRecord | None:
+    if task.store is not None:
+        data = task.store.get(KEY)
+    else:
+        file = _object_of(task)
+        data = json.loads(file.read_text()) if file.exists() else None
+    return None if data is None else SubmitRecord.from_dict(data)
+
+
+def _object_of(task: GenerateTask) -> Path:
+    return Path(str(task.arguments["state_path"]).removeprefix("file://")) / object_name(task.instance)
+
+
+CELLS = [
+    pytest.param(phase, is_cleared, id=f"{phase or 'no record'}-{'cleared' if is_cleared else 'retry'}")
+    for phase in ACTIONS
+    for is_cleared in (False, True)
+]
+
+
+@pytest.mark.parametrize(("phase", "is_cleared"), CELLS)
+def test_each_phase_leads_to_what_its_row_says(
+    task: GenerateTask, sandbox: Sandbox, phase: Phase | None, is_cleared: bool
+) -> None:
+    action = ACTIONS[phase][is_cleared]
+    if phase is not None:
+        begun = SubmitRecord.sending(Generation("cat dance"), task.instance.max_tries)
+        write_record(task, begun.at(phase, begun.max_tries, id=CREATED_BEFORE, reason="it was said before"))
+    if is_cleared:
+        task.clear()
+    if action is Action.SUBMIT:
+        assert task.run() in sandbox.task_ids
+    elif action is Action.RECONNECT:
+        assert task.run() == CREATED_BEFORE
+    elif action is Action.REPORT:
+        with pytest.raises(LumaNonRetryableError, match="clear this task, which submits again"):
+            task.run()
+    else:
+        with pytest.raises(LumaTaskFailedError, match="it was said before"):
+            task.run()
+    assert len(sandbox.submits) == (action is Action.SUBMIT)
+    record = read_record(task)
+    assert record is not None
+    expected = {Action.REPORT: Phase.REPORTED, Action.FAIL: Phase.ENDED}.get(action, Phase.RETURNED)
+    assert record.phase is expected
+
+
+def test_the_documentation_shows_the_table_that_the_code_has() -> None:
+    page = (Path(__file__).parents[2] / "docs/generate.md").read_text()
+    words = {
+        Action.SUBMIT: "submits",
+        Action.REPORT: "reports the doubt",
+        Action.RECONNECT: "reconnects",
+        Action.FAIL: "fails again",
+    }
+    for phase, (retry, cleared) in ACTIONS.items():
+        name = f"`{phase}`" if phase else "no record"
+        assert re.search(
+            rf"^\| {name} \|[^|]*\| {words[retry]} \| {words[cleared]} \|$", page, re.MULTILINE
+        ), name
+
+
+@pytest.mark.parametrize("way_back", ["retry", "clear"])
+def test_a_kill_at_any_line_is_paid_for_once(
+    sandbox: Sandbox, tmp_path: Path, way_back: str, quick_retries: Any
+) -> None:
+    """After each kill comes a try, which reports the doubt, reconnects or submits: one charge at the most."""
+    line, died, doubts, reconnects = 0, True, 0, 0
+    while died:
+        line += 1
+        task = GenerateTask(Store(tmp_path / f"{line}.json"))
+        before = len(sandbox.submits)
+        died = task.run_killed_at(line) == KILLED
+        if not died:
+            break
+        charged = len(sandbox.submits) - before
+        left = read_record(task)
+        if way_back == "clear":
+            task.clear()
+        try:
+            task_id = task.run()
+        except LumaNonRetryableError:
+            doubts += 1
+            assert read_record(task).phase is Phase.REPORTED  # type: ignore[union-attr]
+            assert len(sandbox.submits) - before == charged <= 1
+            continue
+        reconnects += charged
+        record = read_record(task)
+        assert record is not None
+        assert (record.phase, record.id) == (Phase.RETURNED, task_id)
+        # Airflow had recorded the success before: who clears such a task wants another clip.
+        wants_another = way_back == "clear" and left is not None and left.phase is Phase.RETURNED
+        assert len(sandbox.submits) - before == 1 + wants_another, f"line {line}"
+    assert line > 200
+    assert doubts > 20
+    assert reconnects > 20
+
+
+def test_a_success_that_airflow_never_heard_of_is_not_paid_for_again_when_cleared(
+    task: GenerateTask, sandbox: Sandbox
+) -> None:
+    first = task.run_without_being_heard()
+    task.clear()
+    assert task.run() == first
+    assert len(sandbox.submits) == 1
+    task.clear()
+    assert task.run() != first
+    assert len(sandbox.submits) == 2
+
+
+def test_an_unknown_outcome_is_reported_whatever_the_templates_render_to(
+    task: GenerateTask, sandbox: Sandbox
+) -> None:
+    sandbox.script_submits(ScriptedAnswer(status=502), created=True)
+    with pytest.raises(LumaNonRetryableError):
+        task.run(notify_hook="https://a.example/1")
+    for prompt in ("dog dance", ""):  # the latter could not be submitted at all
+        with pytest.raises(LumaNonRetryableError, match="may have created and charged for a task"):
+            task.run(prompt=prompt)
+    assert len(sandbox.submits) == 1
+
+
+def test_a_created_task_is_reconnected_to_though_the_templates_render_differently(
+    task: GenerateTask, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = task.run_without_being_heard()
+    assert task.run(prompt="dog dance") == first
+    assert "render differently" in capsys.readouterr().out
+    assert len(sandbox.submits) == 1
+
+
+def test_clearing_with_deletion_of_the_state_pays_again_only_without_state_path(
+    store: Store, tmp_path: Path, sandbox: Sandbox
+) -> None:
+    unsafe = GenerateTask(store)
+    unsafe.run_without_being_heard()
+    unsafe.clear(keeps_state=False)
+    unsafe.run()
+    assert len(sandbox.submits) == 2
+    safe = GenerateTask(Store(tmp_path / "other.json"), state_path=(tmp_path / "state").as_uri())
+    first = safe.run_without_being_heard()
+    safe.clear(keeps_state=False)
+    assert safe.run() == first
+    assert len(sandbox.submits) == 3
+
+
+def test_a_task_that_is_given_a_state_path_later_finds_its_earlier_record(
+    store: Store, tmp_path: Path, sandbox: Sandbox
+) -> None:
+    task = GenerateTask(store)
+    first = task.run_without_being_heard()
+    assert task.run(state_path=(tmp_path / "state").as_uri()) == first
+    assert len(sandbox.submits) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "null", "[]", "{}", '{"version": 2}', '{"version": 1, "phase": "paid"}', "x" * 70_000),
+        '{"version": 1, "phase": "created", "max_tries": 0, "fingerprint": "f"}',
+    ],
+)
+def test_a_record_that_cannot_be_read_is_an_error_and_nothing_is_sent(
+    tmp_path: Path, sandbox: Sandbox, content: str
+) -> None:
+    task = GenerateTask(None, state_path=(tmp_path / "state").as_uri())
+    _object_of(task).parent.mkdir(parents=True)
+    _object_of(task).write_text(content)
+    with pytest.raises(LumaNonRetryableError, match=r"generate/-1\.json, cannot be read"):
+        task.run()
+    assert sandbox.requests == []
+
+
+def test_two_tries_at_the_same_time_cannot_both_submit(tmp_path: Path, sandbox: Sandbox) -> None:
+    from airflow_provider_luma.task_state import open_ledger
+
+    task = GenerateTask(None, state_path=(tmp_path / "state").as_uri())
+    context: Any = {"ti": task.instance}
+    first, second = (open_ledger(context, task.arguments["state_path"], durable=True) for _ in range(2))
+    first.begin(Generation("cat dance"))
+    with pytest.raises(Exception, match="another process has written it meanwhile"):
+        second.begin(Generation("cat dance"))
+
+
+class FailingStore(Store):
+    """Fails from the second write on, as a database may that goes away right after the submit."""
+
+    writes = 0
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        self.writes += 1
+        if self.writes > 1:
+            raise ConnectionError("the api-server is gone")
+        super().set(key, value)
+
+
+def test_the_id_is_in_log_and_error_when_its_record_cannot_be_saved(
+    tmp_path: Path, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = GenerateTask(FailingStore(tmp_path / "s.json"))
+    with pytest.raises(LumaNonRetryableError) as error:
+        task.run()
+    (task_id,) = sandbox.task_ids
+    assert f"Luma task {task_id} was created and charged, but its record could not be saved" in str(
+        error.value
+    )
+    assert f"Luma task {task_id} was created" in capsys.readouterr().out
+    task.store = Store(tmp_path / "s.json")
+    with pytest.raises(LumaNonRetryableError, match="before it saw a response"):
+        task.run()
+    assert len(sandbox.submits) == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "arguments", "message"),
+    [
+        ({"verify": "/nowhere/ca.pem"}, {}, "path of a CA bundle"),
+        ({"proxies": {"http": "http://user:pa#ss@proxy:1"}}, {}, "is not a URL like"),
+        ({"timeout": "inf"}, {}, "timeout"),
+        ({}, {"extra_body": {"at": float("nan")}}, "cannot be sent as JSON"),
+        ({}, {"extra_body": {"at": object()}}, "cannot be sent as JSON"),
+        ({"state_path": "bucket/_luma"}, {}, "state_path must be the URL"),
+    ],
+)
+def test_what_cannot_be_sent_fails_before_the_record_is_begun(
+    store: Store, sandbox: Sandbox, connect: Any, extra: Any, arguments: Any, message: str
+) -> None:
+    connect(sandbox, **extra)
+    task = GenerateTask(store, **arguments)
+    with pytest.raises(LumaNonRetryableError, match=message) as error:
+        task.run()
+    assert "pa#ss" not in str(error.value)
+    assert store.get(KEY) is None
+    assert sandbox.requests == []
+
+
+def test_a_submit_that_was_provably_not_sent_may_be_sent_by_the_next_try(
+    task: GenerateTask, sandbox: Sandbox, connect: Any, quick_retries: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        gone = {"conn_type": "luma", "host": "http://127.0.0.1:9", "password": "k"}
+        patched.setenv("AIRFLOW_CONN_LUMA_DEFAULT", json.dumps(gone))
+        with pytest.raises(Exception, match="No response from the relay"):
+            task.run()
+        assert read_record(task).phase is Phase.NOT_CREATED  # type: ignore[union-attr]
+    assert task.run() in sandbox.task_ids
+    assert len(sandbox.submits) == 1
+
+
+WAITING = {"wait_for_completion": True, "poke_interval": 0.05}
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("way_back", ["retry", "clear"])
+def test_a_rejection_while_waiting_forgets_nothing(
+    task: GenerateTask, sandbox: Sandbox, status: int, way_back: str
+) -> None:
+    body = {"code": "insufficient_user_quota", "message": "no"} if status == 403 else {"message": "no"}
+    sandbox.script(ScriptedAnswer(status=status, body=body))
+    with pytest.raises(LumaNonRetryableError):
+        task.run(**WAITING)
+    if way_back == "clear":
+        task.clear()
+    sandbox.add_task(task_id=sandbox.task_ids[0], seconds=0)
+    assert task.run(**WAITING)["id"] == sandbox.task_ids[0]
+    assert len(sandbox.submits) == 1
+
+
+def test_only_a_generation_that_failed_ends_the_record(task: GenerateTask, sandbox: Sandbox) -> None:
+    bad = sandbox.add_task(seconds=0, fails="moderation")
+    sandbox.script_submits(ScriptedAnswer(body={"id": bad}))
+    with pytest.raises(LumaTaskFailedError, match="moderation"):
+        task.run(**WAITING)
+    assert read_record(task).phase is Phase.ENDED  # type: ignore[union-attr]
+    with pytest.raises(LumaTaskFailedError, match="moderation"):  # a retry, as after a worker that died
+        task.run(**WAITING)
+    task.clear()
+    task.run()
+    assert len(sandbox.submits) == 1

@@ -1,0 +1,126 @@
+"""Tries of one generate task against a store that outlives them, without a scheduler."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import airflow_provider_luma
+from airflow_provider_luma.operators.luma import LumaGenerateOperator
+
+PACKAGE = str(Path(airflow_provider_luma.__file__).parent)
+KILLED = 99
+
+
+class Store:
+    """Keeps values as Airflow's task state store does, as JSON, in a file that outlives the process."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._values().get(key, default)
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        part = self._file.with_suffix(".part")
+        part.write_text(json.dumps(self._values() | {key: value}))
+        part.replace(self._file)
+
+    def wipe(self) -> None:
+        """Do what clearing a task does from Airflow 3.4 on."""
+        self._file.unlink(missing_ok=True)
+
+    def _values(self) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(self._file.read_text()) if self._file.exists() else {}
+        return values
+
+
+@dataclass
+class Instance:
+    """What of a task instance the operator looks at."""
+
+    max_tries: int = 0
+    dag_id: str = "generating"
+    run_id: str = "manual__2026-11-21T10:00:00+00:00"
+    task_id: str = "generate"
+    map_index: int = -1
+    xcoms: dict[str, Any] = field(default_factory=dict)
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.xcoms[key] = json.loads(json.dumps(value))
+
+    def xcom_pull(self, key: str, **_: Any) -> Any:
+        return self.xcoms.get(key)
+
+
+class GenerateTask:
+    """
+    One generate task, tried again and again.
+
+    :param store: the task state store; ``None`` where Airflow has none.
+    :param arguments: of the operator.
+    """
+
+    def __init__(self, store: Store | None, **arguments: Any) -> None:
+        self.store = store
+        self.arguments = {"prompt": "cat dance"} | arguments
+        self.instance = Instance()
+
+    def run(self, **arguments: Any) -> Any:
+        """Execute a try, and have Airflow hear of its success."""
+        operator, context = self._prepared(arguments)
+        result = operator.execute(context)  # type: ignore[arg-type]
+        for callback in operator.on_success_callback:
+            callback(context)  # type: ignore[arg-type]
+        return result
+
+    def run_without_being_heard(self) -> Any:
+        """Execute a try whose worker dies before Airflow hears of its success."""
+        operator, context = self._prepared({})
+        return operator.execute(context)  # type: ignore[arg-type]
+
+    def clear(self, *, keeps_state: bool = True) -> None:
+        self.instance.max_tries += 1
+        if self.store is not None and not keeps_state:
+            self.store.wipe()
+
+    def run_killed_at(self, line: int) -> int | None:
+        """Execute a try in a process of its own, which dies before the ``line``-th line that it runs."""
+        child = os.fork()
+        if child == 0:
+            kill_at(line)
+            code = 0
+            try:
+                self.run()
+            except BaseException:  # noqa: BLE001 - whatever it is, the child must not go on with the tests
+                code = 1
+            os._exit(code)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def _prepared(self, arguments: Mapping[str, Any]) -> tuple[LumaGenerateOperator, dict[str, Any]]:
+        operator = LumaGenerateOperator(task_id="generate", **self.arguments | dict(arguments))
+        context = {"ti": self.instance, "task": operator}
+        return operator, context | ({} if self.store is None else {"task_state_store": self.store})
+
+
+def kill_at(line: int) -> None:
+    """Die as by ``kill -9`` before the ``line``-th line of the package that runs from now on."""
+    seen = 0
+
+    def trace(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal seen
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            seen += 1
+            if seen == line:
+                os._exit(KILLED)
+        return trace
+
+    sys.settrace(trace)
