@@ -13,6 +13,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 
 from airflow_provider_luma.exceptions import (
     LumaValueError,
+    RelayAuthenticationError,
     RelayPermanentError,
     SubmitOutcomeUnknownError,
     SubmitRecordError,
@@ -53,4 +54,5 @@ def fail_without_retry() -> Iterator[None]:
     try:
         yield
     except (RelayPermanentError, SubmitOutcomeUnknownError, SubmitRecordError, LumaValueError) as error:
-        raise LumaNonRetryableError(str(error)) from error
+        hint = ". It is the password of the connection" if isinstance(error, RelayAuthenticationError) else ""
+        raise LumaNonRetryableError(f"{error}{hint}") from error

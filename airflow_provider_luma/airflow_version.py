@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
 AIRFLOW_VERSION = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 
 HAS_TASK_STATE_STORE = AIRFLOW_VERSION >= (3, 3)
+
+try:
+    from airflow.sdk import NEVER_EXPIRE as NEVER_EXPIRE  # type: ignore[attr-defined]
+except ImportError:  # Airflow 3.0 to 3.2, without a task state store
+    NEVER_EXPIRE = timedelta.max
 
 
 def get_merged_default_args(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import json
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
+from airflow_provider_luma.airflow_version import NEVER_EXPIRE
 from airflow_provider_luma.exceptions import SubmitRecordError
 from airflow_provider_luma.submit_record import Action, Phase, SubmitRecord, next_action
 from airflow_provider_luma.versioned_objects import MAX_BYTES, ConflictError, VersionedObject, open_object
@@ -64,8 +65,6 @@ class AirflowTaskState:
         return self._store.get(KEY)
 
     def save(self, record: dict[str, Any]) -> None:
-        from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined]  # Airflow 3.3 and newer
-
         self._store.set(KEY, record, retention=NEVER_EXPIRE)
 
 

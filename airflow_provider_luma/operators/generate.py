@@ -373,7 +373,7 @@ def _default_retries(*, durable: bool, state_path: Any) -> int:
 
 def _mark_returned(context: Context) -> None:
     """Save that the id was returned. Airflow calls success callbacks after it has recorded the success."""
-    operator: Any = context["task"]
+    operator: Any = context["ti"].task  # Airflow 3.0 keeps the one before rendering in context["task"]
     ledger: SubmitLedger | None = operator._ledger  # noqa: SLF001 - the operator's own callback
     if ledger is not None and ledger.record is not None and ledger.record.phase is Phase.CREATED:
         ledger.mark(Phase.RETURNED)

@@ -15,6 +15,8 @@ from airflow_provider_luma.sandbox.tasks import FAILING_WORD, FAILURES
 from airflow_provider_luma.sandbox.wire import Connection, RecordedRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from starlette.datastructures import Headers
     from starlette.types import Receive, Scope, Send
 
@@ -26,6 +28,7 @@ Shape = Literal["bare", "wrapped"]
 
 STATUS_QUERY = ("POST", "/luma/tasks")
 SUBMIT = ("POST", "/luma/generations")
+MODELS = ("GET", "/v1/models")
 SINGLE_QUERY = re.compile("/luma/generations/([^/]+)")
 EXTEND = re.compile("/luma/generations/([^/]+)/extend")
 SUBMIT_FIELDS: dict[str, type] = {
@@ -57,6 +60,8 @@ class Relay:
     :param faults: its troubles; may be replaced at any time.
     :param seed: decides which requests the troubles strike.
     :param balance: how many tasks can be paid for; no end of them if None.
+    :param models: the models that the key may use, of ``luma_video_api`` (submit), ``luma_video_extend_api``
+        and ``luma_video_fetch_tasks`` (status queries); all if None.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Relay:
         faults: Faults,
         seed: int,
         balance: int | None,
+        models: Collection[str] | None,
     ) -> None:
         self.api_key = api_key
         self.faults = faults
@@ -80,6 +86,7 @@ class Relay:
         self.script: deque[ScriptedAnswer] = deque()
         self.submit_script: deque[tuple[ScriptedAnswer, bool]] = deque()
         self.balance = balance
+        self.models = models
         self._library = library
         self._answers = answers
         self._clock = clock
@@ -105,15 +112,30 @@ class Relay:
             return self.script.popleft()
         extended, asked = EXTEND.fullmatch(call[1]), SINGLE_QUERY.fullmatch(call[1])
         submits = call == SUBMIT or (call[0] == "POST" and extended is not None)
-        if call != STATUS_QUERY and not submits and not (call[0] == "GET" and asked):
+        if call not in {STATUS_QUERY, MODELS} and not submits and not (call[0] == "GET" and asked):
             return DASHBOARD
         if headers.get("authorization") != f"Bearer {self.api_key}":
             return gateway_error(401, "Invalid token", self._request_id())
+        if call == MODELS:
+            return self._list_models()
+        if model := self._forbidden_model(submits=submits, extends=extended is not None):
+            return gateway_error(403, f"this token has no access to model {model}", self._request_id())
         if submits:
             return self._submit(body, extended[1] if extended else None)
         if asked:
             return self._single(asked[1])
         return self._over_limit() or self._fault() or self._status(body)
+
+    def _list_models(self) -> ScriptedAnswer:
+        models = ("luma_video_api", "luma_video_fetch_tasks") if self.models is None else self.models
+        rows = [{"id": model, "object": "model", "owned_by": "luma"} for model in models]
+        return ScriptedAnswer(body={"object": "list", "data": rows})
+
+    def _forbidden_model(self, *, submits: bool, extends: bool) -> str | None:
+        model = (
+            "luma_video_extend_api" if extends else "luma_video_api" if submits else "luma_video_fetch_tasks"
+        )
+        return model if self.models is not None and model not in self.models else None
 
     def _status(self, body: object) -> ScriptedAnswer:
         ids = _ids(body)

@@ -19,7 +19,7 @@ from airflow_provider_luma.sandbox.relay import Relay, Shape
 from airflow_provider_luma.sandbox.tasks import Library
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from airflow_provider_luma.sandbox.faults import ScriptedAnswer
     from airflow_provider_luma.sandbox.wire import RecordedRequest
@@ -49,6 +49,8 @@ class Sandbox:
     :param link_ttl: seconds a link to media works; 7 days if None. Every answer holds fresh links.
     :param max_ids: the most task ids a status query may hold; no limit if None.
     :param balance: how many submits can be paid for, each costs one; no end of them if None.
+    :param models: the models that the key may use, of ``luma_video_api`` (submit), ``luma_video_extend_api``
+        and ``luma_video_fetch_tasks`` (status queries); all if None.
     :param clock: gives seconds that only grow. A test may pass its own and so decide what time it is.
     """
 
@@ -69,6 +71,7 @@ class Sandbox:
         link_ttl: float | None = None,
         max_ids: int | None = None,
         balance: int | None = None,
+        models: Collection[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         _check(tasks, fail, shape, video_bytes)
@@ -89,6 +92,7 @@ class Sandbox:
             seconds=seconds,
             max_ids=max_ids,
             balance=balance,
+            models=models,
             faults=faults or Faults(),
             seed=seed,
         )

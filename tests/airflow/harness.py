@@ -6,7 +6,8 @@ import importlib.metadata
 import importlib.util
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,22 @@ def _loads(text: str) -> Any:
 
 def run_source(dag_id: str, source: str) -> Run:
     """Write a DAG file, run its DAG once and forget the file."""
+    with _written(dag_id, source) as file:
+        return run_dag(load_dag(file, dag_id))
+
+
+def load_source(dag_id: str, source: str) -> Any:
+    """Write a DAG file, load its DAG and forget the file."""
+    with _written(dag_id, source) as file:
+        return load_dag(file, dag_id)
+
+
+@contextmanager
+def _written(dag_id: str, source: str) -> Iterator[Path]:
     file = DAGS / f"{dag_id}.py"
     file.write_text(textwrap.dedent(source))
     try:
-        return run_dag(load_dag(file, dag_id))
+        yield file
     finally:
         file.unlink()
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_provider_luma.operators.luma import LumaGenerateOperator
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
-from tests.airflow.harness import AIRFLOW, Run, run_source
+from tests.airflow.harness import AIRFLOW, Run, load_source, run_source
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
 
@@ -36,12 +37,11 @@ def test_a_prompt_becomes_a_luma_task(sandbox: Sandbox) -> None:
     assert sandbox.submits == [{"user_prompt": "cat dance", "aspect_ratio": "9:16", "loop": True}]
     assert [run.xcom("generate")] == sandbox.task_ids
     assert run.xcom("generate", "luma_task")["id"] == sandbox.task_ids[0]
-    assert run.xcom("generate", "luma_task")["answer"]["state"] == "pending"
+    assert run.xcom("generate", "luma_task")["state"] == "pending"
+    assert "'queue_state': None" in run.xcom("generate", "luma_task")["response"]
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"prompt": ""}, {"aspect_ratio": "2:1"}, {"extra_body": {"user_prompt": "x"}}]
-)
+@pytest.mark.parametrize("wrong", [{"prompt": ""}, {"loop": "yes"}, {"extra_body": {"user_prompt": "x"}}])
 def test_what_cannot_be_right_fails_before_anything_is_sent(sandbox: Sandbox, wrong: dict[str, Any]) -> None:
     assert ended(generate(**wrong, retries=2), "failed")
     assert sandbox.requests == []
@@ -57,7 +57,9 @@ def test_what_may_have_been_paid_is_not_retried(
     sandbox.script_submits(answer, created=True)
     assert ended(generate(retries=3), "failed")
     assert len(sandbox.submits) == 1
-    assert "may have created a task" in capsys.readouterr().out
+    log = " ".join(capsys.readouterr().out.split())
+    assert "may have created and charged for a task" in log
+    assert "wait for its id with LumaTaskSensor" in log
 
 
 def test_trouble_before_the_relay_is_reached_is_retried(
@@ -74,7 +76,7 @@ def test_the_account_that_cannot_pay_is_told_so(sandbox: Sandbox, capsys: pytest
     sandbox.script_submits(ScriptedAnswer(status=403, body=refusal))
     assert ended(generate(retries=2), "failed")
     log = " ".join(capsys.readouterr().out.split())  # Airflow 3.0 wraps its lines
-    assert "balance 0, needs 1; top up the account" in log
+    assert "balance 0, needs 1. Top up the account" in log
 
 
 def test_prompts_are_mapped_straight_into_the_sensor(sandbox: Sandbox) -> None:
@@ -124,72 +126,76 @@ def test_a_generation_that_failed_fails_the_task_without_a_retry(
     assert "moderation" in capsys.readouterr().out
 
 
-def test_a_retry_takes_up_what_an_earlier_try_paid_for(sandbox: Sandbox, quick_retries: Any) -> None:
+HAS_STORE = AIRFLOW >= (3, 3)
+
+
+@pytest.mark.parametrize("keeps", ["state_path", "what Airflow has"])
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_errors_while_waiting_never_lead_to_a_second_submit(
+    sandbox: Sandbox, quick_retries: Any, keeps: str, deferrable: bool, tmp_path: Path
+) -> None:
     sandbox.script(*[ScriptedAnswer(status=500)] * 3)
-    run = generate(wait_for_completion=True, retries=1, poke_interval=0.5)
-    assert ended(run, "success", tries=2)
-    assert len(sandbox.submits) == (1 if AIRFLOW >= (3, 3) else 2)  # older ones cannot remember what was paid
-    assert run.xcom("generate")["id"] == sandbox.task_ids[-1]
-
-
-# What a worker does that dies at this point; the store outlives it, as Airflow's does.
-class Store(dict[str, Any]):
-    def set(self, key: str, value: Any) -> None:
-        self[key] = value
-
-    def delete(self, key: str) -> None:
-        self.pop(key, None)
-
-
-class TaskInstance:
-    map_index = -1
-    max_tries = 1
-
-    def xcom_push(self, key: str, value: Any) -> None:
-        pass
-
-
-def executed(store: Store, max_tries: int = 1, **arguments: Any) -> Any:
-    operator = LumaGenerateOperator(task_id="generate", **{"prompt": "cat dance"} | arguments)
-    instance = TaskInstance()
-    instance.max_tries = max_tries
-    return operator.execute({"ti": instance, "task_state_store": store})  # type: ignore[typeddict-item]
-
-
-def test_a_worker_that_died_after_its_submit_does_not_pay_again(sandbox: Sandbox) -> None:
-    store = Store()
-    first = executed(store)
-    assert executed(store) == first  # Airflow never heard of the success
+    place = {"state_path": (tmp_path / "state").as_uri()} if keeps == "state_path" else {}
+    run = generate(wait_for_completion=True, retries=1, poke_interval=0.5, deferrable=deferrable, **place)
+    if HAS_STORE or place:
+        assert ended(run, "success", tries=2)
+        assert run.xcom("generate")["id"] == sandbox.task_ids[-1]
+    else:
+        assert ended(run, "failed")
     assert len(sandbox.submits) == 1
 
 
-def test_a_cleared_task_submits_anew_and_so_does_another_prompt(sandbox: Sandbox) -> None:
-    store = Store()
-    first = executed(store)
-    assert executed(store, max_tries=2) != first
-    executed(store, prompt="dog dance")
-    assert len(sandbox.submits) == 3
+UNPUSHABLE = """
+    from airflow.sdk import DAG
+    from airflow_provider_luma.operators.luma import LumaGenerateOperator
+
+    class Unpushable(LumaGenerateOperator):
+        def execute(self, context):
+            super().execute(context)
+            return object()  # which no XCom takes
+
+    with DAG("unpushable", schedule=None) as dag:
+        Unpushable(task_id="generate", prompt="cat dance", retries=2, retry_delay=0)
+    """
 
 
-def test_a_worker_that_died_before_the_answer_leaves_a_doubt_once(sandbox: Sandbox) -> None:
-    from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError
-
-    class Dies(BaseException):
-        pass
-
-    class DyingStore(Store):
-        def set(self, key: str, value: Any) -> None:
-            super().set(key, value)
-            if "id" not in value:
-                raise Dies
-
-    store = DyingStore()
-    with pytest.raises(Dies):
-        executed(store)
-    with pytest.raises(
-        LumaNonRetryableError, match=r"ended after it began to submit.*may have created a task"
-    ):
-        executed(store)
-    assert sandbox.submits == []
-    executed(Store(store))
+def test_an_xcom_that_cannot_be_pushed_never_leads_to_a_second_submit(sandbox: Sandbox) -> None:
+    run = run_source("unpushable", UNPUSHABLE)
+    assert ended(run, "failed", tries=3 if HAS_STORE else 1)
     assert len(sandbox.submits) == 1
+
+
+def test_a_record_says_that_airflow_has_heard_of_the_success(sandbox: Sandbox, tmp_path: Path) -> None:
+    generate(state_path=(tmp_path / "state").as_uri())
+    (record,) = (tmp_path / "state").rglob("*.json")
+    assert json.loads(record.read_text())["phase"] == "returned"
+
+
+RETRIES = """
+    from airflow.sdk import DAG
+    from airflow_provider_luma.operators.luma import LumaGenerateOperator
+
+    with DAG("retries", schedule=None, default_args={default_args}) as dag:
+        plain = LumaGenerateOperator(task_id="plain", prompt="cat dance", {arguments})
+        mapped = LumaGenerateOperator.partial(task_id="mapped", {arguments}).expand(prompt=["cat dance"])
+    """
+
+
+@pytest.mark.parametrize(
+    ("default_args", "arguments", "retries"),
+    [
+        ("{}", "", 2 if HAS_STORE else 0),
+        ("{}", "durable=False", 0),
+        ("{}", "state_path='file:///tmp/luma'", 2),
+        ("{}", "retries=5", 5),
+        ("{'retries': 4}", "", 4),
+        ("{'durable': False}", "", 0),
+    ],
+)
+def test_the_default_of_retries_depends_on_whether_a_record_is_kept(
+    monkeypatch: pytest.MonkeyPatch, default_args: str, arguments: str, retries: int
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__DEFAULT_TASK_RETRIES", "7")
+    dag = load_source("retries", RETRIES.format(default_args=default_args, arguments=arguments))
+    assert dag.get_task("plain").retries == retries
+    assert dag.get_task("mapped").retries == retries

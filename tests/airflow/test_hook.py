@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.exceptions import LumaValueError, RelayPermissionError
 from airflow_provider_luma.hooks.luma import LumaHook, RelaySettings
+from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 
 Define = Callable[..., LumaHook]
@@ -121,7 +122,7 @@ def test_tasks_come_in_the_order_of_the_ids(sandbox: Sandbox) -> None:
 def test_the_connection_test_says_when_all_is_well(sandbox: Sandbox) -> None:
     assert LumaHook().test_connection() == (
         True,
-        f"The relay at {sandbox.base_url} answers and accepts the API key",
+        f"The relay at {sandbox.base_url} accepts the API key.",
     )
 
 
@@ -146,11 +147,11 @@ def test_not_knowing_the_probe_is_a_good_answer(sandbox: Sandbox, answer: Script
     [
         (
             ScriptedAnswer(status=401, body={"error": {"message": "Invalid token"}}),
-            "Invalid token; check the API key",
+            "Invalid token. Check the API key",
         ),
-        (ScriptedAnswer(body="<html>", content_type="text/html"), "is this host a Luma relay?"),
-        (ScriptedAnswer(status=404, body="<html>", content_type="text/html"), "is this host a Luma relay?"),
-        (ScriptedAnswer(status=403, body={"message": "no balance"}), "no balance; check the rights"),
+        (ScriptedAnswer(body="<html>", content_type="text/html"), "Is this host a Luma relay?"),
+        (ScriptedAnswer(status=404, body="<html>", content_type="text/html"), "Is this host a Luma relay?"),
+        (ScriptedAnswer(status=403, body={"message": "no balance"}), "no balance. Check the permissions"),
     ],
     ids=["key", "dashboard", "404", "rights"],
 )
@@ -162,6 +163,41 @@ def test_the_connection_test_says_what_to_mend(
     assert not good
     assert sentence in message
     assert sandbox.base_url in message
+
+
+@pytest.mark.parametrize(
+    ("models", "is_good", "sentences"),
+    [
+        (
+            ["luma_video_api"],
+            False,
+            [
+                "Allow the model luma_video_fetch_tasks",
+                "may submit, but not query tasks (luma_video_fetch_tasks)",
+            ],
+        ),
+        (["luma_video_fetch_tasks"], True, ["may query tasks, but not submit (luma_video_api)"]),
+        (["luma_video_api", "luma_video_fetch_tasks"], True, ["accepts the API key."]),
+        (["gpt-image-1"], False, ["Allow the model luma_video_fetch_tasks"]),
+    ],
+)
+def test_the_connection_test_says_what_a_key_limited_to_models_may_do(
+    connect: Callable[..., None], models: list[str], is_good: bool, sentences: list[str]
+) -> None:
+    with Sandbox(tasks=0, models=models) as sandbox:
+        connect(sandbox)
+        good, message = LumaHook().test_connection()
+    assert good is is_good
+    for sentence in sentences:
+        assert sentence in message
+
+
+def test_a_submit_with_a_key_limited_to_models_says_what_to_allow(connect: Callable[..., None]) -> None:
+    with Sandbox(tasks=0, models=["luma_video_fetch_tasks"]) as sandbox:
+        connect(sandbox)
+        with pytest.raises(RelayPermissionError, match="Allow the model luma_video_api for this API key"):
+            LumaHook().client.submit(Generation("cat dance"))
+        assert sandbox.submits == []
 
 
 def test_the_connection_test_names_a_host_that_cannot_be_reached(define: Define) -> None:

@@ -51,6 +51,7 @@ class Instance:
     task_id: str = "generate"
     map_index: int = -1
     xcoms: dict[str, Any] = field(default_factory=dict)
+    task: LumaGenerateOperator | None = None
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = json.loads(json.dumps(value))
@@ -105,7 +106,8 @@ class GenerateTask:
 
     def _prepared(self, arguments: Mapping[str, Any]) -> tuple[LumaGenerateOperator, dict[str, Any]]:
         operator = LumaGenerateOperator(task_id="generate", **self.arguments | dict(arguments))
-        context = {"ti": self.instance, "task": operator}
+        self.instance.task = operator
+        context = {"ti": self.instance}
         return operator, context | ({} if self.store is None else {"task_state_store": self.store})
 
 
