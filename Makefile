@@ -7,7 +7,7 @@ GROUPS := dev bench celery docs fuzz release samples stores
 INSTALL := $(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-stack test-celery soak test-memory test-matrix bench-wait bench-transfer check docs dist audit fix constraints clean
+.PHONY: help demo test fuzz test-stack test-celery test-kills soak test-memory test-matrix bench-wait bench-transfer check docs dist audit fix constraints clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test-stack: $(VENV)/stores postgresql ## test a real api-server, scheduler and t
 
 test-celery: $(VENV)/stores postgresql redis ## test 1,000 prompts on Celery while parts of it are killed (a quarter of an hour)
 	$(BIN)/python -m pytest -m celery tests/stack -v -s $(ARGS)
+
+test-kills: $(VENV)/stores ## kill a generate task before each of its lines on a real Airflow (a quarter of an hour)
+	$(BIN)/python -m pytest -m kills tests/kills -v -s $(ARGS)
 
 MINUTES ?= 20
 soak: $(VENV)/stores postgresql redis ## wait and archive in a loop for MINUTES=20; memory, threads, sockets and files must stay flat

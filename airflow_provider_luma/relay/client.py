@@ -107,7 +107,7 @@ class RelayClient:
         # Given with each request, because requests lets the environment win over a session's settings.
         # Redirects are not followed: a POST would become a GET, and the key belongs to this host alone.
         self._options: dict[str, Any] = {
-            "timeout": timeout,
+            "timeout": min(timeout, request_timeout),
             "verify": _validate_verify(verify),
             "proxies": validate_proxies(proxies or {}),
             "allow_redirects": False,
@@ -328,10 +328,11 @@ class _Bearer(AuthBase):
 
 
 def _validate_limits(batch_size: int, timeout: float, request_timeout: float, max_bytes: int) -> None:
-    if batch_size < 1 or max_bytes < 1:
-        raise LumaValueError(f"{batch_size=} and max_response_bytes={max_bytes!r} must be above 0")
+    for name, number in {"batch_size": batch_size, "max_response_bytes": max_bytes}.items():
+        if not isinstance(number, int) or number < 1:
+            raise LumaValueError(f"{name} must be an integer above 0, not {number!r:.80}")
     for name, seconds in {"timeout": timeout, "request_timeout": request_timeout}.items():
-        if not 0 < seconds <= MAX_TIMEOUT:
+        if not isinstance(seconds, int | float) or not 0 < seconds <= MAX_TIMEOUT:
             raise LumaValueError(f"{name} must be above 0 and at most {MAX_TIMEOUT} seconds, not {seconds!r}")
 
 

@@ -25,6 +25,7 @@ RESOLUTIONS = ("360p", "540p", "720p", "1080p", "4k")
 PROMPT_LENGTHS = range(3, 6001)
 
 _DURATION = re.compile(r"[1-9]\d?s?")
+_USER_INFO = re.compile(r"(?<=//)[^/]*@")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _NOT_FOR_EXTEND = ("aspect_ratio", "model_name", "resolution", "duration")
 
@@ -72,6 +73,8 @@ class Generation:
         for name in _TEXT_FIELDS:
             if (value := getattr(self, name)) is not None:
                 _validate_text(name, value)
+        if isinstance(self.duration, str):
+            _validate_text("duration", self.duration)
         if isinstance(self.duration, bool) or not isinstance(self.duration, str | int | float | None):
             raise LumaValueError(
                 f"duration must be a string such as '5s' or a number, not {self.duration!r:.80}"
@@ -79,6 +82,7 @@ class Generation:
         _validate_url("image_url", self.image_url, ("http", "https", "data"))
         _validate_url("image_end_url", self.image_end_url, ("http", "https", "data"))
         _validate_url("notify_hook", self.notify_hook, ("http", "https"), needs_scheme=True)
+        _validate_path_segment("extend_task_id", self.extend_task_id)
         self._validate_extra_body()
         self.to_json()
 
@@ -103,7 +107,7 @@ class Generation:
         try:
             return json.dumps(self.body, allow_nan=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
-            raise LumaValueError(f"extra_body cannot be sent as JSON: {clean_text(str(error))}") from None
+            raise LumaValueError(f"The fields cannot be sent as JSON: {clean_text(str(error))}") from None
 
     def warn_undocumented(self) -> None:
         """Log a warning for each value that no documentation knows; it is sent all the same."""
@@ -157,6 +161,17 @@ def _validate_text(name: str, value: Any) -> None:
         raise LumaValueError(f"{name} must be a non-empty string, not {value!r:.80}")
 
 
+def _validate_path_segment(name: str, value: str | None) -> None:
+    if value is None:
+        return
+    try:
+        quote(value)
+    except UnicodeEncodeError:
+        raise LumaValueError(f"{name} is not an id: {clean_text(value, 80)!r}") from None
+    if not value.strip("."):
+        raise LumaValueError(f"{name} is not an id: {value!r:.80}")
+
+
 def _validate_url(
     name: str, value: str | None, schemes: tuple[str, ...], *, needs_scheme: bool = False
 ) -> None:
@@ -166,5 +181,5 @@ def _validate_url(
     if (match is None and needs_scheme) or (match is not None and match[1].lower() not in schemes):
         raise LumaValueError(
             f"{name} must be a URL with {' or '.join(schemes)} that the relay can reach, "
-            f"not {value.partition('?')[0]!r:.80}"
+            f"not {_USER_INFO.sub('', value.partition('?')[0])!r:.80}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 from urllib.parse import unquote
 from urllib.request import getproxies
 
@@ -16,7 +17,10 @@ from airflow_provider_luma.relay.text import clean_text
 
 _PROXY_SCHEMES = ("http", "https", "socks4", "socks4a", "socks5", "socks5h")
 _OBJECT = re.compile(r"<\S+ object at 0x[0-9a-f]+>: ")  # urllib3 below 2.6 begins with it
-_DELIMITERS = re.compile(r"[/?#@:]")
+_DELIMITERS = re.compile(r"[/?#@:\\\[\]]")
+# What RFC 3986 lets a user and a password be made of. Parsers differ on anything else, and repeat what they
+# take for a host.
+_USER_INFO = re.compile(r"[\w.~!$&'()*+,;=:%-]*", re.ASCII)
 # A shorter piece of a password gives nothing away, and would redact half of a message.
 _SHORTEST_SECRET = 3
 
@@ -29,7 +33,7 @@ def root_cause_message(error: BaseException) -> str:
     return clean_text(f"{type(innermost).__name__}: {_OBJECT.sub('', str(innermost))}")
 
 
-def validate_proxies(proxies: Mapping[str, str]) -> dict[str, str]:
+def validate_proxies(proxies: Mapping[str, Any]) -> dict[str, str]:
     """
     Return proxies as ``requests`` takes them.
 
@@ -44,15 +48,16 @@ def validate_proxies(proxies: Mapping[str, str]) -> dict[str, str]:
     return dict(proxies)
 
 
-def _is_proxy_url(url: str) -> bool:
+def _is_proxy_url(url: Any) -> bool:
+    if not isinstance(url, str):
+        return False
     url = url if "://" in url else f"http://{url}"
+    user_info = url.partition("//")[2].rpartition("@")[0]
     try:
         parts = parse_url(url)
     except LocationParseError:
         return False
-    # A password with "/", "?" or "#" in it ends the host early, and leaves its "@" to the rest of the URL.
-    rest = f"{parts.path or ''}{parts.query or ''}{parts.fragment or ''}"
-    return parts.scheme in _PROXY_SCHEMES and bool(parts.host) and "@" not in rest
+    return parts.scheme in _PROXY_SCHEMES and bool(parts.host) and bool(_USER_INFO.fullmatch(user_info))
 
 
 def secrets_in_proxies(proxies: Mapping[str, str]) -> set[str]:
@@ -66,9 +71,9 @@ def secrets_in_proxies(proxies: Mapping[str, str]) -> set[str]:
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """Return ``text`` without any of the ``secrets``."""
+    """Return ``text`` without any of the ``secrets``, in whatever case: parsers fold that of hosts."""
     for secret in sorted(secrets, key=len, reverse=True):
-        text = text.replace(secret, "***")
+        text = re.sub(re.escape(secret), "***", text, flags=re.IGNORECASE)
     return text
 
 

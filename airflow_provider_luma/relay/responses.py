@@ -84,6 +84,7 @@ _TASK_LOCATION = re.compile(r".*/luma/generations/([^/?#\s]{1,200})/?", re.ASCII
 
 _REQUEST_ID_IN_TEXT = re.compile(r"\(?request id: ?([\w.:-]+)\)?", re.IGNORECASE)
 _EXCERPT_BYTES = 4096
+_USER_INFO = re.compile(r"(?<=//)[^/]*@")
 # A longer Retry-After is a mistake, such as a point in time where seconds belong.
 _MAX_RETRY_AFTER = 24 * 3600
 
@@ -113,7 +114,7 @@ def parse_task_or_none(response: RelayResponse) -> LumaTask | None:
 
     :raises RelayError: as :func:`parse_rows`.
     """
-    if response.status == 404 and not _is_html(response):
+    if response.status == 404 and isinstance(_parse_json(response), Mapping):
         return None
     return next((task for row in parse_rows(response) if (task := _parse_named_task(row)) is not None), None)
 
@@ -252,8 +253,8 @@ def _status_error(response: RelayResponse, body: Any, *, is_submit: bool = False
         kind = RelayTransientError  # a gateway's, as between two deploys of the relay behind it
     hint = _hint(kind, message)
     if 300 <= response.status < 400:
-        target = clean_text(response.headers.get("Location", "").partition("?")[0])
-        hint = f"It redirects to {target}. Set the connection's host to the relay's own URL"
+        target = _USER_INFO.sub("", clean_text(re.split(r"[?#]", response.headers.get("Location", ""))[0]))
+        hint = f"It redirects to {target or 'nowhere'}. Use the relay's own URL instead"
     elif _is_html(response) and response.status < 500:
         hint = "Is this host a Luma relay?"
     return kind(

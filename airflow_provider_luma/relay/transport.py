@@ -60,13 +60,15 @@ class Exchange:
     """
 
     _of_thread: ClassVar[threading.local] = threading.local()
+    # Guards which exchange uses a connection: to abort one must not hit the next user of its connection.
+    _lock: ClassVar[threading.Lock] = threading.Lock()
 
     def __init__(self, seconds: float) -> None:
         self.may_have_been_sent = False
         self.is_expired = False
         self._connection: Any = None
+        self._socket: Any = None
         self._is_over = False
-        self._lock = threading.Lock()
         self._timer = threading.Timer(seconds, self._expire)
         self._timer.daemon = True
 
@@ -88,12 +90,16 @@ class Exchange:
 
     def uses(self, connection: Any) -> None:
         """Note the connection that carries the request."""
-        self._connection = connection
+        with self._lock:
+            self._connection = connection
+            connection.exchange = self
 
-    def connected(self) -> None:
-        """Note that the request may leave from now on."""
+    def connected(self, connected: Any) -> None:
+        """Note that the request may leave from now on, and by which socket."""
         if self.is_expired:
             raise TimeoutError
+        # Kept, as http.client forgets it while a response that ends with its connection is read.
+        self._socket = connected
         self.may_have_been_sent = True
 
     def _expire(self) -> None:
@@ -101,7 +107,9 @@ class Exchange:
             if self._is_over:
                 return
             self.is_expired = True
-            if (connected := getattr(self._connection, "sock", None)) is not None:
+            if getattr(self._connection, "exchange", None) is not self:
+                return
+            if (connected := self._socket or getattr(self._connection, "sock", None)) is not None:
                 connected = getattr(connected, "socket", connected)  # of TLS inside a proxy's TLS
                 with suppress(OSError):
                     # Past TLS, which would wait for the peer's goodbye.
@@ -130,9 +138,9 @@ def read_response(response: requests.Response, base_url: str, max_bytes: int) ->
     :raises ResponseTooLargeError: when there are more.
     :raises ContentEncodingError: when they cannot be decompressed.
     """
-    decode = _decoder(response.headers.get("Content-Encoding", ""))
     body = bytearray()
     with response:
+        decode = _decoder(response.headers.get("Content-Encoding", ""))
         while chunk := response.raw.read(_CHUNK_BYTES, decode_content=False):
             # One byte more than allowed tells that there are more, and bounds what a small chunk expands to.
             body += decode(chunk, max_bytes + 1 - len(body))
@@ -184,19 +192,22 @@ def _track(manager: PoolManager) -> None:
 def _tracked_pool(pool: type[Any]) -> type[HTTPConnectionPool | HTTPSConnectionPool]:
     if issubclass(pool.ConnectionCls, _TrackedConnection):
         return pool
-    connection = type("TrackedConnection", (_TrackedConnection, pool.ConnectionCls), {})
+    connection = type(pool.ConnectionCls.__name__, (_TrackedConnection, pool.ConnectionCls), {})
     return type("TrackedPool", (pool,), {"ConnectionCls": connection})
 
 
 class _TrackedConnection:
     """Tells the exchange of the thread which socket carries its request, and when it is connected."""
 
+    sock: Any
+    exchange: Exchange | None = None
+
     def request(self, *args: Any, **kwargs: Any) -> None:
         exchange = Exchange.current()
         if exchange is not None:
             exchange.uses(self)
-            if getattr(self, "sock", None) is not None:  # one that was kept alive
-                exchange.connected()
+            if self.sock is not None:  # one that was kept alive
+                exchange.connected(self.sock)
         super().request(*args, **kwargs)  # type: ignore[misc]
 
     def connect(self) -> None:
@@ -205,4 +216,4 @@ class _TrackedConnection:
             exchange.uses(self)
         super().connect()  # type: ignore[misc]
         if exchange is not None:
-            exchange.connected()
+            exchange.connected(self.sock)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 PROXY_VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
-ONCE = RetryPolicy(attempts=1)
+ONCE = RetryPolicy(max_attempts=1)
 
 
 @pytest.fixture(autouse=True)

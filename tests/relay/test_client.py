@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +30,7 @@ EMPTY_LIST = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
 
 
 def quick(attempts):
-    return RetryPolicy(attempts=attempts, first_wait=0.001, max_wait=0.003)
+    return RetryPolicy(max_attempts=attempts, initial_delay=0.001, max_delay=0.003)
 
 
 def busy(seconds):
@@ -100,7 +103,7 @@ def test_trouble_loses_no_answer_that_came_before(sandbox, make_client):
     batches = make_client(batch_size=1).iter_tasks(["a", "b"])
     ids, answered = next(batches)
     assert (list(ids), list(answered)) == (["a"], ["a"])
-    with pytest.raises(RelayTransientError, match="answered 500: upstream request failed"):
+    with pytest.raises(RelayTransientError, match="responded 500: upstream request failed"):
         next(batches)
 
 
@@ -140,14 +143,14 @@ def test_patience_ends_at_once_when_the_relay_asks_for_more(sandbox, client, ans
     sandbox.script(answer)
     started = time.monotonic()
     with pytest.raises(RelayRateLimitError) as caught:
-        list(client.iter_tasks(["a"], patience=30))
+        list(client.iter_tasks(["a"], max_delay=30))
     assert time.monotonic() - started < 1
     assert caught.value.retry_after >= 60
 
 
 def test_patience_is_shared_by_all_batches(sandbox, make_client):
     sandbox.script(busy(0.4), ScriptedAnswer(body=[A]), busy(0.4))
-    batches = make_client(batch_size=1).iter_tasks(["a", "b"], patience=0.75)
+    batches = make_client(batch_size=1).iter_tasks(["a", "b"], max_delay=0.75)
     assert next(batches)[1].keys() == {"a"}
     with pytest.raises(RelayRateLimitError):
         next(batches)
@@ -156,7 +159,7 @@ def test_patience_is_shared_by_all_batches(sandbox, make_client):
 def test_without_patience_a_busy_relay_is_told_to_the_caller(sandbox, client):
     sandbox.script(busy(0))
     with pytest.raises(RelayRateLimitError):
-        list(client.iter_tasks(["a"], patience=0))
+        list(client.iter_tasks(["a"], max_delay=0))
 
 
 def test_a_refused_key_is_not_tried_again(sandbox, make_client):
@@ -201,7 +204,7 @@ def test_a_strange_word_is_logged_once(sandbox, client, caplog):
 
 
 def test_one_client_serves_many_threads(sandbox, make_client):
-    client = make_client(connections=4)
+    client = make_client(max_connections=4)
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(client.get_tasks, [[task_id] for task_id in sandbox.task_ids * 40]))
     assert [list(answer) for answer in answers] == [[task_id] for task_id in sandbox.task_ids * 40]
@@ -220,8 +223,36 @@ def test_the_default_relay_is_the_documented_one():
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"batch_size": 0}, {"batch_size": -1}, {"timeout": 0}, {"timeout": -1.5}]
+    "arguments",
+    [
+        {"batch_size": 0},
+        {"batch_size": -1},
+        {"max_response_bytes": 0},
+        *({name: wrong} for name in ("timeout", "request_timeout") for wrong in (0, -1.5, math.nan)),
+    ],
+    ids=str,
 )
-def test_arguments_that_cannot_be_right_are_refused_at_once(arguments):
-    with pytest.raises(LumaValueError, match="must be above 0"):
+def test_arguments_that_cannot_be_right_are_refused_at_once(arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    with pytest.raises(LumaValueError, match=f"{name} must be .*above 0"):
         RelayClient("sk-a", **arguments)
+
+
+@pytest.mark.parametrize("name", ["timeout", "request_timeout"])
+@pytest.mark.parametrize("seconds", [24 * 3600 + 1, 1e20, math.inf])
+def test_a_timeout_is_a_day_at_the_most(name: str, seconds: float) -> None:
+    with pytest.raises(LumaValueError, match=f"{name} must be above 0 and at most 86400 seconds, not "):
+        RelayClient("sk-a", **{name: seconds})
+    RelayClient("sk-a", **{name: 24 * 3600}).close()
+
+
+@pytest.mark.parametrize("verify", ["", "/no/such/bundle.pem", "true"])
+def test_the_path_of_a_ca_bundle_that_is_not_there_is_refused(verify: str) -> None:
+    with pytest.raises(LumaValueError, match="verify is neither true nor false nor the path of a CA bundle"):
+        RelayClient("sk-a", verify=verify)
+
+
+def test_a_ca_bundle_may_be_a_file_or_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "bundle.pem").touch()
+    for verify in (True, False, str(tmp_path), str(tmp_path / "bundle.pem")):
+        RelayClient("sk-a", verify=verify).close()

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
-import requests
 from hypothesis import given
 from hypothesis import strategies as st
+from requests.structures import CaseInsensitiveDict
 
 from airflow_provider_luma.exceptions import LumaValueError, RelayError
 from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
 from airflow_provider_luma.relay.address import read_base_url
-from airflow_provider_luma.relay.answers import read_rows, read_submitted, read_task_or_none
 from airflow_provider_luma.relay.batch import Outcome, read_task_ids
 from airflow_provider_luma.relay.generation import Generation
+from airflow_provider_luma.relay.responses import parse_rows, parse_submitted, parse_task_or_none
 from airflow_provider_luma.relay.task import MEDIA_KINDS, TERMINAL_STATES, read_tasks
+from airflow_provider_luma.relay.transport import RelayResponse
 from tests.strategies import ANSWERS, JSON, refusal
 
 PROPERTIES = [name for name in vars(LumaTask) if isinstance(vars(LumaTask)[name], property)]
@@ -25,11 +26,7 @@ STATUSES = st.sampled_from(
 
 
 def response(status, body, headers=()):
-    answer = requests.Response()
-    answer.status_code, answer._content, answer.url = status, body, "http://relay.example.com/luma/tasks"
-    answer.headers.update(headers)
-    answer.request = requests.Request("POST", answer.url).prepare()
-    return answer
+    return RelayResponse(status, CaseInsensitiveDict(headers), body, "http://relay.example.com")
 
 
 @st.composite
@@ -47,7 +44,7 @@ def responses(draw):
 
 @given(responses())
 def test_an_answer_is_read_or_is_an_error_that_says_something(answer):
-    for read in (read_rows, read_task_or_none, read_submitted):
+    for read in (parse_rows, parse_task_or_none, parse_submitted):
         if error := refusal(read, answer):
             assert "relay.example.com" in str(error)
             assert error.retry_after is None or 0 <= error.retry_after <= 24 * 3600
@@ -56,7 +53,7 @@ def test_an_answer_is_read_or_is_an_error_that_says_something(answer):
 @given(ANSWERS)
 def test_every_task_that_is_found_can_be_used(answer):
     with suppress(RelayError):
-        for task_id, task in read_tasks(read_rows(response(200, json.dumps(answer).encode()))).items():
+        for task_id, task in read_tasks(parse_rows(response(200, json.dumps(answer).encode()))).items():
             assert task_id == task.id
             assert task.id
             assert task.state in TaskState

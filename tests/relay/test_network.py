@@ -1,21 +1,34 @@
 from __future__ import annotations
 
+import logging
+import re
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 
 import pytest
 
-from airflow_provider_luma.exceptions import LumaValueError, RelayTransientError
-from airflow_provider_luma.relay import RetryPolicy
+from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
+from airflow_provider_luma.relay import RelayClient, RetryPolicy
 from airflow_provider_luma.relay.address import read_base_url
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 
 FAR = "http://relay.invalid"
+
+MakeClient = Callable[..., RelayClient]
+Listen = Callable[..., tuple[str, Future[bytes]]]
 
 
 @pytest.fixture
 def other():
     with Sandbox(tasks=0) as other:
         yield other
+
+
+def assert_no_secret(told: str, password: str) -> None:
+    """No piece of the password is in an error, however it was written or torn."""
+    pieces = {password, *re.split(r"[/?#@:]|%..", password)}
+    assert [piece for piece in pieces if len(piece) > 2 and piece.lower() in told.lower()] == []
 
 
 def trouble_of(client):
@@ -76,13 +89,13 @@ def test_a_host_with_credentials_is_refused():
 
 def test_the_path_of_the_base_url_is_kept_and_told(sandbox, make_client):
     base_url = f"{sandbox.base_url}/gateway/v1"
-    assert f"The relay at {base_url} answered 200" in trouble_of(make_client(base_url=f"{base_url}/"))
+    assert f"The relay at {base_url} responded 200" in trouble_of(make_client(base_url=f"{base_url}/"))
     assert sandbox.requests[-1].path == "/gateway/v1/luma/tasks"
 
 
 def test_a_relay_that_is_not_there_is_named(make_client):
     told = trouble_of(make_client(base_url="http://127.0.0.1:9"))
-    assert told.startswith("No answer from the relay at http://127.0.0.1:9: ")
+    assert told.startswith("No response from the relay at http://127.0.0.1:9: ")
     assert "Connection refused" in told
     assert "object at 0x" not in told
 
@@ -104,17 +117,17 @@ def test_a_slow_answer_is_given_up_in_time(sandbox, make_client):
 )
 def test_an_answer_that_is_cut_or_not_http_is_trouble(make_client, listen, answer):
     base_url, _ = listen(answer)
-    assert f"No answer from the relay at {base_url}: " in trouble_of(make_client(base_url=base_url))
+    assert f"No response from the relay at {base_url}: " in trouble_of(make_client(base_url=base_url))
 
 
 def test_https_to_a_port_without_it_is_trouble(sandbox, make_client):
     base_url = sandbox.base_url.replace("http:", "https:")
-    assert f"No answer from the relay at {base_url}: SSL" in trouble_of(make_client(base_url=base_url))
+    assert f"No response from the relay at {base_url}: SSL" in trouble_of(make_client(base_url=base_url))
 
 
 def test_a_relay_that_comes_back_is_found_again(make_client):
     with Sandbox(tasks=1) as first:
-        client = make_client(base_url=first.base_url, retry=RetryPolicy(attempts=9, first_wait=0.01))
+        client = make_client(base_url=first.base_url, retry=RetryPolicy(max_attempts=9, initial_delay=0.01))
         client.get_tasks(first.task_ids)
     port = int(first.base_url.rpartition(":")[2])
     with Sandbox(tasks=1, relay_port=port) as second:
@@ -147,8 +160,89 @@ def test_the_environment_may_exempt_the_relay(sandbox, other, client, monkeypatc
     assert other.requests == []
 
 
+PASSWORDS = [
+    "hushhush",
+    "hush%23hush",
+    "hush%2Fhush",
+    "hush%3Fhush",
+    "hush%40hush",
+    "12345:hush",
+]
+MALFORMED = [
+    "hush@hush",
+    "hush[hush]",
+    "hush\\hush",
+    "hush#hush",
+    "hush/hush",
+    "hush?hush",
+    "12345#hush",
+    "12345/hush",
+    "12345?hush",
+    "a/b@hush#c",
+]
+SCHEMES = ["http://", "https://", ""]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("password", PASSWORDS)
+def test_the_password_of_a_given_proxy_is_in_no_error(
+    make_client: MakeClient, caplog: pytest.LogCaptureFixture, scheme: str, password: str
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    proxies = {"http": f"{scheme}user:{password}@127.0.0.1:9"}
+    assert_no_secret(trouble_of(make_client("sk-a", FAR, proxies=proxies)) + caplog.text, password)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("password", MALFORMED)
+def test_a_proxy_whose_password_is_not_percent_encoded_is_refused_without_repeating_it(
+    scheme: str, password: str
+) -> None:
+    with pytest.raises(LumaValueError, match="Percent-encode special characters of the password") as caught:
+        RelayClient("sk-a", proxies={"http": f"{scheme}user:{password}@127.0.0.1:9"})
+    assert_no_secret(str(caught.value), password)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("password", PASSWORDS + MALFORMED)
+def test_the_password_of_a_proxy_of_the_environment_is_in_no_error(
+    make_client: MakeClient,
+    monkeypatch: pytest.MonkeyPatch,
+    scheme: str,
+    password: str,
+) -> None:
+    monkeypatch.setenv("http_proxy", f"{scheme}user:{password}@127.0.0.1:9")
+    assert_no_secret(trouble_of(make_client("sk-a", FAR)), password)
+
+
+def test_a_host_that_is_part_of_a_password_is_in_no_error_in_small_letters_either(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://user:pa@HushHush/x@proxy.invalid:3128")
+    assert "hushhush" not in trouble_of(make_client("sk-a", FAR)).lower()
+
+
+def test_the_password_of_a_proxy_that_wants_another_is_in_no_error(
+    make_client: MakeClient, listen: Listen
+) -> None:
+    proxy, heard = listen(b"HTTP/1.1 407 hush%23hush\r\nContent-Length: 9\r\n\r\nhush#hush")
+    proxies = {"http": proxy.replace("://", "://user:hush%23hush@")}
+    with pytest.raises(RelayError) as caught:
+        make_client("sk-a", FAR, proxies=proxies).get_tasks(["a"])
+    assert b"Proxy-Authorization: Basic dXNlcjpodXNoI2h1c2g=" in heard.result(5)
+    assert_no_secret(str(caught.value), "hush#hush")
+
+
 @pytest.mark.parametrize(
-    "proxy", ["http://user:secret@127.0.0.1:9", "http://user:secret@proxy:99999", "user:secret@127.0.0.1:9"]
+    "proxy", ["", "http://", "ftp://proxy:3128", "http://proxy:99999", "http://proxy:port", "http://[::1"]
 )
-def test_a_proxys_password_is_not_told(make_client, proxy):
-    assert "secret" not in trouble_of(make_client("sk-a", FAR, proxies={"http": proxy}))
+def test_a_proxy_that_is_no_url_is_refused(proxy: str) -> None:
+    with pytest.raises(LumaValueError, match=r"proxies\['https'\] is not a URL like 'http://"):
+        RelayClient("sk-a", proxies={"https": proxy})
+
+
+@pytest.mark.parametrize(
+    "proxy", ["proxy", "proxy:3128", "http://proxy", "https://proxy:3128", "socks5h://u:p@[::1]:1080"]
+)
+def test_a_proxy_may_be_given_with_and_without_a_scheme(proxy: str) -> None:
+    RelayClient("sk-a", proxies={"https": proxy, "http://relay.example": proxy}).close()

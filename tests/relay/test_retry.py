@@ -46,7 +46,9 @@ def drive(policy, relay, *, patience=float("inf")):
     """Ask under this policy; give the result or error, and the waits it wished for."""
     waits = []
     try:
-        return Retrying(sleep=waits.append, **policy.driver_arguments(patience=patience))(relay), waits
+        return Retrying(sleep=waits.append, **policy.retrying_kwargs(max_rate_limit_delay=patience))(
+            relay
+        ), waits
     except Exception as error:  # noqa: BLE001
         return error, waits
 
@@ -72,7 +74,7 @@ def drive(policy, relay, *, patience=float("inf")):
 )
 def test_three_attempts_are_used_up_by_trouble_alone(sayings, calls, end):
     relay = Relay(*sayings)
-    outcome, waits = drive(RetryPolicy(attempts=3), relay)
+    outcome, waits = drive(RetryPolicy(max_attempts=3), relay)
     assert outcome is end or isinstance(outcome, end if isinstance(end, type) else ())
     assert (relay.calls, len(waits)) == (calls, calls - 1)
 
@@ -80,12 +82,12 @@ def test_three_attempts_are_used_up_by_trouble_alone(sayings, calls, end):
 @pytest.mark.parametrize(("attempts", "calls"), [(0, 1), (1, 1), (2, 2), (7, 7)])
 def test_there_are_as_many_attempts_as_the_policy_says_and_at_least_one(attempts, calls):
     relay = Relay(TROUBLE)
-    assert drive(RetryPolicy(attempts=attempts), relay)[0] is TROUBLE
+    assert drive(RetryPolicy(max_attempts=attempts), relay)[0] is TROUBLE
     assert relay.calls == calls
 
 
 def test_waits_double_from_the_first_to_the_longest():
-    waits = drive(RetryPolicy(attempts=7, first_wait=0.5, max_wait=4), Relay(TROUBLE))[1]
+    waits = drive(RetryPolicy(max_attempts=7, initial_delay=0.5, max_delay=4), Relay(TROUBLE))[1]
     for wait, least in zip(waits, [0.5, 1, 2, 4, 4, 4], strict=True):
         assert least <= wait <= min(least + 0.5, 4)
 
@@ -95,11 +97,11 @@ def test_the_default_outlasts_an_outage_of_half_a_minute():
 
 
 def test_waits_are_jittered():
-    assert len({drive(RetryPolicy(attempts=2), Relay(TROUBLE))[1][0] for _ in range(20)}) > 10
+    assert len({drive(RetryPolicy(max_attempts=2), Relay(TROUBLE))[1][0] for _ in range(20)}) > 10
 
 
 def test_a_bare_429_backs_off_and_never_past_the_longest_wait():
-    waits = drive(RetryPolicy(first_wait=0.5, max_wait=4), Relay(*[BUSY] * 2000, DONE))[1]
+    waits = drive(RetryPolicy(initial_delay=0.5, max_delay=4), Relay(*[BUSY] * 2000, DONE))[1]
     assert 0.5 <= waits[0] <= 1
     assert waits[-1] == max(waits) == 4
 
@@ -115,7 +117,7 @@ def test_a_bare_429_backs_off_and_never_past_the_longest_wait():
     ],
 )
 def test_a_rate_limit_is_waited_out_and_trouble_up_to_the_longest_wait(kind, told, least):
-    (wait,) = drive(RetryPolicy(max_wait=4), Relay(kind("later", retry_after=told), DONE))[1]
+    (wait,) = drive(RetryPolicy(max_delay=4), Relay(kind("later", retry_after=told), DONE))[1]
     assert least <= wait <= least + JITTER_WHEN_TOLD
 
 
@@ -138,11 +140,11 @@ def test_patience_bounds_what_is_waited_for_a_busy_relay_only(error, patience, c
 
 
 def test_the_error_that_ends_it_is_the_relays_own():
-    assert drive(RetryPolicy(attempts=1), Relay(TROUBLE))[0] is TROUBLE
+    assert drive(RetryPolicy(max_attempts=1), Relay(TROUBLE))[0] is TROUBLE
 
 
 def test_one_policy_serves_any_number_of_requests():
-    policy = RetryPolicy(attempts=2)
+    policy = RetryPolicy(max_attempts=2)
     for _ in range(3):
         relay = Relay(TROUBLE)
         drive(policy, relay)
@@ -151,7 +153,7 @@ def test_one_policy_serves_any_number_of_requests():
 
 def test_it_drives_asynchronous_requests_alike():
     relay = Relay(BUSY, BUSY, TROUBLE, TROUBLE)
-    arguments = RetryPolicy(attempts=2, first_wait=0.001).driver_arguments()
+    arguments = RetryPolicy(max_attempts=2, initial_delay=0.001).retrying_kwargs()
     with pytest.raises(RelayTransientError):
         asyncio.run(AsyncRetrying(**arguments)(relay.later))
     assert relay.calls == 4
@@ -168,5 +170,5 @@ def test_each_wait_is_told_with_its_length_and_reason(caplog, error, level):
     caplog.set_level(logging.INFO)
     _, waits = drive(RetryPolicy(), Relay(error, DONE))
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (level, f"Asking again in {waits[0]:.1f} s: {error}")
+        (level, f"Retrying in {waits[0]:.1f} s: {error}")
     ]
