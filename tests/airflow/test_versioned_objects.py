@@ -1,0 +1,52 @@
+"""One small object on every store: found again, and never written over what somebody else wrote."""
+
+from __future__ import annotations
+
+import pytest
+
+from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.versioned_objects import ConflictError, open_object
+
+NAME = "dag/manual__2026-11-21T10%3A00%3A00%2B00%3A00/task/-1.json"
+
+
+def test_an_object_is_found_again_by_the_next_process(destination_url: str) -> None:
+    first = open_object(destination_url, NAME)
+    assert first.read() is None
+    first.write(b"1")
+    first.write(b"2")
+    second = open_object(destination_url, NAME)
+    assert second.read() == b"2"
+    second.write(b"3")
+    assert open_object(destination_url, NAME).read() == b"3"
+
+
+def test_of_two_writers_one_wins(destination_url: str) -> None:
+    if destination_url.startswith("s3://rclone"):
+        pytest.skip("rclone's S3 server ignores conditions")
+    first, second = (open_object(destination_url, NAME) for _ in range(2))
+    assert first.read() is second.read() is None
+    first.write(b"1")
+    with pytest.raises(ConflictError):
+        second.write(b"2")
+    assert second.read() == b"1"
+    second.write(b"2")
+    with pytest.raises(ConflictError):
+        first.write(b"3")
+    assert open_object(destination_url, NAME).read() == b"2"
+
+
+@pytest.mark.parametrize("url", ["s3://moto@no-such-bucket/x", "s3://rclone@no-such-bucket/x"])
+def test_a_bucket_that_is_not_there_is_an_error_and_not_an_absent_object(
+    url: str, destination_url: str, request: pytest.FixtureRequest
+) -> None:
+    if not destination_url.startswith(url.partition("@")[0]):
+        pytest.skip("of another store")
+    with pytest.raises(Exception, match="NoSuchBucket"):
+        open_object(url, NAME).read()
+
+
+@pytest.mark.parametrize("url", ["bucket/prefix", "s3://", "", "s3:/bucket"])
+def test_what_is_no_folder_is_an_error(url: str) -> None:
+    with pytest.raises(LumaValueError, match="state_path must be the URL of a folder"):
+        open_object(url, NAME)
