@@ -1,13 +1,21 @@
-"""What the provider tells Airflow of the data it moved: asset events, hook lineage, OpenLineage datasets."""
+"""
+Asset events, hook lineage and OpenLineage datasets of downloaded files.
+
+All of it comes after the fact: the files are there, so that an error here is a warning, never a failed task.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import Asset, AssetAlias
+
+from airflow_provider_luma.relay.text import clean_text
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseHook, Context
@@ -15,26 +23,37 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.download.records import File
 
+log = logging.getLogger(__name__)
+
 # As many as Airflow's own collector of hook lineage takes.
-_OPENLINEAGE_LIMIT = 100
+_MAX_DATASETS = 100
 
 
-def fill_asset_events(
-    context: Context, outlets: Sequence[Any], uri: str, extra: Mapping[str, int | str]
+@contextmanager
+def _only_warning(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - the files are downloaded, whatever happens here
+        log.warning("%s was not updated: %s: %s", what, type(error).__name__, clean_text(str(error)))
+
+
+def update_outlet_events(
+    context: Context, outlets: Sequence[Any], uri: str, summary: Mapping[str, Any]
 ) -> None:
     """
-    Say what is new in the assets that the user declared; an alias stands for the destination.
+    Add the numbers to the events of the assets that the user declared; an alias gets the destination.
 
-    :param outlets: those of the operator.
+    :param outlets: those of the operator; some may be no assets.
     :param uri: of the destination.
-    :param extra: small, as it goes into Airflow's database.
+    :param summary: small, as it goes into Airflow's database.
     """
     for outlet in outlets:
-        event = context["outlet_events"][outlet]
-        if isinstance(outlet, AssetAlias):
-            event.add(Asset(uri), extra=dict(extra))
-        else:
-            event.extra = {**event.extra, **extra}
+        with _only_warning(f"The event of the outlet {type(outlet).__name__}"):
+            event = context["outlet_events"][outlet]
+            if isinstance(outlet, AssetAlias):
+                event.add(Asset(uri), extra=dict(summary))
+            else:
+                event.extra = {**event.extra, **summary}
 
 
 def collect_hook_lineage(hook: BaseHook, files: Iterable[File]) -> None:
@@ -43,9 +62,10 @@ def collect_hook_lineage(hook: BaseHook, files: Iterable[File]) -> None:
     from airflow.providers.common.compat.sdk import get_hook_lineage_collector
 
     collector = get_hook_lineage_collector()
-    for file in files:
-        collector.add_input_asset(context=hook, uri=file["source"])
-        collector.add_output_asset(context=hook, uri=file["uri"])
+    for file in islice(files, _MAX_DATASETS):
+        with _only_warning("Hook lineage"):
+            collector.add_output_asset(context=hook, uri=file["uri"])
+            collector.add_input_asset(context=hook, uri=file["source"])
 
 
 def openlineage_facets(files: Iterable[File]) -> OperatorLineage[Any, Any]:
@@ -58,7 +78,8 @@ def openlineage_facets(files: Iterable[File]) -> OperatorLineage[Any, Any]:
         host = f"{parts.scheme}://{parts.netloc}" if parts.netloc else parts.scheme
         return Dataset(namespace=host, name=parts.path.lstrip("/") if parts.netloc else parts.path)
 
-    some = list(islice(files, _OPENLINEAGE_LIMIT))
+    sampled = list(islice(files, _MAX_DATASETS))
     return OperatorLineage(
-        inputs=[dataset(file["source"]) for file in some], outputs=[dataset(file["uri"]) for file in some]
+        inputs=[dataset(file["source"]) for file in sampled],
+        outputs=[dataset(file["uri"]) for file in sampled],
     )

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
 
 from airflow.providers.common.compat.sdk import Stats
 
 from airflow_provider_luma.exceptions import RelayError, RelayPermanentError, RelayRateLimitError
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.download.records import Summary
+
+_OUTCOMES: tuple[Literal["downloaded", "unchanged", "errors"], ...] = ("downloaded", "unchanged", "errors")
 
 
 def count_request(error: RelayError | None, seconds: float) -> None:
@@ -22,13 +28,14 @@ def count_tasks(numbers: Mapping[str, int]) -> None:
             Stats.incr("luma.tasks", number, tags={"state": state})
 
 
-def count_archive(summary: Mapping[str, int], seconds: float) -> None:
-    """Count the videos that an archive dealt with, by outcome, and what it moved."""
-    for outcome in ("downloaded", "unchanged", "errors"):
-        if number := summary[outcome]:
+def count_downloads(summary: Summary, seconds: float) -> None:
+    """Count the videos of a download task by outcome, and the downloaded bytes."""
+    numbers = {outcome: summary[outcome] for outcome in _OUTCOMES}
+    for outcome, number in numbers.items():
+        if number:
             Stats.incr("luma.videos", number, tags={"outcome": outcome})
     Stats.incr("luma.bytes", summary["bytes"])
-    Stats.timing("luma.archive_duration", seconds * 1000)
+    Stats.timing("luma.download_duration", seconds * 1000)
 
 
 def count_pause(conn_id: str) -> None:

@@ -6,22 +6,34 @@ import hashlib
 import re
 import string
 from collections.abc import Iterable
-from pathlib import PurePosixPath
-from urllib.parse import urlsplit
+from typing import Literal, TypeAlias
 
+from airflow_provider_luma.download.urls import url_suffix
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.task import LumaTask
 
+MediaKind: TypeAlias = Literal["video", "thumbnail", "last_frame"]
+MEDIA_KINDS: tuple[MediaKind, ...] = ("video", "thumbnail", "last_frame")
+
 _FIELDS = ("id", "prompt", "aspect_ratio", "created_at")
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,150}")
+# Without capitals, as some file systems do not tell them apart.
+_PLAIN = re.compile(r"[a-z0-9_][a-z0-9._-]{0,150}")
 _HASHED = re.compile(r".*\.[0-9a-f]{16}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-_SUFFIXES = {"video": (".mp4", ".mov", ".webm"), "image": (".jpg", ".jpeg", ".png", ".webp")}
+# By media type, the usual one first.
+_SUFFIXES = {
+    "video/mp4": (".mp4", ".mov"),
+    "video/quicktime": (".mov", ".mp4"),
+    "video/webm": (".webm",),
+    "image/jpeg": (".jpg", ".jpeg"),
+    "image/png": (".png",),
+    "image/webp": (".webp",),
+}
 
 
-def read_name_template(template: str) -> str:
+def parse_name_template(template: str) -> str:
     """
-    Check a name template.
+    Validate a name template.
 
     :raises LumaValueError: when it names an unknown field or leaves the destination.
     """
@@ -37,12 +49,12 @@ def read_name_template(template: str) -> str:
             f"name_template {template!r} has the unknown field {sorted(unknown)[0]!r}; "
             f"there are {', '.join(_FIELDS)}"
         )
-    return check_name("name_template", template)
+    return validate_name("name_template", template)
 
 
-def check_name(argument: str, name: str) -> str:
+def validate_name(argument: str, name: str) -> str:
     """
-    Check that a name leads to something below the destination.
+    Validate that a name leads to something below the destination.
 
     :raises LumaValueError: when it does not, naming the argument.
     """
@@ -61,7 +73,8 @@ def object_names(template: str, tasks: Iterable[LumaTask]) -> dict[str, str]:
     owners: dict[str, str] = {}
     for task in tasks:
         name = _name(template, task)
-        if (owner := owners.setdefault(name, task.id)) != task.id:
+        # Some file systems do not tell capitals apart.
+        if (owner := owners.setdefault(name.casefold(), task.id)) != task.id:
             raise LumaValueError(
                 f"name_template {template!r} gives {owner} and {task.id} the same name {name!r}; add {{id}}"
             )
@@ -69,16 +82,30 @@ def object_names(template: str, tasks: Iterable[LumaTask]) -> dict[str, str]:
     return names
 
 
-def file_name(name: str, kind: str, url: str) -> str:
+def file_name(name: str, kind: MediaKind, url: str, media_type: str) -> str:
     """
     Complete an object's name with what it is.
 
-    :param kind: one of :data:`..relay.task.MEDIA_KINDS`.
-    :param url: the link, whose suffix is kept when it is one of this kind of media.
+    :param url: whose suffix is kept when it fits the media type.
+    :param media_type: of the content.
     """
-    known = _SUFFIXES["video" if kind == "video" else "image"]
-    suffix = PurePosixPath(urlsplit(url).path).suffix.lower()
-    suffix = suffix if suffix in known else known[0]
+    known = _SUFFIXES[media_type]
+    suffix = url_suffix(url)
+    return _with_suffix(name, kind, suffix if suffix in known else known[0])
+
+
+def candidate_names(name: str, kind: MediaKind, url: str) -> list[str]:
+    """Return all names that :func:`file_name` may give, the most likely one first."""
+    prefix = "video/" if kind == "video" else "image/"
+    suffixes = [
+        suffix for media_type, known in _SUFFIXES.items() if media_type.startswith(prefix) for suffix in known
+    ]
+    likely = url_suffix(url)
+    ordered = sorted(dict.fromkeys(suffixes), key=lambda suffix: suffix != likely)
+    return [_with_suffix(name, kind, suffix) for suffix in ordered]
+
+
+def _with_suffix(name: str, kind: MediaKind, suffix: str) -> str:
     return f"{name}{suffix}" if kind == "video" else f"{name}.{kind}{suffix}"
 
 
@@ -104,7 +131,14 @@ def safe_id(task_id: str) -> str:
     """Return a file name that stands for this id and for no other."""
     if _PLAIN.fullmatch(task_id) and not _HASHED.fullmatch(task_id):
         return task_id
-    return f"{_slug(task_id)}.{hashlib.sha256(task_id.encode()).hexdigest()[:16]}"
+    digest = hashlib.sha256(task_id.encode(errors="surrogatepass")).hexdigest()
+    return f"{_slug(task_id)}.{digest[:16]}"
+
+
+def manifest_name(run_id: str, dag_id: str, task_id: str, map_index: int) -> str:
+    """Return the name of a run's manifest, which no other run or task shares."""
+    owner = "\0".join((dag_id, task_id, run_id, str(map_index)))
+    return f"manifest-{_slug(run_id)}-{hashlib.sha256(owner.encode()).hexdigest()[:12]}.jsonl"
 
 
 def _slug(text: str | None) -> str:

@@ -1,31 +1,96 @@
-"""What is written down: a record beside each video, and the manifest of a run."""
+"""The public shapes: what stands in XCom, in a sidecar record and in a manifest."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NotRequired, TypedDict
 
-from airflow_provider_luma.download.naming import file_name
+from airflow_provider_luma.download.naming import MediaKind
 from airflow_provider_luma.download.staging import Staging
-from airflow_provider_luma.download.store import ObjectPath, publish, read, stored_size, uri
-from airflow_provider_luma.exceptions import ObjectExistsError
-from airflow_provider_luma.relay.task import MEDIA_KINDS, LumaTask, Media
+from airflow_provider_luma.download.stores.base import NamedStore, Upload
+from airflow_provider_luma.relay.task import LumaTask, Media
+from airflow_provider_luma.relay.text import clean_text
 
-Record: TypeAlias = dict[str, Any]
-File: TypeAlias = Mapping[str, Any]
+_MAX_PROMPT_CHARS = 10_000
 
-DOWNLOADED, UNCHANGED = "downloaded", "unchanged"
+# A file of this run, of an earlier run, and a task some of whose files are there.
+DOWNLOADED, UNCHANGED, PARTIAL = "downloaded", "unchanged", "partial"
 
 
-def describe(task: LumaTask) -> Record:
+class File(TypedDict):
+    """A downloaded file."""
+
+    uri: str
+    size: int
+    sha256: str
+    content_type: str
+    source: str
+
+
+class TaskDescription(TypedDict):
+    """What the relay says of a task."""
+
+    id: str
+    state: str
+    prompt: str | None
+    aspect_ratio: str | None
+    created_at: str | None
+    duration: float | None
+    width: int | None
+    height: int | None
+
+
+class Record(TaskDescription):
+    """A task with its files; ``error`` says why some of them are not there."""
+
+    video: File | None
+    thumbnail: File | None
+    last_frame: File | None
+    status: str
+    error: NotRequired[str]
+
+
+class ManifestRow(TypedDict):
+    """The row of an id without a record."""
+
+    id: str
+    state: str | None
+    status: str
+    error: str
+
+
+class Summary(TypedDict):
+    """What happened, in numbers."""
+
+    completed: int
+    downloaded: int
+    unchanged: int
+    errors: int
+    failed: int
+    missing: int
+    running: int
+    bytes: int
+
+
+class ManifestSummary(Summary):
+    """What XCom holds when there is a manifest."""
+
+    manifest: str
+
+
+def describe(task: LumaTask) -> dict[str, Any]:
     """Describe a task, with nothing but what JSON knows."""
+    return dict(describe_task(task))
+
+
+def describe_task(task: LumaTask) -> TaskDescription:
     size = task.video or Media(None)
     return {
         "id": task.id,
         "state": task.state.value,
-        "prompt": task.prompt,
-        "aspect_ratio": task.aspect_ratio,
+        "prompt": clean_text(task.prompt, _MAX_PROMPT_CHARS) or None,
+        "aspect_ratio": clean_text(task.aspect_ratio) or None,
         "created_at": task.created_at.isoformat() if task.created_at else None,
         "duration": task.duration,
         "width": size.width,
@@ -33,55 +98,31 @@ def describe(task: LumaTask) -> Record:
     }
 
 
-def make_record(task: LumaTask, files: Mapping[str, File | None], status: str) -> Record:
-    """
-    Describe an archived task.
-
-    :param files: what is archived of it, keyed by kind of media.
-    """
-    return {**describe(task), **{kind: files.get(kind) for kind in MEDIA_KINDS}, "status": status}
-
-
-def read_record(destination: ObjectPath, name: str, task: LumaTask) -> Mapping[str, File]:
-    """
-    Return the files of an earlier archive of the same task that are still there as they were.
-
-    :param name: the video's name without its suffix.
-    :raises ObjectExistsError: when another Luma task has this name.
-    """
-    target = record_path(destination, name)
-    record = _loads(read(target))
-    if record.get("id", task.id) != task.id:
-        raise ObjectExistsError(
-            f"{uri(target)} says that Luma task {record['id']} has this name; add {{id}} to name_template, "
-            "or replace it with if_exists='overwrite'"
-        )
-    files = ((kind, record.get(kind)) for kind in MEDIA_KINDS)
-    return {
-        kind: file for kind, file in files if isinstance(file, dict) and _holds(destination, name, kind, file)
+def make_record(task: LumaTask, files: Mapping[MediaKind, File], status: str) -> Record:
+    record: Record = {
+        **describe_task(task),  # type: ignore[typeddict-item]  # the key "error" is not required
+        "video": files.get("video"),
+        "thumbnail": files.get("thumbnail"),
+        "last_frame": files.get("last_frame"),
+        "status": status,
     }
+    return record
 
 
-def record_path(destination: ObjectPath, name: str) -> ObjectPath:
-    return destination / f"{name}.json"
+def put_json(
+    staging: Staging,
+    store: NamedStore,
+    name: str,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    if_absent: bool = False,
+) -> None:
+    """
+    Publish objects, one a line.
 
-
-def write_json(staging: Staging, target: ObjectPath, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write objects, one a line, under a name that never leads to half of them."""
+    :raises ObjectExistsError: when there is such a name already, and it must not be replaced.
+    """
     with staging.file() as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        publish(file.path, target, "application/json")
-
-
-def _loads(text: bytes | None) -> Mapping[str, Any]:
-    try:
-        record = json.loads(text or b"{}")
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _holds(destination: ObjectPath, name: str, kind: str, file: File) -> bool:
-    target = destination / file_name(name, kind, str(file.get("uri")))
-    return uri(target) == file.get("uri") and stored_size(target) == file.get("size")
+        for row in rows:
+            file.write(json.dumps(row).encode() + b"\n")
+        store.put(Upload(file, name, "application/json", if_absent=if_absent))

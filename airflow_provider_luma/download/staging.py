@@ -1,4 +1,4 @@
-"""Where a download grows until it is whole: a file without a name, gone when its process is."""
+"""Where a download grows until it is complete: an anonymous temporary file, gone when its process is."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import os
 import shutil
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from airflow_provider_luma.download.store import ObjectPath, is_local
 from airflow_provider_luma.exceptions import DownloadError
+
+_READ_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Source:
     """
-    What a server says of a whole file.
+    What a server says of a complete file.
 
-    :param size: in bytes; ``None`` when it does not say.
+    :param size: its Content-Length in bytes; ``None`` when there is none.
     :param content_type: its media type.
-    :param validator: its strong ETag or its date, with which the rest of the same file can be asked for.
+    :param validator: its strong ETag or its Last-Modified, with which the rest of it can be requested.
     """
 
     size: int | None
@@ -32,14 +34,25 @@ class Source:
 
 
 class StagedFile:
-    """A growing file, hashed while it is written; only its process can reach it."""
+    """
+    A growing file, hashed while it is written; only its process can reach it.
 
-    def __init__(self, staging: Staging) -> None:
+    A download may be abandoned while its thread still runs. So writing and closing exclude each other: a
+    late chunk never reaches a descriptor that has become another file's.
+
+    :param staging: the folder that it is in.
+    :param with_crc32: whether its CRC-32 is computed too.
+    """
+
+    def __init__(self, staging: Staging, *, with_crc32: bool = False) -> None:
         self._staging = staging
-        self._fd = _open_nameless(staging.folder)
+        self._fd = open_anonymous(staging.folder)
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._with_crc32 = with_crc32
         self.source: Source | None = None
-        self.reached = 0
-        self._begin()
+        self.reached = self.size = self.crc32 = 0
+        self._digest = hashlib.sha256()
 
     @property
     def path(self) -> str:
@@ -52,62 +65,86 @@ class StagedFile:
         return self._digest.hexdigest()
 
     @property
-    def missing(self) -> int:
-        """How many bytes are still to come, as far as the source told."""
+    def sha256_bytes(self) -> bytes:
+        return self._digest.digest()
+
+    @property
+    def remaining_bytes(self) -> int:
+        """How many bytes are still to come, as far as the source says."""
         return max((self.source.size or 0) - self.size, 0) if self.source else 0
 
     def restart(self, source: Source | None = None) -> None:
         """
         Forget all bytes, and take them from this source from now on.
 
-        :raises DownloadError: when there is no room for them.
+        :raises DownloadError: when there is no disk space for them.
         """
-        os.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        self.source = source
-        self._begin()
-        self._staging.check_room()
+        with self._open():
+            os.ftruncate(self._fd, 0)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            self.source = source
+            self._begin()
+        self._staging.check_disk_space()
 
     def write(self, chunk: bytes) -> None:
-        self._digest.update(chunk)
-        rest = memoryview(chunk)
-        while rest:
-            rest = rest[os.write(self._fd, rest) :]
-        self.size += len(chunk)
-        self.reached = max(self.reached, self.size)
+        with self._open():
+            self._digest.update(chunk)
+            if self._with_crc32:
+                self.crc32 = zlib.crc32(chunk, self.crc32)
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+            self.size += len(chunk)
+            self.reached = max(self.reached, self.size)
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        with self._open():
+            return os.pread(self._fd, length, offset)
+
+    def iter_bytes(self) -> Iterator[bytes]:
+        for offset in range(0, self.size, _READ_BYTES):
+            yield self.read_at(offset, _READ_BYTES)
+
+    def flush_to_disk(self) -> None:
+        with self._open():
+            os.fsync(self._fd)
 
     def close(self) -> None:
-        os.close(self._fd)
+        with self._lock:
+            if not self._is_closed:
+                self._is_closed = True
+                os.close(self._fd)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        with self._lock:
+            if self._is_closed:
+                raise DownloadError("stopped")
+            yield
 
     def _begin(self) -> None:
-        self.size = 0
+        self.size = self.crc32 = 0
         self._digest = hashlib.sha256()
 
 
 class Staging:
     """
-    A folder for staged files, which does not take more than it has room for.
+    A folder for staged files, which does not take more than it has disk space for.
 
     :param folder: it is made where it does not exist. Default: the system's temporary folder.
+    :param with_crc32: whether the CRC-32 of each file is computed too, for stores that verify it.
     """
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, *, with_crc32: bool = False) -> None:
         self.folder = folder or tempfile.gettempdir()
+        self._with_crc32 = with_crc32
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         self._files: set[StagedFile] = set()
         self._lock = threading.Lock()
 
-    @classmethod
-    def near(cls, destination: ObjectPath) -> Staging:
-        """Choose the file system of a local destination, where a file gets its name without being copied."""
-        if not is_local(destination):
-            return cls()
-        path = Path(destination.path)
-        return cls(next(str(folder) for folder in (path, *path.parents) if folder.is_dir()))
-
     @contextmanager
     def file(self) -> Iterator[StagedFile]:
-        file = StagedFile(self)
+        file = StagedFile(self, with_crc32=self._with_crc32)
         with self._lock:
             self._files.add(file)
         try:
@@ -122,31 +159,37 @@ class Staging:
         with self._lock:
             return list(self._files)
 
-    def check_room(self) -> None:
+    def check_disk_space(self) -> None:
         """
-        Compare what is still to come of all files with what is free.
+        Compare the remaining bytes of all files with the free disk space.
 
-        :raises DownloadError: when it does not fit.
+        :raises DownloadError: when they do not fit.
         """
-        missing = sum(file.missing for file in self.files())
+        remaining = sum(file.remaining_bytes for file in self.files())
         free = shutil.disk_usage(self.folder).free
-        if missing > free:
+        if remaining > free:
             raise DownloadError(
-                f"the downloads under way need {in_words(missing)} more in {self.folder}, which has "
-                f"{in_words(free)} free; make room, lower max_parallel or name another staging_dir"
+                f"The downloads in progress need {format_bytes(remaining)} more in {self.folder}, which has "
+                f"{format_bytes(free)} free. Free disk space, lower max_parallel or set another staging_dir"
             )
 
 
-def _open_nameless(folder: str) -> int:
+def open_anonymous(folder: str, *, must_be_linkable: bool = False) -> int:
+    """
+    Return the descriptor of a file without a name.
+
+    :param must_be_linkable: raise ``OSError`` where such a file can never get a name.
+    """
     try:
         return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666)
     except (AttributeError, OSError):  # not on Linux, or not on this file system: NFS, FUSE, old overlayfs
+        if must_be_linkable:
+            raise OSError(f"no anonymous files in {folder}") from None
         with tempfile.TemporaryFile(dir=folder) as file:
             return os.dup(file.fileno())
 
 
-def in_words(size: int) -> str:
-    """Say a number of bytes as people do."""
+def format_bytes(size: int) -> str:
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if size >= unit:
             return f"{size / unit:,.1f} {name}"

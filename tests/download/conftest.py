@@ -1,18 +1,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from airflow.sdk import ObjectStoragePath
 
-from airflow_provider_luma.download.download import Downloader
-from airflow_provider_luma.download.guard import guarded_session
+from airflow_provider_luma.arguments import IfExists
+from airflow_provider_luma.download.downloader import Downloader, Limits
+from airflow_provider_luma.download.pool import DownloadPool, DownloadResult
+from airflow_provider_luma.download.ssrf import AddressPolicy
 from airflow_provider_luma.download.staging import StagedFile, Staging
+from airflow_provider_luma.download.stores.base import NamedStore
+from airflow_provider_luma.download.task_download import Options, TaskDownloader
+from airflow_provider_luma.download.transport import Transport
+from airflow_provider_luma.operators.destination import open_store
+from airflow_provider_luma.relay import RelayClient
 from airflow_provider_luma.sandbox import Sandbox
 from tests.serving import Quiet, serving
+
+Run = Callable[..., DownloadResult]
 
 
 @pytest.fixture
@@ -26,17 +35,23 @@ def stopped() -> threading.Event:
     return threading.Event()
 
 
+def create_downloader(stopped: threading.Event | None = None, **limits: Any) -> Downloader:
+    """May download from loopback; retries soon, and at most three attempts in a row without progress."""
+    transport = Transport(AddressPolicy("https://relay.example.com", ["127.0.0.1"]), timeout=5)
+    return Downloader(
+        transport, Limits(**{"max_attempts": 3, "initial_delay": 0.05} | limits), stopped=stopped
+    )
+
+
 @pytest.fixture
-def downloader(sandbox: Sandbox, stopped: threading.Event) -> Iterator[Downloader]:
-    """May download from loopback; begins a download up to three times."""
-    with guarded_session(relay_url=sandbox.base_url, allowed_hosts=["127.0.0.1"], connections=8) as session:
-        yield Downloader(session, timeout=5, stopped=stopped, attempts=3)
+def downloader(stopped: threading.Event) -> Downloader:
+    return create_downloader(stopped)
 
 
 @pytest.fixture
 def staging(tmp_path: Path) -> Staging:
     (tmp_path / "staging").mkdir()
-    return Staging(str(tmp_path / "staging"))
+    return Staging(str(tmp_path / "staging"), with_crc32=True)
 
 
 @pytest.fixture
@@ -47,7 +62,7 @@ def file(staging: Staging) -> Iterator[StagedFile]:
 
 @pytest.fixture
 def chunked_server() -> Iterator[str]:
-    """A server that sends without end and does not tell how much: the link to it."""
+    """A server that sends without end and gives no length: the URL of its file."""
 
     class Endless(Quiet):
         def do_GET(self) -> None:
@@ -61,5 +76,33 @@ def chunked_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def destination(destination_url: str) -> ObjectStoragePath:
-    return ObjectStoragePath(destination_url)
+def store(destination_url: str) -> NamedStore:
+    return NamedStore(open_store(destination_url, None, max_parallel=8, fsync=True))
+
+
+@pytest.fixture
+def relay(sandbox: Sandbox) -> RelayClient:
+    return RelayClient(sandbox.api_key, sandbox.base_url)
+
+
+@pytest.fixture
+def run(
+    sandbox: Sandbox, relay: RelayClient, stopped: threading.Event, store: NamedStore, staging: Staging
+) -> Run:
+    """Download what the relay says of these ids, or of all, into the store."""
+
+    def run(ids: list[str] | None = None, **arguments: Any) -> DownloadResult:
+        limits = {key: arguments.pop(key) for key in list(arguments) if key in Limits.__dataclass_fields__}
+        downloader = create_downloader(stopped, **{"link_timeout": 5} | limits)
+        task_downloader = TaskDownloader(
+            downloader,
+            lambda task_id: relay.query_once([task_id]).get(task_id),
+            store,
+            staging,
+            Options(**{"if_exists": IfExists.SKIP} | arguments),
+        )
+        sandbox.downloads.clear()
+        tasks = relay.get_tasks(ids or sandbox.task_ids)
+        return DownloadPool(task_downloader).download(list(tasks.values()))
+
+    return run

@@ -1,0 +1,239 @@
+r"""
+The sidecar record ``{name}.json``: a claim before the first byte, the truth about each file after it.
+
+Phases, and what the next run does when the worker is killed in one of them:
+
+===  ===================  ==========================  ======================================================
+\    sidecar              objects                     the next run
+===  ===================  ==========================  ======================================================
+0    none                 none                        starts afresh
+1    ``downloading``      none                        resumes, as the claim is its own; any other Luma task
+                                                      gets :class:`ObjectExistsError`
+2    ``downloading``      a file is published, which  believes the object: by its metadata, or, in a store
+                          the sidecar does not yet    without metadata, by the hash under ``publishing``,
+                          list                        which was written before the object was
+3    ``downloading``,     some of the files           downloads the rest
+     with files
+4    ``partial``          some; the others failed     downloads the rest
+5    ``downloaded``       all that were requested     verifies sizes and metadata; ``unchanged``
+===  ===================  ==========================  ======================================================
+
+Overwriting goes through the same phases: the claim drops the files that are about to be replaced, and keeps
+the others, so that no sidecar ever vouches for another object's bytes.
+
+A claim is created on condition that there is none. Where a server does not honour conditions, and when
+overwriting, the claim is read again before each object is published.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_provider_luma.download.naming import MEDIA_KINDS, MediaKind, candidate_names
+from airflow_provider_luma.download.records import DOWNLOADED, PARTIAL, File, make_record, put_json
+from airflow_provider_luma.download.staging import Staging
+from airflow_provider_luma.download.stores.base import SHA256, TASK_ID, NamedStore, StoredObject
+from airflow_provider_luma.exceptions import ObjectExistsError
+from airflow_provider_luma.relay.task import LumaTask
+from airflow_provider_luma.relay.text import clean_text
+
+DOWNLOADING = "downloading"
+_STATUSES = frozenset({DOWNLOADING, DOWNLOADED, PARTIAL})
+_MAX_BYTES = 256 * 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class SidecarState:
+    """
+    What a sidecar says.
+
+    :param task_id: whose it is; ``None`` when it is no sidecar at all.
+    :param files: that are published.
+    :param publishing: that were about to be.
+    """
+
+    task_id: str | None
+    status: str = ""
+    files: Mapping[MediaKind, File] = field(default_factory=dict)
+    publishing: Mapping[MediaKind, File] = field(default_factory=dict)
+
+
+class Sidecar:
+    """
+    The sidecar record of one task.
+
+    :param name: of its files, without a suffix.
+    :param overwrite: whether a foreign one, or one of another task, may be replaced.
+    """
+
+    def __init__(
+        self, store: NamedStore, staging: Staging, task: LumaTask, name: str, *, overwrite: bool
+    ) -> None:
+        self._store = store
+        self._staging = staging
+        self._task = task
+        self._stem = name
+        self._overwrite = overwrite
+        self.name = f"{name}.json"
+        self.files: dict[MediaKind, File] = {}
+
+    def load(self) -> SidecarState | None:
+        """
+        Read it; ``None`` where there is none.
+
+        :raises ObjectExistsError: when it is somebody else's, and must not be replaced.
+        """
+        content = self._store.read(self.name, _MAX_BYTES + 1)
+        if content is None:
+            return None
+        state = parse_sidecar(content)
+        if state.task_id != self._task.id and not self._overwrite:
+            raise ObjectExistsError(self._explain(state))
+        return state
+
+    def verify_files(self, state: SidecarState | None) -> None:
+        """Take the files that are still there as the sidecar says."""
+        if state is None or state.task_id != self._task.id:
+            return
+        self.files |= {kind: file for kind, file in state.files.items() if self._is_valid(kind, file)}
+        for kind, file in state.publishing.items():
+            if kind not in self.files and self._is_published(kind, file):
+                self.files[kind] = file
+
+    def believe(self, found: StoredObject, name: str, source: str) -> File | None:
+        """Return the file of an object whose metadata says that it is this task's, ``None`` of any other."""
+        sha256 = found.metadata.get(SHA256, "")
+        if found.metadata.get(TASK_ID) != self._task.id or not _SHA256.fullmatch(sha256) or not found.size:
+            return None
+        return {
+            "uri": self._store.uri(name),
+            "size": found.size,
+            "sha256": sha256,
+            "content_type": clean_text(found.content_type),
+            "source": source,
+        }
+
+    def claim(self, state: SidecarState | None) -> None:
+        """
+        Make the name this task's, before the first byte.
+
+        :raises ObjectExistsError: when another writer was faster.
+        """
+        if state is None:
+            try:
+                self._put(DOWNLOADING, if_absent=not self._overwrite)
+            except ObjectExistsError:
+                # Our own, of a lost response or of a run at the same time, is as good.
+                if self.load() is None:
+                    raise
+        elif state.task_id != self._task.id or state.status != DOWNLOADING or state.files != self.files:
+            self._put(DOWNLOADING)
+
+    def check_claim(self) -> None:
+        """
+        Check, where a condition does not do it, that no other writer took the name since.
+
+        :raises ObjectExistsError: when one did.
+        """
+        if self._store.store.is_conditional and not self._overwrite:
+            return
+        content = self._store.read(self.name, _MAX_BYTES + 1)
+        state = parse_sidecar(content) if content is not None else SidecarState(None)
+        if state.task_id != self._task.id:
+            raise ObjectExistsError(self._explain(state))
+
+    def announce(self, kind: MediaKind, file: File) -> None:
+        """Write what is about to be published, where the object itself cannot say it."""
+        if not self._store.store.keeps_metadata:
+            self._put(DOWNLOADING, publishing={kind: file})
+
+    def add(self, kind: MediaKind, file: File, *, is_last: bool) -> None:
+        self.files[kind] = file
+        if not is_last:
+            self._put(DOWNLOADING)
+
+    def finish(self, status: str) -> None:
+        self._put(status)
+
+    def _put(
+        self, status: str, *, if_absent: bool = False, publishing: Mapping[MediaKind, File] | None = None
+    ) -> None:
+        row: dict[str, Any] = dict(make_record(self._task, self.files, status))
+        if publishing:
+            row["publishing"] = publishing
+        put_json(self._staging, self._store, self.name, [row], if_absent=if_absent)
+
+    def _is_valid(self, kind: MediaKind, file: File) -> bool:
+        """Compare size and metadata; an object without metadata, and a local file, has only a size."""
+        found = self._head(kind, file)
+        if found is None or found.size != file["size"]:
+            return False
+        return (
+            found.metadata.get(SHA256, file["sha256"]) == file["sha256"]
+            and found.metadata.get(TASK_ID, self._task.id) == self._task.id
+        )
+
+    def _is_published(self, kind: MediaKind, file: File) -> bool:
+        """Hash the object, as it is in doubt whether it was published."""
+        found, name = self._head(kind, file), self._name_of(kind, file)
+        return bool(
+            found and name and found.size == file["size"] and self._store.sha256(name) == file["sha256"]
+        )
+
+    def _head(self, kind: MediaKind, file: File) -> StoredObject | None:
+        name = self._name_of(kind, file)
+        return self._store.head(name) if name else None
+
+    def _name_of(self, kind: MediaKind, file: File) -> str | None:
+        """Return the name that a URI stands for, only if this task may have given it."""
+        names = candidate_names(self._stem, kind, "")
+        return next((name for name in names if self._store.uri(name) == file["uri"]), None)
+
+    def _explain(self, state: SidecarState) -> str:
+        if state.task_id is None:
+            owner = "is not a sidecar record of this provider"
+        else:
+            owner = f"belongs to the Luma task {clean_text(state.task_id, 100)}"
+        return (
+            f"{self._store.uri(self.name)} {owner}. Add {{id}} to name_template, "
+            "or replace it with if_exists='overwrite'"
+        )
+
+
+def parse_sidecar(content: bytes) -> SidecarState:
+    """Read a sidecar; anything else than one has no task id."""
+    try:
+        row = json.loads(content) if len(content) <= _MAX_BYTES else None
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("id"), str) or row.get("status") not in _STATUSES:
+        return SidecarState(None)
+    return SidecarState(row["id"], row["status"], _parse_files(row), _parse_files(row.get("publishing")))
+
+
+def _parse_files(row: Any) -> dict[MediaKind, File]:
+    if not isinstance(row, dict):
+        return {}
+    files = {kind: _parse_file(row.get(kind)) for kind in MEDIA_KINDS}
+    return {kind: file for kind, file in files.items() if file}
+
+
+def _parse_file(value: Any) -> File | None:
+    if (
+        not isinstance(value, dict)
+        or not isinstance(size := value.get("size"), int)
+        or isinstance(size, bool)
+    ):
+        return None
+    uri, sha256, content_type, source = (
+        text if isinstance(text := value.get(key), str) else ""
+        for key in ("uri", "sha256", "content_type", "source")
+    )
+    if not uri or not _SHA256.fullmatch(sha256):
+        return None
+    return {"uri": uri, "size": size, "sha256": sha256, "content_type": content_type, "source": source}

@@ -1,0 +1,283 @@
+"""Each fault and each second run, on every kind of store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma.arguments import IfExists
+from airflow_provider_luma.download.pool import DownloadResult
+from airflow_provider_luma.download.staging import Staging
+from airflow_provider_luma.download.stores.base import SHA256, TASK_ID, NamedStore, Upload
+from airflow_provider_luma.exceptions import LinkExpiredError, ObjectExistsError
+from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox.footage import video
+from tests.download.conftest import Run
+
+BYTES = 300_000
+MIB = 2**20
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(tasks=6, seconds=0, fail=0, video_bytes=BYTES) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def put(store: NamedStore, staging: Staging) -> Any:
+    """Put bytes into the store, as somebody else."""
+
+    def put(name: str, content: bytes, **metadata: str) -> None:
+        with staging.file() as file:
+            file.write(content)
+            store.put(Upload(file, name, "video/mp4", metadata))
+
+    return put
+
+
+def film(task_id: str) -> bytes:
+    return b"".join(video(task_id, BYTES).chunks(0, BYTES))
+
+
+def sidecar(store: NamedStore, name: str) -> dict[str, Any]:
+    return dict(json.loads(store.read(f"{name}.json", MIB) or b"{}"))
+
+
+def has_videos(store: NamedStore, ids: list[str]) -> bool:
+    """Whether there are the videos of these tasks with their final sidecars, byte by byte."""
+    return all(
+        store.read(f"{task_id}.mp4", MIB) == film(task_id)
+        and sidecar(store, task_id)["id"] == task_id
+        and sidecar(store, task_id)["status"] == "downloaded"
+        for task_id in ids
+    )
+
+
+def statuses(result: DownloadResult) -> list[str]:
+    return [record["status"] for record in result.records]
+
+
+def test_the_sidecar_of_a_video_is_the_record_of_the_run(
+    sandbox: Sandbox, run: Run, store: NamedStore
+) -> None:
+    result = run()
+    assert result.errors == {}
+    assert has_videos(store, sandbox.task_ids)
+    for record in result.records:
+        assert sidecar(store, record["id"]) == record
+
+
+@pytest.mark.parametrize("if_exists", [IfExists.SKIP, IfExists.FAIL])
+def test_a_second_run_downloads_nothing(sandbox: Sandbox, run: Run, if_exists: IfExists) -> None:
+    first, again = run(if_exists=if_exists), run(if_exists=if_exists)
+    assert statuses(again) == ["unchanged"] * 6
+    assert sandbox.downloads == []
+    assert [{**record, "status": "downloaded"} for record in again.records] == first.records
+
+
+def test_a_second_run_downloads_only_the_rest(sandbox: Sandbox, run: Run, store: NamedStore) -> None:
+    run(sandbox.task_ids[:3])
+    assert statuses(run()) == ["unchanged"] * 3 + ["downloaded"] * 3
+    assert len(sandbox.downloads) == 3
+    assert has_videos(store, sandbox.task_ids)
+
+
+def test_an_object_of_another_size_is_downloaded_again(
+    sandbox: Sandbox, run: Run, store: NamedStore, put: Any
+) -> None:
+    run()
+    put(f"{sandbox.task_ids[2]}.mp4", b"half")
+    assert statuses(run()) == ["unchanged"] * 2 + ["downloaded"] + ["unchanged"] * 3
+    assert has_videos(store, sandbox.task_ids)
+
+
+def test_overwrite_downloads_everything_again(sandbox: Sandbox, run: Run, store: NamedStore) -> None:
+    run()
+    assert statuses(run(if_exists=IfExists.OVERWRITE)) == ["downloaded"] * 6
+    assert has_videos(store, sandbox.task_ids)
+
+
+def test_fail_replaces_no_object_without_a_valid_record(
+    sandbox: Sandbox, run: Run, store: NamedStore, put: Any
+) -> None:
+    name = f"{sandbox.task_ids[0]}.mp4"
+    put(name, b"somebody's own film")
+    result = run(if_exists=IfExists.FAIL)
+    assert isinstance(result.errors[sandbox.task_ids[0]], ObjectExistsError)
+    assert store.read(name, MIB) == b"somebody's own film"
+    assert len(sandbox.downloads) == len(result.records) == 5
+
+
+def test_a_foreign_json_file_is_touched_only_by_overwrite(
+    sandbox: Sandbox, run: Run, store: NamedStore, put: Any
+) -> None:
+    task_id = sandbox.task_ids[0]
+    foreign = [b"[1, 2]", b'{"id": 7, "status": "downloaded"}', b"{", b"\xff" * 9, b"[" * 200_000, b" " * MIB]
+    for content in foreign:
+        put(f"{task_id}.json", content)
+        for if_exists in (IfExists.SKIP, IfExists.FAIL):
+            (error,) = run([task_id], if_exists=if_exists).errors.values()
+            assert isinstance(error, ObjectExistsError)
+            assert "not a sidecar record" in str(error)
+            assert store.read(f"{task_id}.json", 2 * MIB) == content
+    assert sandbox.downloads == []
+    assert run([task_id], if_exists=IfExists.OVERWRITE).errors == {}
+    assert has_videos(store, [task_id])
+
+
+@pytest.mark.parametrize("if_exists", [IfExists.SKIP, IfExists.FAIL])
+def test_the_name_of_another_task_is_not_taken(
+    sandbox: Sandbox, run: Run, store: NamedStore, if_exists: IfExists
+) -> None:
+    one, other = sandbox.task_ids[:2]
+    run([one], name_template="clip")
+    (error,) = run([other], name_template="clip", if_exists=if_exists).errors.values()
+    assert isinstance(error, ObjectExistsError)
+    assert one in str(error)
+    assert store.read("clip.mp4", MIB) == film(one)
+    run([other], name_template="clip", if_exists=IfExists.OVERWRITE)
+    assert store.read("clip.mp4", MIB) == film(other)
+
+
+def test_a_claim_of_another_task_is_respected_before_its_video_is_there(
+    sandbox: Sandbox, run: Run, store: NamedStore
+) -> None:
+    one, other = sandbox.task_ids[:2]
+    sandbox.script_downloads(ScriptedAnswer(status=400))
+    assert run([one], name_template="clip").records == []
+    assert sidecar(store, "clip")["status"] == "downloading"
+    (error,) = run([other], name_template="clip").errors.values()
+    assert one in str(error)
+    assert sandbox.downloads == []
+
+
+def test_a_hostile_sidecar_is_the_error_of_its_task_only(
+    sandbox: Sandbox, run: Run, store: NamedStore, put: Any
+) -> None:
+    rows: list[Any] = [
+        {"video": {"uri": "file:///etc/passwd", "size": 3, "sha256": "0" * 64}},
+        {"video": {"uri": 3, "size": "large", "sha256": None}},
+        {"video": {"uri": "x", "size": True, "sha256": "0" * 64}, "publishing": 7},
+        {"video": [], "publishing": {"video": {"uri": "\ud83d", "size": 1, "sha256": "0" * 64}}},
+    ]
+    for task_id, row in zip(sandbox.task_ids, rows, strict=False):
+        put(f"{task_id}.json", json.dumps({"id": task_id, "status": "downloaded", **row}).encode())
+    assert statuses(run()) == ["downloaded"] * 6
+    assert has_videos(store, sandbox.task_ids)
+
+
+def test_more_media_of_a_downloaded_task_come_without_the_video(sandbox: Sandbox, run: Run) -> None:
+    run()
+    again = run(media=["video", "thumbnail"])
+    assert {download.path.rpartition("/")[2] for download in sandbox.downloads} == {"thumbnail.jpg"}
+    assert all(record["video"] and record["thumbnail"] for record in again.records)
+    assert sum(file["content_type"] == "video/mp4" for file in again.downloaded_files) == 0
+    run(media=["thumbnail"])
+    assert sandbox.downloads == []
+    assert statuses(run()) == ["unchanged"] * 6
+
+
+def test_overwriting_fewer_media_keeps_the_others_in_the_record(
+    sandbox: Sandbox, run: Run, store: NamedStore
+) -> None:
+    task_id = sandbox.task_ids[0]
+    run([task_id], media=["video", "thumbnail"])
+    (record,) = run([task_id], if_exists=IfExists.OVERWRITE).records
+    assert record["thumbnail"]
+    assert sidecar(store, task_id) == record
+
+
+def test_what_arrived_is_recorded_although_its_thumbnail_failed(
+    sandbox: Sandbox, run: Run, store: NamedStore
+) -> None:
+    task_id = sandbox.task_ids[0]
+    dead = ScriptedAnswer(status=400, body="no")
+    sandbox.script_downloads(ScriptedAnswer(body=film(task_id), content_type="video/mp4"), dead)
+    result = run([task_id], media=["video", "thumbnail"])
+    (record,) = result.records
+    assert (record["status"], record["thumbnail"]) == ("partial", None)
+    assert "responded 400" in record["error"]
+    assert "responded 400" in str(result.errors[task_id])
+    assert (result.counts.downloaded, result.counts.failed) == (0, 1)
+    assert sidecar(store, task_id)["video"] == record["video"]
+    (again,) = run([task_id], media=["video", "thumbnail"]).records
+    assert [download.path.rpartition("/")[2] for download in sandbox.downloads] == ["thumbnail.jpg"]
+    assert again["status"] == "downloaded"
+    assert again["video"] == record["video"]
+
+
+def test_our_own_object_never_blocks_us(sandbox: Sandbox, run: Run, store: NamedStore, put: Any) -> None:
+    """As after a put whose response was lost, or a kill between the object and the sidecar."""
+    task_id = sandbox.task_ids[0]
+    (record,) = run([task_id], if_exists=IfExists.FAIL).records
+    video = record["video"]
+    assert video
+    lost = {**record, "status": "downloading", "video": None}
+    if not store.store.keeps_metadata:
+        lost["publishing"] = {"video": video}
+    put(f"{task_id}.json", json.dumps(lost).encode())
+    (again,) = run([task_id], if_exists=IfExists.FAIL).records
+    assert sandbox.downloads == []
+    assert again["video"] == video
+    assert sidecar(store, task_id)["status"] == "downloaded"
+
+
+def test_an_object_that_is_not_what_was_announced_is_not_believed(
+    sandbox: Sandbox, run: Run, store: NamedStore, put: Any
+) -> None:
+    task_id = sandbox.task_ids[0]
+    (record,) = run([task_id]).records
+    announced = {**record, "status": "downloading", "video": None, "publishing": {"video": record["video"]}}
+    put(f"{task_id}.json", json.dumps(announced).encode())
+    other = film(sandbox.task_ids[1])
+    put(f"{task_id}.mp4", other, **{TASK_ID: sandbox.task_ids[1], SHA256: "0" * 64})
+    assert statuses(run([task_id])) == ["downloaded"]
+    assert has_videos(store, [task_id])
+
+
+def test_an_object_whose_metadata_name_other_bytes_is_downloaded_again(
+    sandbox: Sandbox, run: Run, store: NamedStore, put: Any
+) -> None:
+    if not store.store.keeps_metadata:
+        pytest.skip("this store keeps no metadata")
+    task_id = sandbox.task_ids[0]
+    run([task_id])
+    put(f"{task_id}.mp4", bytes(BYTES), **{TASK_ID: task_id, SHA256: "1" * 64})
+    assert statuses(run([task_id])) == ["downloaded"]
+    assert has_videos(store, [task_id])
+
+
+def test_truncated_downloads_are_completed(sandbox: Sandbox, run: Run, store: NamedStore) -> None:
+    sandbox.faults = Faults(cut_downloads=0.5)
+    assert run(max_attempts=20).errors == {}
+    assert any("range" in download.headers for download in sandbox.downloads)
+    assert has_videos(store, sandbox.task_ids)
+
+
+def test_rejected_links_are_replaced_by_fresh_ones(sandbox: Sandbox, run: Run, store: NamedStore) -> None:
+    sandbox.faults = Faults(refused_downloads=0.15)
+    assert run(link_timeout=30).errors == {}
+    assert has_videos(store, sandbox.task_ids)
+
+
+def test_a_page_instead_of_a_video_gets_no_name(sandbox: Sandbox, run: Run, store: NamedStore) -> None:
+    page = ScriptedAnswer(body="<html>sorry</html>", content_type="text/html")
+    sandbox.script_downloads(*[page] * 3)
+    result = run(max_parallel=1)
+    assert list(result.errors) == sandbox.task_ids[:1]
+    assert "text/html" in str(result.errors[sandbox.task_ids[0]])
+    assert store.head(f"{sandbox.task_ids[0]}.mp4") is None
+    assert has_videos(store, sandbox.task_ids[1:])
+
+
+def test_a_link_that_never_comes_is_an_error_for_that_task(
+    sandbox: Sandbox, run: Run, store: NamedStore
+) -> None:
+    late = sandbox.add_task(seconds=0, link_delay=1000)
+    result = run(link_timeout=0.2)
+    assert isinstance(result.errors[late], LinkExpiredError)
+    assert has_videos(store, sandbox.task_ids[:6])
