@@ -138,6 +138,8 @@ class Downloader:
                 for chunk in self._iter_chunks(response, url, deadline):
                     file.write(chunk)
                     self._check_size(file.size, url)
+        except requests.exceptions.InvalidHeader:  # of the response
+            raise TransientDownloadError(f"{redact_url(url)}: invalid headers") from None
         except ValueError as error:  # of an address that no library can read
             raise DownloadError(f"{redact_url(url)}: {type(error).__name__}") from None
         except (requests.RequestException, HTTPError, ConnectionError, TimeoutError) as error:

@@ -235,7 +235,9 @@ def test_an_object_that_is_not_what_was_announced_is_not_believed(
     put(f"{task_id}.json", json.dumps(announced).encode())
     other = film(sandbox.task_ids[1])
     put(f"{task_id}.mp4", other, **{TASK_ID: sandbox.task_ids[1], SHA256: "0" * 64})
-    assert statuses(run([task_id])) == ["downloaded"]
+    result = run([task_id])
+    assert result.errors == {}
+    assert statuses(result) == ["downloaded"]
     assert has_videos(store, [task_id])
 
 

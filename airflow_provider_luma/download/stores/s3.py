@@ -16,7 +16,7 @@ import hashlib
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
@@ -63,12 +63,12 @@ class S3Store:
         found = _or_none(lambda: self._client.get_object(**self._at(name)))
         if found is None:
             return None
-        with found["Body"] as body:
+        with closing(found["Body"]) as body:
             return bytes(body.read(max_bytes))
 
     def sha256(self, name: str) -> str:
         digest = hashlib.sha256()
-        with self._client.get_object(**self._at(name))["Body"] as body:
+        with closing(self._client.get_object(**self._at(name))["Body"]) as body:
             for chunk in body.iter_chunks(PIECE_BYTES):
                 digest.update(chunk)
         return digest.hexdigest()
