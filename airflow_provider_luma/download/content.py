@@ -5,14 +5,15 @@ Containers are walked from header to header, and must end where the file ends, s
 spliced one or a web page never passes. Only headers are read, however large the file is.
 
 ===============  ========================================================================================
-MP4, QuickTime   boxes from the first byte to the last, with ``moov`` and ``mdat`` (or ``moof``) among them
+MP4, QuickTime   boxes from the first byte to the last, with ``moov`` and ``mdat`` among them
 WebM             an EBML header, then a segment to the last byte
 PNG              chunks from ``IHDR`` to ``IEND``, which ends the file
 WebP             a RIFF chunk of the file's size
 JPEG             starts and ends with the markers of an image
 ===============  ========================================================================================
 
-A last box or segment may say "to the end of the file". That holds only if the server told the file's size.
+A last box or segment may say "to the end of the file", and a fragmented file may end after any fragment. Both
+hold only if the server told the file's size.
 """
 
 from __future__ import annotations
@@ -60,11 +61,19 @@ def _detect_video(size: int, read_at: ReadAt, size_is_known: bool) -> str:
         return "video/webm"
     if head[4:8] not in _FIRST_BOXES:
         raise _InvalidError(f"it starts with {head[:12]!r}, which is neither MP4, QuickTime nor WebM")
-    kinds = set(_iter_boxes(size, read_at, size_is_known))
-    if b"moov" not in kinds or not kinds & {b"mdat", b"moof"}:
-        raise _InvalidError("it has no moov or no mdat box")
+    _check_boxes(list(_iter_boxes(size, read_at, size_is_known)), size_is_known)
     is_mp4 = head[4:8] in {b"ftyp", b"styp"} and head[8:12] != _QUICKTIME_BRAND
     return "video/mp4" if is_mp4 else "video/quicktime"
+
+
+def _check_boxes(kinds: list[bytes], size_is_known: bool) -> None:
+    if b"moov" not in kinds or b"mdat" not in kinds:
+        raise _InvalidError("it has no moov or no mdat box")
+    if b"moof" in kinds:
+        if b"mdat" not in kinds[kinds.index(b"moof") :] or kinds[-1] == b"moof":
+            raise _InvalidError("its last fragment has no mdat box")
+        if not size_is_known and kinds[-1] != b"mfra":
+            raise _InvalidError("fragments may be missing, as neither the server nor the file says how many")
 
 
 def _iter_boxes(size: int, read_at: ReadAt, size_is_known: bool) -> Iterator[bytes]:

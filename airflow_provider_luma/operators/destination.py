@@ -66,10 +66,11 @@ def _any_other(destination: str, conn_id: str | None) -> Store:
     from airflow_provider_luma.download.stores.path import PathStore
 
     # Airflow 3.0 takes a conn_id of None for an answer, and does not look into the URL.
-    folder = ObjectStoragePath(destination, **({"conn_id": conn_id} if conn_id else {}))
+    options = {"conn_id": conn_id} if conn_id else {}
     try:
+        folder = ObjectStoragePath(destination, **options)
         _ = folder.fs  # connects, and is where an unknown scheme shows
-    except (ValueError, ImportError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise LumaValueError(f"No object storage for {destination!r:.200}: {error}") from error
     return PathStore(folder)
 

@@ -25,7 +25,9 @@ def box(kind: bytes, content: bytes = b"", *, wide: bool = False) -> bytes:
 
 
 MP4 = box(b"ftyp", b"isom") + box(b"moov", b"x" * 50) + box(b"mdat", b"y" * 500, wide=True)
-FRAGMENTED = box(b"styp", b"isom") + box(b"moov") + box(b"moof") + box(b"mdat", b"y" * 30)
+FRAGMENT = box(b"moof", b"f") + box(b"mdat", b"y" * 30)
+OPEN_FRAGMENTED = box(b"styp", b"isom") + box(b"moov") + 2 * FRAGMENT
+FRAGMENTED = OPEN_FRAGMENTED + box(b"mfra", b"index")
 QUICKTIME = box(b"ftyp", b"qt  ") + box(b"wide") + box(b"mdat", b"y" * 50) + box(b"moov", b"x")
 OLD_QUICKTIME = box(b"moov", b"x") + box(b"mdat", b"y" * 50)
 EBML = b"\x1a\x45\xdf\xa3\x84webm"
@@ -54,7 +56,10 @@ IMAGES = {"jpeg": (JPEG, "image/jpeg"), "png": (PNG, "image/png"), "webp": (WEBP
 
 def detect(content: bytes, kind: str = "video", *, size_is_known: bool = False) -> str:
     return detect_media_type(
-        kind, len(content), lambda offset, length: content[offset : offset + length], size_is_known=size_is_known
+        kind,
+        len(content),
+        lambda offset, length: content[offset : offset + length],
+        size_is_known=size_is_known,
     )
 
 
@@ -88,7 +93,7 @@ def test_no_file_with_trailing_bytes_passes(name: str) -> None:
             detect(content + tail, "video" if name in VIDEOS else "thumbnail")
 
 
-@pytest.mark.parametrize("content", [OPEN_MP4, LIVE_WEBM])
+@pytest.mark.parametrize("content", [OPEN_MP4, LIVE_WEBM, OPEN_FRAGMENTED])
 def test_an_open_end_needs_a_length_that_the_server_told(content: bytes) -> None:
     assert detect(content, size_is_known=True).startswith("video/")
     with pytest.raises(TransientDownloadError):

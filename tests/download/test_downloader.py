@@ -127,7 +127,9 @@ def test_a_malformed_response_is_never_published(file: StagedFile, name: str) ->
     assert "hush" not in str(error.value)
 
 
-@pytest.mark.parametrize("where", ["http://[broken", "//", "http://a b/", "ftp://x/y", "http://\u00e9" + "a" * 70])
+@pytest.mark.parametrize(
+    "where", ["http://[broken", "//", "http://a b/", "ftp://x/y", "http://\u00e9" + "a" * 70]
+)
 def test_a_redirect_to_what_is_no_url_is_a_permanent_error(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile, where: str
 ) -> None:
@@ -173,7 +175,9 @@ def test_the_date_of_a_file_stands_in_for_its_etag(
     assert requested_range(sandbox) == (f"bytes={HALF}-", date)
 
 
-@pytest.mark.parametrize("headers", [{}, {"ETag": 'W/"weak"'}, {"ETag": '"ï"'}, {"ETag": '"' + "x" * 999 + '"'}])
+@pytest.mark.parametrize(
+    "headers", [{}, {"ETag": 'W/"weak"'}, {"ETag": '"ï"'}, {"ETag": '"' + "x" * 999 + '"'}]
+)
 def test_without_a_usable_validator_it_starts_over(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile, headers: dict[str, str]
 ) -> None:
@@ -213,7 +217,9 @@ def test_a_changed_date_restarts_it(
     assert is_complete(file)
 
 
-def test_a_server_that_cuts_every_response_is_given_up(file: StagedFile, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_server_that_cuts_every_response_is_given_up(
+    file: StagedFile, caplog: pytest.LogCaptureFixture
+) -> None:
     """Three quarters of what was requested, again and again: in the end a byte an attempt."""
     served: list[int] = []
 
@@ -222,7 +228,12 @@ def test_a_server_that_cuts_every_response_is_given_up(file: StagedFile, caplog:
         body = FILM[start : start + (SIZE - start) * 3 // 4]
         served.append(len(body))
         status = "206 Partial Content" if start else "200 OK"
-        headers = [f"HTTP/1.1 {status}", "Content-Type: video/mp4", 'ETag: "a"', f"Content-Length: {SIZE - start}"]
+        headers = [
+            f"HTTP/1.1 {status}",
+            "Content-Type: video/mp4",
+            'ETag: "a"',
+            f"Content-Length: {SIZE - start}",
+        ]
         headers += [f"Content-Range: bytes {start}-{SIZE - 1}/{SIZE}"] if start else []
         client.sendall("\r\n".join(headers).encode() + b"\r\n\r\n" + body)
 
@@ -326,23 +337,21 @@ def test_redirects_are_followed_also_relative_ones(
     assert sandbox.downloads[1].path == "/elsewhere.mp4"
 
 
-def test_redirects_are_bounded(
-    sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile
-) -> None:
+def test_redirects_are_bounded(sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile) -> None:
     sandbox.script_downloads(*[film(status=302, headers={"Location": "/again"})] * 20)
     with pytest.raises(DownloadError, match="more than 5 redirects"):
         download(downloader, url, file)
 
 
-@pytest.mark.parametrize("link", ["ftp://cdn/clip.mp4", "file:///etc/passwd", "clip.mp4", "", "http://[broken"])
+@pytest.mark.parametrize(
+    "link", ["ftp://cdn/clip.mp4", "file:///etc/passwd", "clip.mp4", "", "http://[broken"]
+)
 def test_only_valid_http_urls_are_followed(downloader: Downloader, file: StagedFile, link: str) -> None:
     with pytest.raises(UnsafeURLError, match="not a valid http"):
         download(downloader, link, file)
 
 
-def test_no_cookie_is_ever_sent(
-    sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile
-) -> None:
+def test_no_cookie_is_ever_sent(sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile) -> None:
     cookie = {"Set-Cookie": "session=evil; Path=/"}
     redirect = {"Location": "/elsewhere.mp4", **cookie}
     sandbox.script_downloads(film(status=503, headers=cookie), film(status=302, headers=redirect), film())
@@ -488,9 +497,7 @@ HANGS = {"no response": hang, "headers that drip": drip_headers, "a body that dr
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("name", HANGS)
-def test_download_timeout_ends_it_whatever_it_waits_for(
-    file: StagedFile, name: str, scheme: str
-) -> None:
+def test_download_timeout_ends_it_whatever_it_waits_for(file: StagedFile, name: str, scheme: str) -> None:
     """Over https the handshake hangs or gets nonsense."""
     downloader = create_downloader(download_timeout=0.5, max_attempts=99)
     started = time.monotonic()

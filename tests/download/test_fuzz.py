@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from contextlib import suppress
 from typing import Any
@@ -9,9 +10,18 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_provider_luma.download.naming import file_name, object_names, read_name_template
+from airflow_provider_luma.download.naming import (
+    MEDIA_KINDS,
+    candidate_names,
+    file_name,
+    object_names,
+    parse_name_template,
+)
+from airflow_provider_luma.download.response import parse_retry_after
+from airflow_provider_luma.download.sidecar import parse_sidecar
+from airflow_provider_luma.download.urls import redact_url
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.task import MEDIA_KINDS, LumaTask, TaskState
+from airflow_provider_luma.relay.task import LumaTask, TaskState
 from tests.strategies import JSON
 
 IDS = st.text(min_size=1) | st.from_regex(r"[a-zA-Z0-9._/\\ -]{1,20}", fullmatch=True) | st.just("..")
@@ -49,13 +59,37 @@ def test_no_two_ids_share_a_name(ids: list[str]) -> None:
 def test_no_name_leaves_the_folder(template: str, task_id: str, prompt: Any, ratio: Any, time: Any) -> None:
     clip = task(task_id, request={"prompt": prompt, "aspect_ratio": ratio}, created_at=time)
     with suppress(LumaValueError):
-        name = object_names(read_name_template(template), [clip])[task_id]
+        name = object_names(parse_name_template(template), [clip])[task_id]
         assert stays_inside(name)
         assert name.strip("/") == name
 
 
 @given(st.sampled_from(MEDIA_KINDS), st.text() | st.from_regex(r"https://[a-z.]+/[\w./%?=-]*"))
-def test_a_link_decides_nothing_but_a_suffix(kind: str, url: str) -> None:
-    with suppress(ValueError):  # of an address that is none, which no download survives
-        assert file_name("clip", kind, url).startswith("clip.")
-        assert "/" not in file_name("clip", kind, url)
+def test_a_url_decides_nothing_but_a_suffix(kind: Any, url: str) -> None:
+    media_type = "video/mp4" if kind == "video" else "image/jpeg"
+    assert file_name("clip", kind, url, media_type) in candidate_names("clip", kind, url)
+    assert all(name.startswith("clip.") and "/" not in name for name in candidate_names("clip", kind, url))
+
+
+@given(st.text() | st.from_regex(r"https?://[\w.\[\]:@-]*/[\w./%?=#-]*"))
+def test_any_url_is_redacted(url: str) -> None:
+    shown = redact_url(url)
+    assert "?" not in shown
+    shown.encode()
+
+
+@given(st.binary() | JSON.map(lambda row: json.dumps(row).encode()))
+def test_any_bytes_are_read_as_a_sidecar_or_as_none(content: bytes) -> None:
+    state = parse_sidecar(content)
+    assert state.task_id is None or isinstance(state.task_id, str)
+
+
+@given(st.dictionaries(st.sampled_from(["id", "status", "video", "thumbnail", "publishing"]), JSON))
+def test_any_row_is_read_as_a_sidecar_or_as_none(row: dict[str, Any]) -> None:
+    parse_sidecar(json.dumps({"id": "a", "status": "downloading", **row}).encode())
+
+
+@given(st.text())
+def test_any_retry_after_is_a_bounded_number_or_none(value: str) -> None:
+    seconds = parse_retry_after(value)
+    assert seconds is None or 0 <= seconds <= 24 * 3600

@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.download.naming import file_name, object_names, read_name_template, safe_id
+from airflow_provider_luma.download.naming import (
+    candidate_names,
+    file_name,
+    manifest_name,
+    object_names,
+    parse_name_template,
+    safe_id,
+)
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.task import LumaTask, TaskState
 
@@ -16,7 +23,7 @@ def task(task_id: str, **raw: Any) -> LumaTask:
 
 
 def name(template: str, task: LumaTask) -> str:
-    return object_names(read_name_template(template), [task])[task.id]
+    return object_names(parse_name_template(template), [task])[task.id]
 
 
 CAT = task(
@@ -51,7 +58,7 @@ def test_what_the_relay_did_not_tell_is_unknown() -> None:
 )  # fmt: skip
 def test_templates_that_lead_elsewhere_or_mean_nothing_are_refused(template: str) -> None:
     with pytest.raises(LumaValueError, match="name_template"):
-        read_name_template(template)
+        parse_name_template(template)
 
 
 @pytest.mark.parametrize(
@@ -93,15 +100,41 @@ def test_two_tasks_with_one_name_are_refused() -> None:
         object_names("clip", [task("a"), task("b")])
 
 
+def test_names_that_differ_only_in_case_do_not_collide() -> None:
+    names = object_names("{id}", [task("clip"), task("CLIP"), task("Clip")]).values()
+    assert len({name.casefold() for name in names}) == 3
+    with pytest.raises(LumaValueError, match="the same name"):
+        object_names("{prompt}", [task("a", request={"prompt": "Cat"}), task("b", request={"prompt": "cat"})])
+
+
 @pytest.mark.parametrize(
-    ("kind", "url", "expected"),
+    ("kind", "url", "media_type", "expected"),
     [
-        ("video", "https://cdn/x/video.mp4?sig=a.webm", "n.mp4"),
-        ("video", "https://cdn/x/video.MOV", "n.mov"),
-        ("video", "https://cdn/x/video.exe", "n.mp4"),
-        ("thumbnail", "https://imagedelivery.net/x/public", "n.thumbnail.jpg"),
-        ("last_frame", "https://cdn/x.png", "n.last_frame.png"),
+        ("video", "https://cdn/x/video.mp4?sig=a.webm", "video/mp4", "n.mp4"),
+        ("video", "https://cdn/x/video.MOV", "video/quicktime", "n.mov"),
+        ("video", "https://cdn/x/video.mp4", "video/webm", "n.webm"),
+        ("video", "https://cdn/x/video.exe", "video/mp4", "n.mp4"),
+        ("video", "http://[broken", "video/mp4", "n.mp4"),
+        ("thumbnail", "https://imagedelivery.net/x/public", "image/jpeg", "n.thumbnail.jpg"),
+        ("last_frame", "https://cdn/x.png", "image/png", "n.last_frame.png"),
+        ("last_frame", "https://cdn/x.png", "image/webp", "n.last_frame.webp"),
     ],
 )
-def test_files_are_named_for_what_they_are(kind: str, url: str, expected: str) -> None:
-    assert file_name("n", kind, url) == expected
+def test_files_are_named_for_what_they_are(kind: Any, url: str, media_type: str, expected: str) -> None:
+    assert file_name("n", kind, url, media_type) == expected
+    assert expected in candidate_names("n", kind, url)
+
+
+def test_no_two_runs_share_a_manifest() -> None:
+    runs = [
+        ("r", "d", "t", -1),
+        ("r", "d", "t", 0),
+        ("r", "d", "u", -1),
+        ("r", "e", "t", -1),
+        ("s", "d", "t", -1),
+    ]
+    names = {manifest_name(*run) for run in runs}
+    assert len(names) == len(runs)
+    assert manifest_name("manual__2024-12-22T13:38:40+00:00", "d", "t", -1).startswith(
+        "manifest-manual__2024-12-22T13-38-40-00-00-"
+    )

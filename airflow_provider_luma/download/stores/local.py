@@ -68,12 +68,10 @@ class LocalStore:
         if self._fsync:
             upload.file.flush_to_disk()
         try:
-            _link(upload.file.path, final)
-        except FileExistsError:
-            if upload.if_absent:
+            _place(upload.file.path, final, if_absent=upload.if_absent)
+        except OSError as error:  # the file is on another file system, or this one has no links
+            if upload.if_absent and isinstance(error, FileExistsError):
                 raise
-            _replace(upload.file.path, final)
-        except OSError:  # the file is on another file system, or this one has no links
             self._copy(upload, final)
         if self._fsync:
             _fsync_folder(final.parent)
@@ -98,12 +96,7 @@ class LocalStore:
             return
         try:
             _copy_bytes(upload.file.path, fd, fsync=self._fsync)
-            try:
-                _link(f"/dev/fd/{fd}", final)
-            except FileExistsError:
-                if upload.if_absent:
-                    raise
-                _replace(f"/dev/fd/{fd}", final)
+            _place(f"/dev/fd/{fd}", final, if_absent=upload.if_absent)
         finally:
             os.close(fd)
 
@@ -125,6 +118,15 @@ def _copy_bytes(source: str, fd: int, *, fsync: bool) -> None:
         shutil.copyfileobj(reader, writer, 1024 * 1024)
     if fsync:
         os.fsync(fd)
+
+
+def _place(file: str, final: Path, *, if_absent: bool) -> None:
+    try:
+        _link(file, final)
+    except FileExistsError:
+        if if_absent:
+            raise
+        _replace(file, final)
 
 
 def _replace(file: str, final: Path) -> None:
