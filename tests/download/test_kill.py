@@ -1,8 +1,9 @@
-"""``kill -9`` at random moments, while somebody reads."""
+"""``kill -9``: at each crash window of the sidecar's table, and at random moments while somebody reads."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -13,42 +14,70 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from airflow_provider_luma.download.stores.base import NamedStore
+from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.sandbox import Sandbox
-from airflow_provider_luma.sandbox.footage import video
+from airflow_provider_luma.sandbox.footage import image, video
 from tests.stores import S3
 
 BYTES = 1_000_000
 KILLS = 10
+MIB = 2**20
 
-# Archives everything that the sandbox has, as the operator does, once for each line that it reads. Each
-# time is a process of its own, forked because importing Airflow takes seconds.
-ARCHIVE = """
-import os, sys
-from airflow.sdk import ObjectStoragePath
-from airflow_provider_luma.relay import RelayClient
-from airflow_provider_luma.download.archive import Archiver
-from airflow_provider_luma.download.download import Downloader
-from airflow_provider_luma.download.guard import guarded_session
+# Downloads what each line asks for, as the operator does, and kills itself before or after the nth put if the
+# line says so. Each time is a process of its own, forked because importing Airflow takes seconds.
+DOWNLOAD = """
+import json, os, signal, sys
+from airflow_provider_luma.arguments import IfExists
+from airflow_provider_luma.download.downloader import Downloader, Limits
+from airflow_provider_luma.download.pool import DownloadPool
+from airflow_provider_luma.download.ssrf import AddressPolicy
 from airflow_provider_luma.download.staging import Staging
+from airflow_provider_luma.download.stores.base import NamedStore
+from airflow_provider_luma.download.task_download import Options, TaskDownloader
+from airflow_provider_luma.download.transport import Transport
+from airflow_provider_luma.operators.destination import open_store
+from airflow_provider_luma.relay import RelayClient
 
-def archive(key, url, destination, *ids):
+class KillingStore(NamedStore):
+    puts, when, nth = 0, "", 0
+
+    def put(self, upload):
+        KillingStore.puts += 1
+        self.kill("before")
+        super().put(upload)
+        self.kill("after")
+
+    def kill(self, when):
+        if (self.when, self.nth) == (when, self.puts):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def download(key, url, destination, order):
+    KillingStore.when, KillingStore.nth = order.get("when", ""), order.get("nth", 0)
     relay = RelayClient(key, url)
-    folder = ObjectStoragePath(destination)
-    session = guarded_session(relay_url=url, allowed_hosts=["127.0.0.1"], connections=4)
+    store = KillingStore(open_store(destination, None, max_parallel=4, fsync=False))
+    downloader = Downloader(Transport(AddressPolicy(url, ["127.0.0.1"])))
     refresh = lambda task_id: relay.query_once([task_id]).get(task_id)
-    archiver = Archiver(Downloader(session), refresh, folder, max_parallel=4, staging=Staging.near(folder))
-    tasks = list(relay.get_tasks(ids).values())
-    _ = folder.fs
+    options = Options(
+        media=order.get("media", ["video"]), if_exists=IfExists(order.get("if_exists", "skip")), max_parallel=4
+    )
+    tasks = list(relay.get_tasks(order["ids"]).values())
+    staging = Staging(store.staging_folder(), with_crc32=True)
     print(os.getpid(), flush=True)
-    archive = archiver.archive(tasks)
-    assert not archive.errors, archive.errors
+    result = DownloadPool(TaskDownloader(downloader, refresh, store, staging, options)).download(tasks)
+    assert not result.errors, result.errors
 
-for _ in sys.stdin:
+for line in sys.stdin:
     if not (child := os.fork()):
-        archive(*sys.argv[1:])
+        try:
+            download(*sys.argv[1:], json.loads(line))
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
         os._exit(0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
@@ -60,8 +89,60 @@ def sandbox() -> Iterator[Sandbox]:
         yield sandbox
 
 
+def film(task_id: str) -> bytes:
+    return b"".join(video(task_id, BYTES).chunks(0, BYTES))
+
+
+@pytest.mark.parametrize("if_exists", ["skip", "fail", "overwrite"])
+@pytest.mark.parametrize("destination_url", ["file", "rclone", "moto"], indirect=True)
+def test_killed_in_any_window_nothing_is_wrong_and_the_next_run_completes_it(
+    sandbox: Sandbox, destination_url: str, if_exists: str
+) -> None:
+    store = NamedStore(open_store(destination_url, None, max_parallel=1, fsync=False))
+    windows = [(when, nth) for nth in range(1, 9) for when in ("before", "after")]
+    killed = 0
+    with nursery(sandbox, destination_url) as process:
+        for (when, nth), task_id in zip(windows, sandbox.task_ids, strict=False):
+            order = {"ids": [task_id], "media": ["video", "thumbnail"], "if_exists": if_exists}
+            if if_exists == "overwrite":
+                process.run(order | {"if_exists": "skip"})
+            killed += process.run({**order, "when": when, "nth": nth}) == -signal.SIGKILL
+            assert_true(store, task_id)
+            if if_exists == "overwrite":
+                order["if_exists"] = "skip"
+            before = len(sandbox.downloads)
+            published = [name for name in (f"{task_id}.mp4", f"{task_id}.thumbnail.jpg") if store.head(name)]
+            assert process.run(order) == 0
+            assert len(sandbox.downloads) - before <= 2 - len(published)
+            assert_true(store, task_id)
+            assert sidecar(store, task_id)["status"] == "downloaded"
+            assert digest(store.read(f"{task_id}.mp4", 2 * MIB) or b"") == digest(film(task_id))
+    assert killed >= 8
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def sidecar(store: NamedStore, task_id: str) -> dict[str, Any]:
+    return dict(json.loads(store.read(f"{task_id}.json", MIB) or b"{}"))
+
+
+def assert_true(store: NamedStore, task_id: str) -> None:
+    """Every object is complete, and every file that the sidecar lists is there, byte by byte."""
+    expected = {"video": digest(film(task_id)), "thumbnail": digest(image("thumbnail.jpg").head)}
+    names = {"video": f"{task_id}.mp4", "thumbnail": f"{task_id}.thumbnail.jpg"}
+    record = sidecar(store, task_id)
+    for kind, name in names.items():
+        content = store.read(name, 2 * MIB)
+        assert content is None or digest(content) == expected[kind]
+        if file := record.get(kind):
+            assert content is not None
+            assert digest(content) == file["sha256"]
+
+
 @pytest.mark.parametrize(("kind", "longest"), [("file", 0.15), ("s3", 0.5)])
-def test_killing_again_and_again_leaves_nothing_half_and_loses_nothing(
+def test_killing_again_and_again_leaves_nothing_partial_and_loses_nothing(
     sandbox: Sandbox, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, longest: float
 ) -> None:
     folder = tmp_path / "clips" if kind == "file" else s3.folder / "bucket/killed"
@@ -69,18 +150,18 @@ def test_killing_again_and_again_leaves_nothing_half_and_loses_nothing(
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     url = folder.as_uri() if kind == "file" else "s3://s3@bucket/killed"
-    expected = {f"{task_id}.mp4": digest(task_id) for task_id in sandbox.task_ids}
-    with watched(folder, expected) as seen, nursery(sandbox, url) as archive:
+    expected = {f"{task_id}.mp4": digest(film(task_id)) for task_id in sandbox.task_ids}
+    order = {"ids": sandbox.task_ids}
+    with watched(folder, expected) as seen, nursery(sandbox, url) as process:
         for seed in range(KILLS):
-            process = archive.begin()
+            pid = process.begin(order)
             time.sleep(random.Random(seed).uniform(0.01, longest))
             with suppress(ProcessLookupError):  # it was quicker
-                os.kill(process, signal.SIGKILL)
-            assert archive.ended() in {0, -signal.SIGKILL}
-        archive.begin()
-        assert archive.ended() == 0
+                os.kill(pid, signal.SIGKILL)
+            assert process.wait() in {0, -signal.SIGKILL}
+        assert process.run(order) == 0
     assert seen.problems == []
-    assert seen.whole > len(expected)  # it did look, and more than once
+    assert seen.complete > len(expected)  # it did look, and more than once
     assert {path.name for path in folder.iterdir()} == {
         *expected,
         *(f"{task_id}.json" for task_id in sandbox.task_ids),
@@ -89,41 +170,41 @@ def test_killing_again_and_again_leaves_nothing_half_and_loses_nothing(
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def digest(task_id: str) -> str:
-    return hashlib.sha256(b"".join(video(task_id, BYTES).chunks(0, BYTES))).hexdigest()
-
-
 class Nursery:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin
         assert process.stdout
-        self._ask, self._answers = process.stdin, process.stdout
+        self._requests, self._responses = process.stdin, process.stdout
 
-    def begin(self) -> int:
-        """Return the id of a process that has just begun to archive."""
-        print("archive", file=self._ask, flush=True)
+    def begin(self, order: dict[str, Any]) -> int:
+        """Return the id of a process that has just begun to download."""
+        print(json.dumps(order), file=self._requests, flush=True)
         return self._number()
 
-    def ended(self) -> int:
+    def wait(self) -> int:
         """Return the exit code of that process, once it has ended."""
         return self._number()
 
+    def run(self, order: dict[str, Any]) -> int:
+        self.begin(order)
+        return self.wait()
+
     def _number(self) -> int:
-        while not (line := self._answers.readline().strip()).lstrip("-").isdecimal():
+        while not (line := self._responses.readline().strip()).lstrip("-").isdecimal():
             assert line
         return int(line)
 
 
 @contextmanager
 def nursery(sandbox: Sandbox, url: str) -> Iterator[Nursery]:
-    command = [sys.executable, "-c", ARCHIVE, sandbox.api_key, sandbox.base_url, url, *sandbox.task_ids]
+    command = [sys.executable, "-c", DOWNLOAD, sandbox.api_key, sandbox.base_url, url]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield Nursery(process)
 
 
 class Seen:
     def __init__(self) -> None:
-        self.whole = 0
+        self.complete = 0
         self.problems: list[str] = []
 
 
@@ -140,7 +221,7 @@ def watched(folder: Path, expected: dict[str, str]) -> Iterator[Seen]:
                 except FileNotFoundError:
                     continue
                 if hashlib.sha256(content).hexdigest() == sha256:
-                    seen.whole += 1
+                    seen.complete += 1
                 else:
                     seen.problems.append(f"{name} had {len(content)} bytes")
 

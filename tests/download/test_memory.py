@@ -1,4 +1,4 @@
-"""What an archive adds to the memory of its process, from the first link to the last record."""
+"""What a download adds to the memory of its process, from the first link to the last record."""
 
 from __future__ import annotations
 
@@ -12,41 +12,44 @@ from airflow_provider_luma.sandbox import Sandbox
 
 MIB = 2**20
 
-# Archives one small video, so that all is imported and connected, and then what was asked for.
-ARCHIVE = """
+# Downloads one small video, so that all is imported and connected, and then what was asked for.
+DOWNLOAD = """
 import resource, sys
-from airflow.sdk import ObjectStoragePath
-from airflow_provider_luma.relay import RelayClient
-from airflow_provider_luma.download.archive import Archiver
-from airflow_provider_luma.download.download import Downloader
-from airflow_provider_luma.download.guard import guarded_session
+from airflow_provider_luma.download.downloader import Downloader
+from airflow_provider_luma.download.pool import DownloadPool
+from airflow_provider_luma.download.ssrf import AddressPolicy
 from airflow_provider_luma.download.staging import Staging
+from airflow_provider_luma.download.stores.base import NamedStore
+from airflow_provider_luma.download.task_download import Options, TaskDownloader
+from airflow_provider_luma.download.transport import Transport
+from airflow_provider_luma.operators.destination import open_store
+from airflow_provider_luma.relay import RelayClient
 
 key, small, large, destination, staging = sys.argv[1:]
+store = NamedStore(open_store(destination, None, max_parallel=8, fsync=True))
 
-def archive(url):
+def download(url):
     url, *ids = url.split("|")
-    relay = RelayClient(key, url)
-    session = guarded_session(relay_url=url, allowed_hosts=["127.0.0.1"], connections=8)
-    archiver = Archiver(Downloader(session), None, ObjectStoragePath(destination), staging=Staging(staging))
-    archive = archiver.archive(list(relay.get_tasks(ids).values()))
-    assert not archive.errors, archive.errors
+    downloader = Downloader(Transport(AddressPolicy(url, ["127.0.0.1"])))
+    task_downloader = TaskDownloader(downloader, None, store, Staging(staging, with_crc32=True), Options())
+    result = DownloadPool(task_downloader).download(list(RelayClient(key, url).get_tasks(ids).values()))
+    assert not result.errors, result.errors
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
-before = archive(small)
-print("MiB", archive(large) - before)
+before = download(small)
+print("MiB", download(large) - before)
 """
 
 
 def added(destination_url: str, staging: Path, *, videos: int, size: int) -> int:
-    """Return the MiB that an archive of so many videos of this size adds at its peak."""
+    """Return the MiB that a download of so many videos of this size adds at its peak."""
     with (
         Sandbox(tasks=1, seconds=0, fail=0) as small,
         Sandbox(tasks=videos, seconds=0, fail=0, video_bytes=size, seed=1) as large,
     ):
         urls = ["|".join([sandbox.base_url, *sandbox.task_ids]) for sandbox in (small, large)]
         arguments = [small.api_key, *urls, destination_url, str(staging)]
-        done = subprocess.run([sys.executable, "-c", ARCHIVE, *arguments], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", DOWNLOAD, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     mib = int(done.stdout.rpartition("MiB")[2])
     store = destination_url.partition(":")[0]
