@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-import subprocess
+import socket
 import sys
 import threading
 import time
@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
-from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.exceptions import DownloadError, LumaValueError
+from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.operators.luma import LumaDownloadOperator
+from airflow_provider_luma.relay import RelayClient
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from tests.airflow.harness import AIRFLOW, Run, run_source
 from tests.stores import S3
@@ -44,14 +47,14 @@ def ended(run: Run, state: str, tries: int = 1) -> bool:
 
 
 def names(folder: Path) -> set[str]:
-    """Name all files but the records, of which each video must have one."""
+    """Name all files but the sidecars, of which each video must have one."""
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     records = {name for name in files if name.endswith(".json")}
-    assert records == {f"{name.removesuffix('.mp4')}.json" for name in files if name.endswith(".mp4")}
+    assert records >= {f"{name.removesuffix('.mp4')}.json" for name in files if name.endswith(".mp4")}
     return files - records
 
 
-def test_a_local_archive(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_videos_are_downloaded_to_a_local_folder(sandbox: Sandbox, tmp_path: Path) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(3)]
     run = download(ids, tmp_path.as_uri(), media=["video", "last_frame"])
     assert ended(run, "success")
@@ -60,7 +63,7 @@ def test_a_local_archive(sandbox: Sandbox, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["in the url", "as an argument"])
-def test_an_s3_archive(
+def test_videos_are_downloaded_to_s3(
     sandbox: Sandbox, s3: S3, monkeypatch: pytest.MonkeyPatch, where: str, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_MY_S3", s3.connection())
@@ -129,7 +132,7 @@ def test_a_broken_download_fails_with_airflows_retries_after_the_rest(
     run = download(ids, tmp_path.as_uri(), retries=0)
     assert ended(run, "failed")
     assert len(names(tmp_path)) == len(run.xcom("archive")) == 2
-    assert "2 of 3 Luma tasks archived" in capsys.readouterr().out
+    assert "2 of 3 Luma tasks downloaded" in capsys.readouterr().out
     sandbox.script_downloads(ScriptedAnswer(status=400))
     assert ended(download(ids, tmp_path.as_uri()), "success", tries=2)
     assert len(names(tmp_path)) == 3
@@ -151,39 +154,23 @@ def test_names_that_cannot_be_fail_before_any_download(
     assert sandbox.downloads == []
 
 
-# Runs in a Python in which the distribution of this provider is not installed.
-WITHOUT_PROVIDER = """
-import importlib.metadata
-import sys
-
-import importlib_metadata  # which Airflow uses on Python 3.11
-
-for metadata in (importlib.metadata, importlib_metadata):
-    def without(installed=metadata.distributions, **how):
-        return (found for found in installed(**how) if found.metadata["Name"] != sys.argv[1])
-    metadata.distributions = without
-
-from airflow_provider_luma.operators.luma import LumaDownloadOperator
-
-try:
-    LumaDownloadOperator(task_id="archive", luma_task_ids=["a"], destination=sys.argv[2])._folder()
-except ValueError as error:
-    print(error)
-"""
-
-
 @pytest.mark.parametrize(
-    ("scheme", "provider", "extra"),
-    [("s3", "amazon", "s3"), ("gs", "google", "gcs"), ("abfs", "microsoft-azure", "azure")],
+    ("scheme", "module", "extra"),
+    [
+        ("s3", "airflow.providers.amazon.aws.hooks.s3", "s3"),
+        ("gs", "airflow.providers.google.cloud.hooks.gcs", "gcs"),
+        ("abfs", "airflow.providers.microsoft.azure.hooks.wasb", "azure"),
+    ],
 )
-def test_a_store_without_its_provider_says_what_to_install(scheme: str, provider: str, extra: str) -> None:
-    arguments = [f"apache-airflow-providers-{provider}", f"{scheme}://bucket/clips"]
-    command = [sys.executable, "-c", WITHOUT_PROVIDER, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"pip install 'airflow-provider-luma[{extra}]'" in done.stdout
+def test_a_store_without_its_provider_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, module: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(LumaValueError, match=rf"pip install 'airflow-provider-luma\[{extra}\]'"):
+        open_store(f"{scheme}://conn@bucket/clips", None, max_parallel=1, fsync=True)
 
 
-def test_nothing_to_archive_is_no_failure(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_nothing_to_download_is_no_failure(sandbox: Sandbox, tmp_path: Path) -> None:
     run = download([], tmp_path.as_uri())
     assert ended(run, "success")
     assert run.xcom("archive") == []
@@ -225,7 +212,7 @@ def test_wrong_arguments_fail_when_the_dag_is_parsed(wrong: dict[str, Any]) -> N
         LumaDownloadOperator(task_id="archive", luma_task_ids=["a"], destination="file:///tmp", **wrong)
 
 
-def test_a_retry_moves_only_what_is_not_archived(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_retry_downloads_only_what_is_missing(sandbox: Sandbox, tmp_path: Path) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(6)]
     sandbox.script_downloads(*[ScriptedAnswer(status=400)] * 3)
     run = download(ids, tmp_path.as_uri(), retries=1)
@@ -249,14 +236,18 @@ def test_if_exists_is_heeded(
     assert len(sandbox.downloads) == downloads
 
 
-@pytest.mark.parametrize(("manifest", "name"), [(True, "manifest.jsonl"), ("{{ run_id }}/all.jsonl", None)])
-def test_a_manifest_has_a_line_for_each_id_and_xcom_has_its_address(
-    sandbox: Sandbox, tmp_path: Path, manifest: bool | str, name: str | None
+def manifests(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize("manifest", [True, "{{ run_id }}/all.jsonl"])
+def test_a_manifest_has_a_row_for_each_id_and_xcom_has_its_uri(
+    sandbox: Sandbox, tmp_path: Path, manifest: bool | str
 ) -> None:
     good, bad = sandbox.add_task(seconds=0), sandbox.add_task(seconds=0, fails="moderation")
     missing = sandbox.add_task(hidden=True)
     run = download([good, bad, missing], tmp_path.as_uri(), manifest=manifest, fail_when="all")
-    file = tmp_path / (name or f"{run.run_id}/all.jsonl")
+    (file,) = manifests(tmp_path)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert lines[0]["video"]["size"] == (tmp_path / f"{good}.mp4").stat().st_size
     assert lines[1:] == [
@@ -276,7 +267,8 @@ def test_a_manifest_is_written_also_when_the_task_fails(sandbox: Sandbox, tmp_pa
     sandbox.script_downloads(ScriptedAnswer(status=400))
     run = download([broken, endless, good], tmp_path.as_uri(), manifest=True, retries=0, max_parallel=1)
     assert ended(run, "failed")
-    lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    (file,) = manifests(tmp_path)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["status"] for line in lines] == ["error", "running", "downloaded"]
     assert run.xcom("archive")["errors"] == 1
 
@@ -295,7 +287,122 @@ def test_mapped_tasks_write_a_manifest_each(sandbox: Sandbox, tmp_path: Path) ->
             ).expand(luma_task_ids={ids!r})
         """,
     )
-    assert names(tmp_path) >= {"manifest-0.jsonl", "manifest-1.jsonl"}
+    assert len(manifests(tmp_path)) == 2
+
+
+def test_the_manifest_of_each_run_stays(sandbox: Sandbox, tmp_path: Path) -> None:
+    runs = [download([sandbox.add_task(seconds=0)], tmp_path.as_uri(), manifest=True) for _ in range(2)]
+    uris = [run.xcom("archive")["manifest"] for run in runs]
+    assert {f"file://{path}" for path in manifests(tmp_path)} == set(uris)
+    assert len(set(uris)) == 2
+
+
+def test_two_mapped_tasks_with_one_name_do_not_lose_a_video(sandbox: Sandbox, tmp_path: Path) -> None:
+    ids = [sandbox.add_task(seconds=0, prompt="a cat") for _ in range(2)]
+    run = run_source(
+        "one_name",
+        f"""
+        from airflow.sdk import DAG
+        from airflow_provider_luma.operators.luma import LumaDownloadOperator
+
+        with DAG("one_name", schedule=None) as dag:
+            LumaDownloadOperator.partial(
+                task_id="archive", destination={tmp_path.as_uri()!r}, name_template="{{prompt}}"
+            ).expand(luma_task_ids={ids!r})
+        """,
+    )
+    assert sorted(run.states.values()) == ["failed", "success"]
+    winner = ids[0] if run.states["archive[0]"] == "success" else ids[1]
+    assert winner.encode() in (tmp_path / "a-cat.mp4").read_bytes()
+    assert json.loads((tmp_path / "a-cat.json").read_text())["id"] == winner
+
+
+def test_a_hostile_task_does_not_hurt_the_others(
+    sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [sandbox.add_task(seconds=0) for _ in range(5)]
+    rows = [
+        {"id": "emoji", "state": "completed", "prompt": "\ud83d", "video": {"url": "http://[broken"}},
+        {"id": "link", "state": "completed", "video": {"url": "http://169.254.169.254/x.mp4?sig=hush"}},
+        *({"id": i, "state": "completed", "video": {"url": url}} for i, url in urls(sandbox, good).items()),
+    ]
+    sandbox.script(*[ScriptedAnswer(body=json.dumps(rows).encode())] * 2)
+    run = download(["emoji", "link", *good], tmp_path.as_uri(), retries=0)
+    assert ended(run, "failed")
+    assert [record["id"] for record in run.xcom("archive")] == good
+    log = capsys.readouterr().out
+    assert "emoji: 'http://[broken' is not a valid http or https URL" in log
+    assert "link: The URL leads to 169.254.169.254" in log
+    assert "hush" not in log
+
+
+def urls(sandbox: Sandbox, ids: list[str]) -> dict[str, str]:
+    tasks = RelayClient(sandbox.api_key, sandbox.base_url).get_tasks(ids)
+    return {task.id: str(task.video and task.video.url) for task in tasks.values()}
+
+
+def test_what_arrived_is_in_xcom_although_its_thumbnail_failed(sandbox: Sandbox, tmp_path: Path) -> None:
+    (task_id,) = ids = [sandbox.add_task(seconds=0)]
+    video = requests.get(urls(sandbox, ids)[task_id], timeout=10).content
+    dead = ScriptedAnswer(status=400)
+    sandbox.script_downloads(ScriptedAnswer(body=video, content_type="video/mp4"), dead)
+    run = download(ids, tmp_path.as_uri(), media=["video", "thumbnail"], retries=0)
+    assert ended(run, "failed")
+    (record,) = run.xcom("archive")
+    assert record["video"]["size"] == len(video)
+    assert record["thumbnail"] is None
+    assert "responded 400" in record["error"]
+
+
+def test_outlets_that_are_no_assets_only_warn(sandbox: Sandbox, tmp_path: Path) -> None:
+    operator = LumaDownloadOperator(
+        task_id="archive",
+        luma_task_ids=[sandbox.add_task(seconds=0)],
+        destination=tmp_path.as_uri(),
+        outlets=["no asset"],
+    )
+    (record,) = operator.execute({"outlet_events": {}})  # type: ignore[typeddict-item]
+    assert record["status"] == "downloaded"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_stop_while_the_relay_hangs_ends_within_two_seconds(
+    connect: Any, sandbox: Sandbox, tmp_path: Path, scheme: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        connect(
+            sandbox, proxies=dict.fromkeys(["http", "https"], f"http://127.0.0.1:{silent.getsockname()[1]}")
+        )
+        operator = LumaDownloadOperator(task_id="archive", luma_task_ids=["a"], destination=tmp_path.as_uri())
+        threading.Timer(0.5, operator.on_kill).start()
+        started = time.monotonic()
+        with pytest.raises(DownloadError, match="stopped"):
+            operator.execute({"outlet_events": {}})  # type: ignore[typeddict-item]
+        assert time.monotonic() - started < 2.5
+
+
+def test_a_stop_while_the_store_hangs_ends_within_two_seconds(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("AIRFLOW_CONN_SILENT", S3(url, tmp_path).connection())
+        operator = LumaDownloadOperator(
+            task_id="archive",
+            luma_task_ids=[sandbox.add_task(seconds=0)],
+            destination="s3://silent@bucket/x",
+            manifest="all.jsonl",
+        )
+        stopped_at: list[float] = []
+
+        def stop() -> None:
+            stopped_at.append(time.monotonic())
+            operator.on_kill()
+
+        threading.Timer(3.0, stop).start()
+        with pytest.raises(DownloadError, match="Stopped when 0 of 1"):
+            operator.execute({"outlet_events": {}})  # type: ignore[typeddict-item]
+        assert time.monotonic() - stopped_at[0] < 2
 
 
 @pytest.mark.parametrize("manifest", ["../all.jsonl", "/etc/all.jsonl", "a//b"])
@@ -305,7 +412,9 @@ def test_a_manifest_stays_below_the_destination(sandbox: Sandbox, tmp_path: Path
     assert sandbox.downloads == []
 
 
-def test_an_archive_over_its_time_ends_soon_and_leaves_nothing(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_task_over_its_execution_timeout_ends_soon_and_leaves_no_file(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(3)]
     sandbox.script_downloads(*[ScriptedAnswer(delay=60)] * 3)
     started = time.monotonic()
@@ -327,8 +436,7 @@ def test_an_archive_over_its_time_ends_soon_and_leaves_nothing(sandbox: Sandbox,
     assert (
         time.monotonic() - started < 20
     )  # of the sixty that the downloads would take; Airflow itself takes some
-    assert list(tmp_path.iterdir()) == []
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("luma-download")]
+    assert list(tmp_path.glob("*.mp4")) == []
 
 
 @pytest.mark.skipif(AIRFLOW < (3, 1), reason="dag.test() of Airflow 3.0 fails every task that has an outlet")
