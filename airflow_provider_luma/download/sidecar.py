@@ -211,7 +211,9 @@ def parse_sidecar(content: bytes) -> SidecarState:
         row = json.loads(content) if len(content) <= _MAX_BYTES else None
     except (ValueError, RecursionError):
         row = None
-    task_id, status = (row.get("id"), row.get("status")) if isinstance(row, dict) else (None, None)
+    if not isinstance(row, dict):
+        return SidecarState(None)
+    task_id, status = row.get("id"), row.get("status")
     if not isinstance(task_id, str) or not isinstance(status, str) or status not in _STATUSES:
         return SidecarState(None)
     return SidecarState(task_id, status, _parse_files(row), _parse_files(row.get("publishing")))

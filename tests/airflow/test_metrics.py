@@ -63,7 +63,7 @@ def test_requests_tasks_and_pauses_are_counted() -> None:
     assert counted["airflow.luma.request_duration"] == 5
     assert counted["airflow.luma.videos,outcome=downloaded"] == 1
     assert counted["airflow.luma.videos,outcome=unchanged"] == 1
-    assert counted["airflow.luma.bytes"] == counted["airflow.luma.archive_duration"] == 2
+    assert counted["airflow.luma.bytes"] == counted["airflow.luma.download_duration"] == 2
     assert counted["airflow.luma.pauses,conn_id=luma_default"] == 1
     assert counted["airflow.luma.open_ids,conn_id=luma_default"] == 1
     assert counted["airflow.luma.tasks,state=completed"] == counted["airflow.luma.tasks,state=failed"] == 1

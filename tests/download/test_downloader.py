@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -286,7 +287,7 @@ def test_a_download_that_is_too_slow_is_cut(file: StagedFile) -> None:
             time.sleep(0.02)
 
     downloader = create_downloader(min_rate=1000, rate_window=0.2, max_attempts=2)
-    with raw_server(drip) as server, pytest.raises(TransientDownloadError, match="slower than 1.0 kB/s"):
+    with raw_server(drip) as server, pytest.raises(TransientDownloadError, match=r"slower than 1\.0 kB/s"):
         download(downloader, server.url, file)
 
 
@@ -296,7 +297,7 @@ def test_retry_after_is_honoured(sandbox: Sandbox, url: str, file: StagedFile, s
     sandbox.script_downloads(*[wait] * 4, film())
     download(create_downloader(max_attempts=2), url, file)
     times = [request.at for request in sandbox.downloads]
-    assert all(later - earlier >= 1 for earlier, later in zip(times, times[1:], strict=False))
+    assert all(later - earlier >= 1 for earlier, later in pairwise(times))
     assert is_complete(file)
 
 
@@ -304,7 +305,7 @@ def test_a_retry_after_beyond_the_deadline_ends_it_at_once(
     sandbox: Sandbox, url: str, file: StagedFile
 ) -> None:
     sandbox.script_downloads(ScriptedAnswer(status=429, headers={"Retry-After": "4000"}))
-    with pytest.raises(DownloadError, match="429.*download_timeout leaves no time"):
+    with pytest.raises(DownloadError, match=r"429.*download_timeout leaves no time"):
         download(create_downloader(download_timeout=60), url, file)
 
 
