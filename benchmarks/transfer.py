@@ -1,5 +1,5 @@
 """
-Measures the download engine beside what people use: curl, rclone, Airflow's HttpToS3Operator, and no store at all.
+Measures the download engine beside curl, rclone, Airflow's HttpToS3Operator, and no store at all.
 
 nginx serves random bytes from the page cache; the S3 server is rclone's. Each candidate runs in a process of
 its own, taking turns with the others, and what it stored is checked and removed between runs. Those that are
@@ -421,6 +421,7 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--without", action="append", default=[], help="leave a candidate out")
     parser.add_argument("--only", help="measure one place alone: 'S3' or 'local folder'; writes no table")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -429,4 +430,6 @@ if __name__ == "__main__":
     elif options.profile:
         profile()
     else:
+        for place, candidates in CANDIDATES.items():
+            CANDIDATES[place] = [found for found in candidates if found[0] not in options.without]
         benchmark(options.only)

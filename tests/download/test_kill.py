@@ -62,15 +62,15 @@ def download(key, url, destination, order):
     store = KillingStore(open_store(destination, None, max_parallel=4, fsync=False))
     downloader = Downloader(Transport(AddressPolicy(url, ["127.0.0.1"])))
     refresh = lambda task_id: relay.query_once([task_id]).get(task_id)
-    options = Options(
-        media=order.get("media", ["video"]), if_exists=IfExists(order.get("if_exists", "skip")), max_parallel=4
-    )
+    if_exists = IfExists(order.get("if_exists", "skip"))
+    options = Options(media=order.get("media", ["video"]), if_exists=if_exists, max_parallel=4)
     tasks = list(relay.get_tasks(order["ids"]).values())
     staging = Staging(store.staging_folder(), with_crc32=True)
     print(os.getpid(), flush=True)
     result = DownloadPool(TaskDownloader(downloader, refresh, store, staging, options)).download(tasks)
     assert not result.errors, result.errors
 
+open_store(sys.argv[3], None, max_parallel=4, fsync=False)  # imports what takes seconds, once
 for line in sys.stdin:
     if not (child := os.fork()):
         try:

@@ -43,7 +43,8 @@ def test_public_addresses_pass(address: str) -> None:
 
 
 FORMS = [
-    *PRIVATE, "127.1", "2130706433", "0x7f000001", "0x7f.1", "017700000001", "0", "[::1]", "[::ffff:a9fe:a9fe]",
+    *PRIVATE, "127.1", "2130706433", "0x7f000001", "0x7f.1", "017700000001", "0", "[::1]",
+    "[::ffff:a9fe:a9fe]",
     "169.254.169.254.", "localhost", "LOCALHOST.", "a.localhost", "metadata.google.internal", "printer.local",
     "metadata", "router.home.arpa",
 ]  # fmt: skip
