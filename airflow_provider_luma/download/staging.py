@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
 import threading
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from airflow_provider_luma.download.hashing import Hasher
 from airflow_provider_luma.exceptions import DownloadError
 
 _READ_BYTES = 1024 * 1024
@@ -51,8 +50,8 @@ class StagedFile:
         self._is_closed = False
         self._with_crc32 = with_crc32
         self.source: Source | None = None
-        self.reached = self.size = self.crc32 = 0
-        self._digest = hashlib.sha256()
+        self.reached = self.size = 0
+        self._hasher = Hasher(with_crc32=with_crc32)
 
     @property
     def path(self) -> str:
@@ -62,11 +61,15 @@ class StagedFile:
 
     @property
     def sha256(self) -> str:
-        return self._digest.hexdigest()
+        return self._hasher.sha256().hex()
 
     @property
     def sha256_bytes(self) -> bytes:
-        return self._digest.digest()
+        return self._hasher.sha256()
+
+    @property
+    def crc32(self) -> int:
+        return self._hasher.crc32()
 
     @property
     def remaining_bytes(self) -> int:
@@ -88,9 +91,7 @@ class StagedFile:
 
     def write(self, chunk: bytes) -> None:
         with self._open():
-            self._digest.update(chunk)
-            if self._with_crc32:
-                self.crc32 = zlib.crc32(chunk, self.crc32)
+            self._hasher.update(chunk)
             rest = memoryview(chunk)
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
@@ -113,6 +114,7 @@ class StagedFile:
         with self._lock:
             if not self._is_closed:
                 self._is_closed = True
+                self._hasher.close()
                 os.close(self._fd)
 
     @contextmanager
@@ -123,8 +125,9 @@ class StagedFile:
             yield
 
     def _begin(self) -> None:
-        self.size = self.crc32 = 0
-        self._digest = hashlib.sha256()
+        self.size = 0
+        self._hasher.close()
+        self._hasher = Hasher(with_crc32=self._with_crc32)
 
 
 class Staging:

@@ -110,14 +110,13 @@ def film(task_id: str) -> bytes:
 def test_killed_in_any_window_nothing_is_wrong_and_the_next_run_completes_it(
     sandbox: Sandbox, destination_url: str, original: str
 ) -> None:
-    if_exists = original
     store = NamedStore(open_store(destination_url, None, max_parallel=1, fsync=False))
     windows = [(when, nth) for nth in range(1, 8) for when in ("before", "after")]
     killed = 0
     with nursery(sandbox, destination_url) as process:
         for (when, nth), task_id in zip(windows, sandbox.task_ids, strict=False):
-            order = {"ids": [task_id], "media": ["video", "thumbnail"], "if_exists": if_exists}
-            if if_exists == "overwrite":
+            order = {"ids": [task_id], "media": ["video", "thumbnail"], "if_exists": original}
+            if original == "overwrite":
                 process.run(order | {"if_exists": "skip"})
             killed += process.run({**order, "when": when, "nth": nth}) == -signal.SIGKILL
             assert_true(store, task_id)

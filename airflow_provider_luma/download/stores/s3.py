@@ -90,13 +90,16 @@ class S3Store:
             raise
 
     def _put_at_once(self, upload: Upload, condition: Mapping[str, str]) -> None:
+        file = upload.file
+        # Of bytes botocore does not ask first whether it may send them (Expect: 100-continue).
+        is_small = file.size <= PIECE_BYTES
         self._client.put_object(
             **self._at(upload.name),
             **_description(upload),
             **condition,
-            Body=FileBody(upload, 0, upload.file.size),
-            ContentLength=upload.file.size,
-            ChecksumSHA256=_base64(upload.file.sha256_bytes),
+            Body=file.read_at(0, file.size) if is_small else FileBody(upload, 0, file.size),
+            ContentLength=file.size,
+            ChecksumSHA256=_base64(file.sha256_bytes),
         )
 
     def _put_in_parts(self, upload: Upload, condition: Mapping[str, str]) -> None:
