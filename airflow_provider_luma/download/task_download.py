@@ -123,22 +123,27 @@ class TaskDownloader:
         wanted: Sequence[MediaKind],
     ) -> None:
         """Take objects that an earlier run published but did not list; refuse a foreign one early."""
-        never_replaces = self.options.if_exists is IfExists.FAIL
-        if state is None and not never_replaces:
+        if state is None and self.options.if_exists is not IfExists.FAIL:
             return
         for kind in wanted:
             if kind not in sidecar.files:
-                url = _url(task, kind) or ""
-                for candidate in candidate_names(name, kind, url)[: None if state else 1]:
-                    self._judge(sidecar, kind, candidate, redact_url(url), never_replaces)
+                names = candidate_names(name, kind, _url(task, kind) or "")[: None if state else 1]
+                # What a sidecar lists, but finds to be other bytes, is not believed for its metadata.
+                is_listed = state is not None and kind in state.files
+                self._find_object(sidecar, task, kind, names, is_listed=is_listed)
 
-    def _judge(self, sidecar: Sidecar, kind: MediaKind, name: str, source: str, never_replaces: bool) -> None:
-        if (found := self.store.head(name)) is None:
-            return
-        if file := sidecar.believe(found, name, source):
-            sidecar.files[kind] = file
-        elif never_replaces:
-            raise self._taken(name)
+    def _find_object(
+        self, sidecar: Sidecar, task: LumaTask, kind: MediaKind, names: Sequence[str], *, is_listed: bool
+    ) -> None:
+        for name in names:
+            if (found := self.store.head(name)) is None:
+                continue
+            file = sidecar.believe(found, name, redact_url(_url(task, kind) or ""))
+            if file and not is_listed:
+                sidecar.files[kind] = file
+                return
+            if self.options.if_exists is IfExists.FAIL:
+                raise self._taken(name)
 
     def _download_missing(
         self,
