@@ -81,7 +81,8 @@ def test_a_hundred_prompts_are_paid_once_each_and_archived(tmp_path: Path) -> No
             )
         charged = [body["user_prompt"] for body in sandbox.submits]
         clips = {path.stem for path in (s3.folder / "bucket/clips").glob("*.mp4")}
-        lines = (s3.folder / "bucket/clips/manifest.jsonl").read_text().splitlines()
+        (manifest,) = (s3.folder / "bucket/clips").glob("manifest-*.jsonl")
+        lines = manifest.read_text().splitlines()
     doubtful = sum(number for (state, _), number in states.items() if state == "failed")
     print(f"{len(charged)} charges, {doubtful} in doubt, {len(clips)} clips")
     assert sorted(charged) == sorted(set(charged))
