@@ -21,8 +21,8 @@ Phases, and what the next run does when the worker is killed in one of them:
 Overwriting goes through the same phases: the claim drops the files that are about to be replaced, and keeps
 the others, so that no sidecar ever vouches for another object's bytes.
 
-A claim is created on condition that there is none. Where a server does not honour conditions, and when
-overwriting, the claim is read again before each object is published.
+A claim is created on condition that there is none. It is read again before each object is published, as a
+server may not honour conditions, and as a writer that overwrites may have taken the name.
 """
 
 from __future__ import annotations
@@ -136,12 +136,10 @@ class Sidecar:
 
     def check_claim(self) -> None:
         """
-        Check, where a condition does not do it, that no other writer took the name since.
+        Check that no other writer took the name since.
 
         :raises ObjectExistsError: when one did.
         """
-        if self._store.store.is_conditional and not self._overwrite:
-            return
         content = self._store.read(self.name, _MAX_BYTES + 1)
         state = parse_sidecar(content) if content is not None else SidecarState(None)
         if state.task_id != self._task.id:

@@ -243,6 +243,22 @@ def test_overwriting_writers_of_one_name_cannot_both_win(sandbox: Sandbox, run: 
     assert fast.encode() in (tmp_path / "clips/a-cat.mp4").read_bytes()
 
 
+def test_a_writer_whose_name_was_overwritten_meanwhile_loses(
+    sandbox: Sandbox, run: Run, tmp_path: Path
+) -> None:
+    slow, fast = (sandbox.add_task(seconds=0, prompt="a cat") for _ in range(2))
+    sandbox.script_downloads(ScriptedAnswer(status=503, delay=1.0))
+    results: dict[str, Any] = {}
+    thread = threading.Thread(target=lambda: results.update({slow: run([slow], name_template="{prompt}")}))
+    thread.start()
+    while not (tmp_path / "clips/a-cat.json").exists() or not sandbox.downloads:
+        time.sleep(0.01)
+    assert run([fast], name_template="{prompt}", if_exists=IfExists.OVERWRITE).errors == {}
+    thread.join()
+    assert isinstance(results[slow].errors[slow], ObjectExistsError)
+    assert fast.encode() in (tmp_path / "clips/a-cat.mp4").read_bytes()
+
+
 def test_a_stop_ends_everything_and_leaves_no_file(
     sandbox: Sandbox, run: Run, stopped: threading.Event, staging: Staging, tmp_path: Path
 ) -> None:
