@@ -41,7 +41,8 @@ class S3:
 
 @contextmanager
 def s3_server(folder: Path, port: int = 0) -> Iterator[S3]:
-    (folder / "bucket").mkdir(parents=True, exist_ok=True)
+    for bucket in ("bucket", "my-bucket"):  # the server remembers what was there at its first request
+        (folder / bucket).mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     options = ("--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}")
     with _served(port, _tool("rclone"), "serve", "s3", *options, str(folder)):
