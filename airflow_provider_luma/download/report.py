@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from airflow_provider_luma.download.archive import Archive
-from airflow_provider_luma.relay.batch import BatchResult
+from airflow_provider_luma.relay.result import BatchResult
 from airflow_provider_luma.relay.task import LumaTask, TaskState
 
 _COMPLAINTS_LIMIT = 20
@@ -60,7 +60,7 @@ class Report:
         unfinished = [f"{task_id}: {reason}" for task_id, reason in self.unfinished.items()]
         left_out = len(unfinished) - _COMPLAINTS_LIMIT
         more = [f"and {left_out} more"] if left_out > 0 else []
-        return [*unfinished[:_COMPLAINTS_LIMIT], *more, *self.result.complaints()]
+        return [*unfinished[:_COMPLAINTS_LIMIT], *more, *self.result.failure_messages()]
 
     def lines(self) -> Iterator[Mapping[str, Any]]:
         """Yield a line of the manifest for each id."""
