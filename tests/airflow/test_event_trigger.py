@@ -47,7 +47,7 @@ def test_a_watcher_that_has_seen_all_asks_no_more(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 400])
-def test_a_refusal_is_outlasted(sandbox: Sandbox, status: int) -> None:
+def test_watching_goes_on_after_a_rejection(sandbox: Sandbox, status: int) -> None:
     task_id = sandbox.add_task(seconds=0)
     sandbox.script(*[ScriptedAnswer(status=status, body={"message": "no"})] * 2)
     assert [event["id"] for event in asyncio.run(events(trigger([task_id]), 5))] == [task_id]
@@ -72,6 +72,6 @@ def test_it_travels_as_plain_json(sandbox: Sandbox) -> None:
     assert again.serialize() == (path, arguments)
 
 
-def test_an_interval_that_cannot_be_is_refused() -> None:
+def test_an_invalid_interval_is_rejected() -> None:
     with pytest.raises(LumaValueError, match="poke_interval"):
         trigger(["a"], poke_interval=0)

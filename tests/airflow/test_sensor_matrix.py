@@ -52,9 +52,17 @@ def ended(run: Run, state: str, tries: int = 1) -> bool:
 
 
 def summary(
-    completed: int, failed: dict[str, str] | None = None, missing: list[str] | None = None, running: int = 0
+    completed: int,
+    failed: dict[str, str] | None = None,
+    missing: list[str] | None = None,
+    running: list[str] | None = None,
 ) -> dict[str, Any]:
-    return {"completed": completed, "failed": failed or {}, "missing": missing or [], "running": running}
+    return {
+        "completed": completed,
+        "failed": failed or {},
+        "missing": missing or [],
+        "running": running or [],
+    }
 
 
 def answers(*statuses: int, **facts: Any) -> list[ScriptedAnswer]:
@@ -145,7 +153,7 @@ def test_fail_fast_does_not_wait_for_the_rest(wait: Wait, sandbox: Sandbox) -> N
     failed, endless = sandbox.add_task(seconds=0.4, fails="moderation"), sandbox.add_task(seconds=math.inf)
     run = wait([failed, endless], fail_fast=True)
     assert ended(run, "failed")
-    assert run.xcom("wait", "luma_summary") == summary(0, failed={failed: "moderation"}, running=1)
+    assert run.xcom("wait", "luma_summary") == summary(0, failed={failed: "moderation"}, running=[endless])
 
 
 def test_an_id_may_be_unknown_for_a_while(wait: Wait, sandbox: Sandbox) -> None:
@@ -173,7 +181,7 @@ def test_timeout_fails_without_a_retry_and_says_how_far_it_came(wait: Wait, sand
     done, endless = sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)
     run = wait([done, endless], timeout=0.7)
     assert ended(run, "failed")
-    assert run.xcom("wait", "luma_summary") == summary(1, running=1)
+    assert run.xcom("wait", "luma_summary") == summary(1, running=[endless])
 
 
 @pytest.mark.parametrize("told", [{"headers": {"Retry-After": "1"}}, {}], ids=["retry_after", "bare"])
@@ -220,7 +228,7 @@ def test_a_refusal_fails_at_once_and_for_good(wait: Wait, sandbox: Sandbox, befo
     run = wait([endless])
     assert ended(run, "failed")
     assert len(sandbox.requests) == before + 1
-    assert run.xcom("wait", "luma_summary") == summary(0, running=1)
+    assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
 
 
 @pytest.mark.usefixtures("quick_retries")
@@ -253,7 +261,7 @@ def test_policies_on_a_timeout(wait: Wait, sandbox: Sandbox, policy: str, state:
     endless = sandbox.add_task(seconds=math.inf)
     run = wait([endless], timeout=0.7, **{policy: True})
     assert ended(run, state)
-    assert run.xcom("wait", "luma_summary") == summary(0, running=1)
+    assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
 
 
 @pytest.mark.usefixtures("quick_retries")
