@@ -145,4 +145,4 @@ def validate_event(event: Mapping[str, Any] | None) -> Mapping[str, Any]:
 def _query(
     client: RelayClient, ids: Sequence[str], once: bool, patience: float
 ) -> Iterable[tuple[Sequence[str], Mapping[str, LumaTask]]]:
-    return [(ids, client.query_once(ids))] if once else client.iter_tasks(ids, patience=patience)
+    return [(ids, client.query_once(ids))] if once else client.iter_tasks(ids, max_delay=patience)

@@ -230,7 +230,7 @@ class Poller:
             self._wake.set()
 
     async def _query(self, request: Request) -> Mapping[str, LumaTask]:
-        arguments = self._client.retry.driver_arguments()
+        arguments = self._client.retry.retrying_kwargs()
         log_wait = arguments.pop("before_sleep")
 
         def pause(retry_state: RetryCallState) -> None:
