@@ -123,6 +123,7 @@ def triggers(kind: str, relay: Relay) -> list[tuple[list[str], AsyncIterator[Any
             )
             for i in relay.ids
         ]
+    from airflow_provider_luma.relay import TaskBatch
     from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
     groups = [relay.ids] if kind == "one" else [[task_id] for task_id in relay.ids]
@@ -131,7 +132,11 @@ def triggers(kind: str, relay: Relay) -> list[tuple[list[str], AsyncIterator[Any
         (
             ids,
             LumaTaskTrigger(
-                luma_task_ids=ids, luma_conn_id="luma", started_at=now, timeout=600, poke_interval=INTERVAL
+                luma_task_ids=ids,
+                luma_conn_id="luma",
+                state=TaskBatch(ids, started_at=now).dump(),
+                timeout=600,
+                poke_interval=INTERVAL,
             ).run(),
         )
         for ids in groups

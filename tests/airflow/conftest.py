@@ -9,6 +9,7 @@ import pytest
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.sandbox import Sandbox
 from tests.airflow.harness import AIRFLOW
+from tests.airflow.waiting import MODES, Wait, waiter
 
 
 @pytest.fixture(scope="session")
@@ -59,3 +60,14 @@ def quick_retries(monkeypatch: pytest.MonkeyPatch) -> RetryPolicy:
     """Trouble gives up after three attempts and a fraction of a second: the same, on a faster clock."""
     monkeypatch.setattr(RetryPolicy.__init__, "__defaults__", (3, 0.05, 1))
     return RetryPolicy()
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def wait(mode: str) -> Wait:
+    """Run a DAG of one sensor in each mode."""
+    return waiter(mode)
