@@ -20,7 +20,7 @@ from airflow_provider_luma.relay.decode import (
 VALUES = [1, -1.5e300, "a,[{\u20ac\ud83d", None, True, {}, [], {"a": [{"b": "c"}]}]
 
 
-@pytest.mark.parametrize("number", [1, FAST_VALUES // 8, FAST_VALUES // 2])
+@pytest.mark.parametrize("number", [1, FAST_VALUES // 16, FAST_VALUES // 4])
 def test_every_size_is_decoded_alike(number):
     values = [VALUES[n % len(VALUES)] for n in range(number)]
     assert decode_json(json.dumps(values).encode()) == values
@@ -63,7 +63,7 @@ def longest_pause(body):
 
 @pytest.mark.parametrize("item", [b"[]", b"{}", b"1", b'"a"', b'{"a":[1]}'])
 def test_a_large_body_holds_no_other_thread_up_for_long(item):
-    body = b"[" + b",".join([item] * (MAX_VALUES // (count_values(item + b",") - 1) - 5)) + b"]"
+    body = b"[" + b",".join([item] * (MAX_VALUES // (count_values(item + b",") - 1) - 50)) + b"]"
     assert FAST_VALUES < count_values(body) <= MAX_VALUES
     # Another process may take the core meanwhile, which is nobody's fault: the best of some attempts counts.
     assert min(longest_pause(body) for _ in range(5)) < 0.1
