@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from reprlib import Repr
@@ -32,7 +32,6 @@ _UNNAMED_FAILURE = "the relay gave no reason"
 _MAX_PROMPT_CHARS = 10_000
 _MAX_WORD_CHARS = 60
 _MAX_URL_CHARS = 8_000
-_PLAIN_WORD = re.compile(r"\w{1,60}", re.ASCII)
 _PLAIN_ID = re.compile(rf"[!-~]{{1,{MAX_ID_CHARS}}}")
 
 # A reason may be any JSON, of any size and depth.
@@ -125,7 +124,8 @@ class LumaTask:
     @property
     def aspect_ratio(self) -> str | None:
         luma = _luma_object(self.raw)
-        return _word(_child(luma, "request").get("aspect_ratio")) or _word(luma.get("aspect_ratio")) or None
+        ratios = (_child(luma, "request").get("aspect_ratio"), luma.get("aspect_ratio"))
+        return next(filter(None, (clean_text(ratio, _MAX_WORD_CHARS) for ratio in ratios)), None)
 
     @property
     def created_at(self) -> pendulum.DateTime | None:
@@ -187,8 +187,8 @@ def read_task(row: Json) -> LumaTask | None:
     task_id = next((name for name in names if isinstance(name, str) and name), None)
     if task_id is None or not is_valid_id(task_id):
         return None
-    words = [_word(holder.get(key)) for holder in (row, luma) for key in ("status", "state")]
-    state, word = _state([word for word in words if word])
+    holders = (row,) if luma is row else (row, luma)
+    state, word = _state([holder.get(key) for holder in holders for key in ("status", "state")])
     if state is None:
         state = TaskState.COMPLETED if any(map(_valid_url, _video_links(row))) else TaskState.PROCESSING
     return LumaTask(task_id, state, word, row)
@@ -199,19 +199,22 @@ def is_valid_id(task_id: str) -> bool:
     return bool(_PLAIN_ID.fullmatch(task_id)) or task_id == clean_text(task_id, MAX_ID_CHARS) != ""
 
 
-def _state(words: Sequence[str]) -> tuple[TaskState | None, str]:
+def _state(words: Iterable[Any]) -> tuple[TaskState | None, str]:
     """Judge by the first terminal word, else by the first word; ``None`` when that is undocumented."""
-    states = [_STATE_OF_WORD.get(word.lower()) for word in words]
-    for state, word in zip(states, words, strict=True):
-        if state in TERMINAL_STATES:
-            return state, word
-    return (states[0], words[0]) if words else (TaskState.PENDING, "")
+    first: tuple[TaskState | None, str] | None = None
+    for word in words:
+        if isinstance(word, str) and word:
+            state = _STATE_OF_WORD.get(word.lower())
+            if state in TERMINAL_STATES:
+                return state, word
+            first = first or (state, word if state else clean_text(word, _MAX_WORD_CHARS))
+    return first or (TaskState.PENDING, "")
 
 
 def _luma_object(row: Json) -> Json:
     """Return the Luma object: what a wrapped row holds in ``data``, or the bare row itself."""
     inner = row.get("data")
-    return inner if isinstance(inner, Mapping) and inner else row
+    return inner if inner and isinstance(inner, Mapping) else row
 
 
 def _child(holder: Json, name: str) -> Json:
@@ -266,11 +269,6 @@ def _first_size(parts: Iterable[Json], name: str) -> int | None:
 
 def _valid_url(value: Any) -> bool:
     return isinstance(value, str) and value != "" and value == clean_text(value, _MAX_URL_CHARS)
-
-
-def _word(value: Any) -> str:
-    plain = isinstance(value, str) and _PLAIN_WORD.fullmatch(value)  # nearly all are, in every poll
-    return value if plain else clean_text(value, _MAX_WORD_CHARS)
 
 
 def _prose(value: Any) -> str | None:
