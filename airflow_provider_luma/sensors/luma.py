@@ -27,7 +27,7 @@ from airflow_provider_luma.airflow_exceptions import (
 )
 from airflow_provider_luma.arguments import FailWhen, check_number
 from airflow_provider_luma.exceptions import error_from_dict
-from airflow_provider_luma.relay.batch import TaskBatch, read_task_ids
+from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.schedule import PollSchedule
 from airflow_provider_luma.sensors.store import WaitStore
@@ -55,9 +55,6 @@ class LumaTaskSensor(BaseSensorOperator):
     Returns the completed ids in the order of ``luma_task_ids`` and pushes ``luma_summary``
     (``{"completed": n, "failed": {id: reason}, "missing": [id, ...], "running": [id, ...]}``), also when it
     fails.
-
-    .. seealso::
-        :doc:`operating` lists every failure mode.
 
     :param luma_task_ids: the Luma task ids: a list, an XComArg, one id, or a string that holds a list.
         Duplicates collapse; an empty list succeeds at once with ``[]``. (templated)
@@ -112,6 +109,8 @@ class LumaTaskSensor(BaseSensorOperator):
     def execute(self, context: Context) -> list[str]:
         with self._one_policy(context):
             wait = self._begin(context)
+            if not wait.batch.ids:
+                self.log.info("luma_task_ids is empty: no Luma task to wait for")
             if not self.deferrable:
                 completed: list[str] = super().execute(context)
             elif self._first_poll_ends_wait(context, wait):
@@ -165,7 +164,7 @@ class LumaTaskSensor(BaseSensorOperator):
             return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
         except (TaskDeferralTimeout, TaskDeferralError) as error:
             with self._one_policy(context):
-                self._begin(context, resumed=True)
+                self._begin(context, is_resumed=True)
                 if isinstance(error, TaskDeferralTimeout):
                     raise AirflowSensorTimeout(
                         f"The trigger did not fire within {self.timeout} seconds; is a triggerer running?"
@@ -200,57 +199,42 @@ class LumaTaskSensor(BaseSensorOperator):
                 raise
             raise failure from error
 
-    def _begin(self, context: Context, *, resumed: bool = False) -> Wait:
+    def _begin(self, context: Context, *, is_resumed: bool = False) -> Wait:
         """Begin the wait, or take it up where an earlier process has left it."""
         if self._wait is None:
-            with fail_without_retry():
-                ids = read_task_ids(self.luma_task_ids)
             # Only a rescheduled or resumed task looks for a kept state: a cleared one begins anew.
             first = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
-            store = WaitStore(context)
-            if first is not None or resumed:
-                self._wait = Wait.load(ids, store, self.log, missing_grace=self.missing_grace)
-            self._wait = self._wait or Wait(self._new_batch(ids, first, store), store, self.log)
+            started_at = first.timestamp() if first else time.time()
+            self._wait = self._build_wait(context)
+            self._wait.begin(started_at, is_continued=is_resumed or first is not None)
         return self._wait
-
-    def _new_batch(self, ids: Sequence[str], first: datetime | None, store: WaitStore) -> TaskBatch:
-        started_at = first.timestamp() if first else time.time()
-        # Before Airflow 3.3 nothing is kept from poll to poll: the grace counts from the first one there.
-        absent_since = started_at if first and not store.exists else None
-        return TaskBatch(
-            ids, started_at=started_at, missing_grace=self.missing_grace, absent_since=absent_since
-        )
 
     def _resume(self, context: Context, event: Mapping[str, Any]) -> bool:
         """Take up the wait of the trigger; ``False`` when that was for other ids."""
+        self._wait = self._build_wait(context)
+        return self._wait.load(event["state"])
+
+    def _build_wait(self, context: Context) -> Wait:
         with fail_without_retry():
             ids = read_task_ids(self.luma_task_ids)
-        batch = TaskBatch.load(ids, event["state"], missing_grace=self.missing_grace)
-        started_at = float(event["state"]["started_at"])
-        self._wait = Wait(
-            batch or TaskBatch(ids, started_at=started_at, missing_grace=self.missing_grace),
-            WaitStore(context),
-            self.log,
-        )
-        return batch is not None
+        return Wait(ids, self.missing_grace, WaitStore(context), self.log)
 
     def _time_left(self, wait: Wait) -> float:
         return max(wait.batch.started_at + self.timeout - time.time(), 0.0)
-
-    @property
-    def _schedule(self) -> PollSchedule:
-        max_wait = self.max_wait.total_seconds() if self.max_wait else None
-        return PollSchedule(self.poke_interval, self.exponential_backoff, max_wait)
 
     def _get_next_poke_interval(
         self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int
     ) -> float:
         # Not the base sensor's, which overflows after a thousand polls and knows no Retry-After.
         elapsed = run_duration()
-        schedule = self._schedule
+        schedule = PollSchedule(self.poke_interval, self.exponential_backoff, self._max_wait_seconds)
         interval = schedule.interval_after(elapsed) if self.reschedule else schedule.interval(poke_count)
         pause = self._wait.not_before - time.time() if self._wait else 0.0
         return max(min(max(interval, pause), self.timeout - elapsed), 0.0)
+
+    @property
+    def _max_wait_seconds(self) -> float | None:
+        return self.max_wait.total_seconds() if self.max_wait else None
 
     def _outcome(self, wait: Wait) -> Outcome:
         return wait.batch.outcome(FailWhen.parse(self.fail_when), fail_fast=self.fail_fast)
@@ -258,8 +242,6 @@ class LumaTaskSensor(BaseSensorOperator):
     def _finish(self, wait: Wait) -> list[str]:
         """Return the completed ids of a wait that has its outcome, or fail."""
         result = wait.batch.result
-        if not result.ids:
-            self.log.info("luma_task_ids is empty: no Luma task to wait for")
         messages = result.failure_messages()
         for message in messages:
             self.log.warning("%s", message)
@@ -309,7 +291,7 @@ class LumaTaskSensor(BaseSensorOperator):
                 not_before=wait.not_before,
                 poke_interval=self.poke_interval,
                 exponential_backoff=self.exponential_backoff,
-                max_wait=self._schedule.max_wait,
+                max_wait=self._max_wait_seconds,
                 fail_when=self.fail_when,
                 fail_fast=self.fail_fast,
                 missing_grace=self.missing_grace,

@@ -36,7 +36,8 @@ class WaitStore:
         """Return ``state``, a :meth:`TaskBatch.dump`, and ``logged_at``; empty when there is nothing."""
         kept = self._try("get", WAIT_KEY)
         self._saved = kept
-        return kept if isinstance(kept, Mapping) else {}
+        is_record = isinstance(kept, Mapping) and isinstance(kept.get("logged_at"), int | float)
+        return kept if is_record else {}
 
     def save(self, batch: TaskBatch, logged_at: float) -> None:
         record = {"state": batch.dump(), "logged_at": logged_at}

@@ -34,33 +34,51 @@ QUIET_SECONDS = 300
 
 class Wait:
     """
-    Waits for a batch.
+    Waits for a batch, after :meth:`begin` or :meth:`load`.
 
-    :param batch: how it stands, such as after earlier processes.
+    :param ids: the Luma task ids.
+    :param missing_grace: in seconds.
     :param store: where its state outlives the process.
     :param log: of the sensor.
-    :param reported: the progress that an earlier process has logged, and when.
     """
 
-    def __init__(
-        self, batch: TaskBatch, store: WaitStore, log: Any, reported: tuple[str, float] = ("", 0.0)
-    ) -> None:
-        self.batch = batch
+    batch: TaskBatch
+
+    def __init__(self, ids: Sequence[str], missing_grace: float, store: WaitStore, log: Any) -> None:
         self.not_before = 0.0
+        self._ids = ids
+        self._missing_grace = missing_grace
         self._store = store
         self._log = log
-        self._message, self._logged_at = reported
+        self._message, self._logged_at = "", 0.0
 
-    @classmethod
-    def load(cls, ids: Sequence[str], store: WaitStore, log: Any, *, missing_grace: float) -> Wait | None:
-        """Take up the wait for these ids that an earlier process has kept; ``None`` when there is none."""
-        record = store.load()
-        batch = TaskBatch.load(ids, record.get("state"), missing_grace=missing_grace)
-        if batch is None:
-            return None
-        logged_at = record.get("logged_at")
-        reported_at = logged_at if isinstance(logged_at, int | float) else 0.0
-        return cls(batch, store, log, (batch.progress_message(), reported_at))
+    def begin(self, started_at: float, *, is_continued: bool) -> None:
+        """
+        Begin to wait.
+
+        :param is_continued: whether an earlier process has waited: its state is taken up, if it was kept.
+        """
+        record = self._store.load() if is_continued else {}
+        self.batch = self._new_batch(started_at)
+        if self.load(record.get("state")):
+            self._message = self.batch.progress_message()
+            self._logged_at = record["logged_at"]
+        elif is_continued and not self._store.exists:
+            # Before Airflow 3.3 nothing is kept from poll to poll: the grace counts from the first one there.
+            self.batch = self._new_batch(started_at, absent_since=started_at)
+
+    def load(self, state: Any) -> bool:
+        """Take up a :meth:`TaskBatch.dump`; ``False`` for that of other ids, of which only the start counts."""
+        batch = TaskBatch.load(self._ids, state, missing_grace=self._missing_grace)
+        if batch is None and TaskBatch.is_state(state):
+            self.batch = self._new_batch(state["started_at"])
+        self.batch = batch or self.batch
+        return batch is not None
+
+    def _new_batch(self, started_at: float, absent_since: float | None = None) -> TaskBatch:
+        return TaskBatch(
+            self._ids, started_at=started_at, missing_grace=self._missing_grace, absent_since=absent_since
+        )
 
     def poll(self, client: RelayClient, time_left: Callable[[], float], *, patient: bool) -> None:
         """
