@@ -174,10 +174,8 @@ class LumaTaskSensor(BaseSensorOperator):
     @contextmanager
     def _one_policy(self, context: Context) -> Iterator[None]:
         """
-        Decide what a failed wait means, alike in every mode, where the base sensor's modes differ.
-
-        ``soft_fail`` skips for what no retry can help; ``never_fail`` for any error. The summary is pushed in
-        any case, and the state is kept when the wait goes on in another process.
+        Decide what a failed wait means, alike in every mode: ``soft_fail`` skips for what no retry can help,
+        ``never_fail`` for any error. The state is kept when the wait goes on in another process.
         """
         try:
             yield

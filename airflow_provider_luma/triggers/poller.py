@@ -101,7 +101,12 @@ class Poller:
         self._loop = asyncio.create_task(self._run(), name=f"luma-poller {conn_id}", context=Context())
         self._loop.add_done_callback(self._pass_on_crash)
 
+    @property
+    def is_running(self) -> bool:
+        return not self._loop.done()
+
     def add(self, subscription: Subscription) -> None:
+        subscription.place_on_grid(self._offset)
         subscription.poller = self
         self.subscriptions[subscription] = None
         self._joined += 1
@@ -270,6 +275,9 @@ class Poller:
             except LumaValueError as unusable:
                 round_.rejection = unusable
                 raise
+            except Exception:
+                log.warning("The connection %r cannot be read again", self.conn_id, exc_info=True)
+                settings = self.settings
             round_.rejection = error
             if settings != self.settings:
                 log.info("The connection %r has changed; polling with its new settings", self.conn_id)

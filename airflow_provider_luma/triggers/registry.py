@@ -23,7 +23,7 @@ class _Pollers:
     async def join(self, conn_id: str, subscription: Subscription) -> None:
         settings = await self._settings(conn_id)
         poller = self.by_connection.get(conn_id)
-        if poller is None or poller.settings != settings:
+        if poller is None or poller.settings != settings or not poller.is_running:
             # Subscriptions of the other settings stay with their poller until the relay rejects its key.
             poller = self.by_connection[conn_id] = Poller(conn_id, settings, self._replace)
         poller.add(subscription)

@@ -73,8 +73,8 @@ class Subscription:
         self._has_news = False
         self._waiter: asyncio.Future[None] | None = None
         self._quiet_until = time.time() + QUIET_SECONDS
-        next_poll = 0.0 if polled_at is None else schedule.next_poll(polled_at, 1)
-        self.due = min(max(next_poll, not_before), deadline)
+        self._polled_at = polled_at
+        self.due = min(not_before, deadline)
 
     @property
     def has_ended(self) -> bool:
@@ -87,6 +87,13 @@ class Subscription:
 
     def is_due(self, now: float) -> bool:
         return self.due <= now and not self.requests and not self.has_ended
+
+    def place_on_grid(self, offset: float) -> None:
+        """Set when the first poll is due, where the sensor has polled before."""
+        if self._polled_at is not None:
+            next_poll = self._schedule.next_poll(self._polled_at, 1, offset)
+            self.due = min(max(next_poll, self.due), self._deadline)
+            self._polled_at = None
 
     async def news(self) -> None:
         """Return when there is something to log or the wait has ended."""
