@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import math
 import threading
@@ -175,7 +174,7 @@ def test_requests_are_paced_as_the_connection_says(sandbox: Sandbox, connect: Ca
     connect(sandbox, batch_size=1, max_requests_per_minute=300)
     together(event_of(trigger(*[sandbox.add_task(seconds=0) for _ in range(8)])))
     starts = [request.at for request in sandbox.requests]
-    assert all(later - earlier > 0.15 for earlier, later in itertools.pairwise(starts))
+    assert starts[-1] - starts[0] > 0.7 * 7 * 60 / 300
 
 
 def test_more_may_be_under_way_where_the_connection_says_so(

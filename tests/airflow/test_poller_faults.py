@@ -108,12 +108,19 @@ def test_a_key_that_is_accepted_again_serves_the_triggers_after_it(sandbox: Sand
 def test_a_key_that_is_rotated_moves_every_trigger_to_a_new_loop(
     sandbox: Sandbox, connect: Callable[..., None]
 ) -> None:
+    async def seen(status: int) -> None:
+        while not [request for request in sandbox.requests if request.status == status]:
+            await asyncio.sleep(0.05)
+
     async def rotating() -> list[str]:
-        ids = [sandbox.add_task(seconds=2) for _ in range(3)]
-        waits = [asyncio.create_task(event_of(trigger(task_id))) for task_id in ids]
-        await asyncio.sleep(0.8)
+        ids = [sandbox.add_task(seconds=math.inf) for _ in range(3)]
+        waits = [asyncio.create_task(event_of(trigger(task_id, timeout=120))) for task_id in ids]
+        await seen(200)
         sandbox.api_key = "sk-rotated"
         connect(sandbox)
+        await seen(401)
+        for task_id in ids:
+            sandbox.add_task(task_id=task_id, seconds=0)
         return [(await wait)["status"] for wait in waits]
 
     assert asyncio.run(rotating()) == ["done"] * 3

@@ -45,7 +45,7 @@ class Runner:
         self.supervisor.creating_triggers.append(
             RunTrigger(id=trigger_id, classpath=stored.classpath, encrypted_kwargs=stored.encrypted_kwargs)
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not self.supervisor.events:
             assert time.monotonic() < deadline
             assert self.supervisor.is_alive(), "the trigger runner has died"
