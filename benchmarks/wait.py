@@ -203,7 +203,7 @@ def peak_rss() -> int:
 
 
 def parsing_cost(number: int) -> float:
-    """CPU seconds a minute that asking and reading the answers costs by itself, without any trigger."""
+    """CPU seconds a minute that asking and reading the responses costs by itself, without any trigger."""
     from airflow_provider_luma.relay import RelayClient
 
     with relay(number) as served:
@@ -252,7 +252,7 @@ def main() -> None:
         *(row(name, number, m, peer_cpu) for name, number, m in results),
         "",
         *(
-            f"Asking for {number:,} ids and reading the answers, by itself: "
+            f"Asking for {number:,} ids and reading the responses, by itself: "
             f"{parsing_cost(number):.2f} CPU s a minute."
             for number in (1000, 10_000)
         ),
