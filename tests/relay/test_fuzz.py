@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
-from airflow_provider_luma.relay.batch import read_task_ids
-from airflow_provider_luma.relay.generation import Generation
-from airflow_provider_luma.relay.responses import parse_rows, parse_submitted, parse_task_or_none
-from airflow_provider_luma.relay.result import Outcome
 from hypothesis import given
 from hypothesis import strategies as st
 from requests.structures import CaseInsensitiveDict
