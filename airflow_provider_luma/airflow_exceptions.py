@@ -20,10 +20,11 @@ from airflow_provider_luma.exceptions import (
 )
 
 try:
-    from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralTimeout
+    from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError, TaskDeferralTimeout
 except ImportError:  # Airflow 3.0 and 3.1
     from airflow.exceptions import (  # type: ignore[no-redef]
         AirflowRescheduleException,
+        TaskDeferralError,
         TaskDeferralTimeout,
     )
 
@@ -31,6 +32,7 @@ __all__ = [
     "AirflowRescheduleException",
     "LumaNonRetryableError",
     "LumaTaskFailedError",
+    "TaskDeferralError",
     "TaskDeferralTimeout",
     "fail_without_retry",
 ]

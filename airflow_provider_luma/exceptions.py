@@ -28,7 +28,10 @@ Nothing here imports Airflow. What a task raises so that Airflow does not retry 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 UNKNOWN_OUTCOME_HINT = (
     "The relay may have created and charged for a task, so the request was not retried. "
@@ -159,3 +162,8 @@ def error_from_dict(facts: dict[str, Any]) -> RelayError:
     """Rebuild an error from :meth:`RelayError.to_dict`."""
     kind = _RELAY_ERRORS.get(facts["type"], RelayTransientError)
     return kind(facts["message"], status=facts.get("status"), request_id=facts.get("request_id"))
+
+
+def most_telling_error(errors: Sequence[E]) -> E:
+    """Return the error of several requests to raise: one that no retry can help, else the first."""
+    return next((error for error in errors if isinstance(error, RelayPermanentError)), errors[0])

@@ -24,6 +24,7 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": "Luma",
                 "python-modules": [
+                    "airflow_provider_luma.operators.download",
                     "airflow_provider_luma.operators.generate",
                     "airflow_provider_luma.operators.luma",
                 ],

@@ -1,4 +1,4 @@
-"""What the provider tells Airflow's metrics; the README lists it. Tags are few-valued: never an id."""
+"""The provider's metrics, listed in ``docs/operating.md``. Tags have few values: never an id."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def count_downloads(summary: Summary, seconds: float) -> None:
     Stats.timing("luma.download_duration", seconds * 1000)
 
 
-def count_pause(conn_id: str) -> None:
-    """Count that the relay made a whole connection pause."""
-    Stats.incr("luma.pauses", tags={"conn_id": conn_id})
+def count_rate_limit_pause(conn_id: str) -> None:
+    """Count that a 429 paused every request of a connection."""
+    Stats.incr("luma.rate_limit_pauses", tags={"conn_id": conn_id})
 
 
-def gauge_round(conn_id: str, ids: int) -> None:
-    """Show how many ids a round of polling asks for."""
-    Stats.gauge("luma.open_ids", ids, tags={"conn_id": conn_id})
+def record_pending_ids(conn_id: str, ids: int) -> None:
+    """Record how many ids a round of polling asks for."""
+    Stats.gauge("luma.pending_ids", ids, tags={"conn_id": conn_id})
 
 
 def _outcome(error: RelayError | None) -> str:
@@ -53,4 +53,4 @@ def _outcome(error: RelayError | None) -> str:
         return "ok"
     if isinstance(error, RelayRateLimitError):
         return "rate_limited"
-    return "refused" if isinstance(error, RelayPermanentError) else "trouble"
+    return "rejected" if isinstance(error, RelayPermanentError) else "transient_error"

@@ -123,6 +123,7 @@ def triggers(kind: str, relay: Relay) -> list[tuple[list[str], AsyncIterator[Any
             )
             for i in relay.ids
         ]
+    from airflow_provider_luma.relay import TaskBatch
     from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
     groups = [relay.ids] if kind == "one" else [[task_id] for task_id in relay.ids]
@@ -131,7 +132,11 @@ def triggers(kind: str, relay: Relay) -> list[tuple[list[str], AsyncIterator[Any
         (
             ids,
             LumaTaskTrigger(
-                luma_task_ids=ids, luma_conn_id="luma", started_at=now, timeout=600, poke_interval=INTERVAL
+                luma_task_ids=ids,
+                luma_conn_id="luma",
+                state=TaskBatch(ids, started_at=now).dump(),
+                timeout=600,
+                poke_interval=INTERVAL,
             ).run(),
         )
         for ids in groups
@@ -198,7 +203,7 @@ def peak_rss() -> int:
 
 
 def parsing_cost(number: int) -> float:
-    """CPU seconds a minute that asking and reading the answers costs by itself, without any trigger."""
+    """CPU seconds a minute that asking and reading the responses costs by itself, without any trigger."""
     from airflow_provider_luma.relay import RelayClient
 
     with relay(number) as served:
@@ -247,7 +252,7 @@ def main() -> None:
         *(row(name, number, m, peer_cpu) for name, number, m in results),
         "",
         *(
-            f"Asking for {number:,} ids and reading the answers, by itself: "
+            f"Asking for {number:,} ids and reading the responses, by itself: "
             f"{parsing_cost(number):.2f} CPU s a minute."
             for number in (1000, 10_000)
         ),

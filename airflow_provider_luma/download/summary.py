@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from airflow_provider_luma.download.pool import DownloadResult
 from airflow_provider_luma.download.records import ManifestRow, Record, Summary
-from airflow_provider_luma.relay.batch import BatchResult
+from airflow_provider_luma.relay.result import BatchResult
 from airflow_provider_luma.relay.task import LumaTask, TaskState
 from airflow_provider_luma.relay.text import clean_text
 
@@ -63,7 +63,7 @@ class Report:
         errors = [f"{task_id}: {reason}" for task_id, reason in self.errors.items()]
         left_out = len(errors) - _MAX_MESSAGES
         more = [f"and {left_out} more"] if left_out > 0 else []
-        return [*errors[:_MAX_MESSAGES], *more, *self.batch.complaints()]
+        return [*errors[:_MAX_MESSAGES], *more, *self.batch.failure_messages()]
 
     def manifest_rows(self) -> Iterator[Record | ManifestRow]:
         """Yield the row of each id."""

@@ -13,7 +13,8 @@ from airflow_provider_luma import lineage, metrics
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
 from airflow_provider_luma.arguments import FailWhen, IfExists, check_number
 from airflow_provider_luma.exceptions import DownloadError, LumaValueError
-from airflow_provider_luma.relay.batch import Outcome, read_task_ids
+from airflow_provider_luma.relay.batch import read_task_ids
+from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.task import MEDIA_KINDS, LumaTask, TaskState
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ The relay's protocol, without Airflow.
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.arguments import FailWhen
-from airflow_provider_luma.relay.batch import BatchResult, Outcome, TaskBatch
+from airflow_provider_luma.relay.batch import TaskBatch
+from airflow_provider_luma.relay.result import BatchResult, Outcome
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.task import LumaTask, Media, TaskState
 

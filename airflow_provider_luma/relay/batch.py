@@ -1,167 +1,202 @@
-"""The state of a wait for many tasks: pure, so that every way of waiting decides alike."""
+"""
+The state of a wait for many tasks: pure, so that every mode decides alike.
+
+Each id is in one of four phases::
+
+    pending ──seen running──▶ pending (no longer absent)
+       │ ────left out───────▶ pending (absent since then), after missing_grace: missing
+       │ ────completed──────▶ completed
+       └─────failed─────────▶ failed
+
+``completed``, ``failed`` and ``missing`` are final. An id becomes missing only after absences that span
+``missing_grace``, without a sighting in between: an hour in which nobody polled is no absence, and one
+response that leaves an id out proves nothing, because a relay may ask another backend next time.
+
+:meth:`TaskBatch.dump` is the one form in which a wait outlives its process: the task state store (mode
+``reschedule``), the arguments of the trigger and its event carry it. It holds no id, only positions and a
+digest of the ids, so that it stays small and is never taken for the state of other ids.
+"""
 
 from __future__ import annotations
 
 import ast
 import json
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any
+from typing import Any, Self, TypeVar
 
 from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.task import LumaTask, TaskState
+from airflow_provider_luma.relay.result import BatchResult, Outcome, judge, progress_message
+from airflow_provider_luma.relay.state import digest_ids, fit_reasons, pack_positions, unpack_positions
+from airflow_provider_luma.relay.task import MAX_ID_CHARS, LumaTask, TaskState, is_valid_id
 
-_COMPLAINTS_LIMIT = 20
+T = TypeVar("T")
+
+STATE_VERSION = 1
+
+_MAX_ABSENCES = 16
 _NO_ID = re.compile(r"""[\s,;'"(){}\[\]]""")
-
-
-class Outcome(StrEnum):
-    """How a batch stands."""
-
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """
-    How a batch of tasks stands or ended. What is not said of an id means that it completed.
-
-    :param ids: all ids, in the order of the request.
-    :param failed: the reason of each failed id.
-    :param missing: the ids that the relay does not know.
-    :param running: how many ids are still open.
-    """
-
-    ids: Sequence[str]
-    failed: Mapping[str, str]
-    missing: Collection[str]
-    running: int = 0
-
-    @property
-    def completed_count(self) -> int:
-        return len(self.ids) - len(self.failed) - len(self.missing) - self.running
-
-    @property
-    def completed(self) -> list[str]:
-        """The completed ids in the order of the request, once nothing is running."""
-        missing = frozenset(self.missing)
-        return [task_id for task_id in self.ids if task_id not in self.failed and task_id not in missing]
-
-    def outcome(self, fail_when: FailWhen, *, fail_fast: bool = False) -> Outcome:
-        """
-        Judge the batch.
-
-        :param fail_when: which failures fail the batch.
-        :param fail_fast: do not wait for open ids once nothing can save the batch.
-        """
-        fails = self._fails(fail_when)
-        if self.running and not (fail_fast and fails):
-            return Outcome.RUNNING
-        return Outcome.FAILED if fails else Outcome.COMPLETED
-
-    def _fails(self, fail_when: FailWhen) -> bool:
-        unsuccessful = len(self.failed) + len(self.missing)
-        if fail_when is FailWhen.ANY:
-            return unsuccessful > 0
-        return fail_when is FailWhen.ALL and 0 < unsuccessful == len(self.ids)
-
-    def progress(self) -> str:
-        """Say in one line how far the batch is."""
-        return progress_line(self.completed_count, len(self.failed), len(self.missing), self.running)
-
-    def complaints(self) -> list[str]:
-        """Say of each failed or missing id what is wrong, the first few of them and then a count."""
-        failed = [f"{task_id}: {self.failed[task_id]}" for task_id in self.ids if task_id in self.failed]
-        missing = [f"{task_id}: the relay does not know this id" for task_id in self._missing_in_order()]
-        complaints = failed + missing
-        left_out = len(complaints) - _COMPLAINTS_LIMIT
-        return complaints[:_COMPLAINTS_LIMIT] + ([f"and {left_out} more"] if left_out > 0 else [])
-
-    def summary(self) -> dict[str, Any]:
-        """Return what goes into XCom as ``luma_summary``."""
-        return {
-            "completed": self.completed_count,
-            "failed": dict(self.failed),
-            "missing": self._missing_in_order(),
-            "running": self.running,
-        }
-
-    def _missing_in_order(self) -> list[str]:
-        missing = frozenset(self.missing)
-        return [task_id for task_id in self.ids if task_id in missing] if missing else []
 
 
 class TaskBatch:
     """
-    Follows a batch of tasks from answer to answer.
-
-    A terminal id never reopens. An id that the relay leaves out of its answers is open for
-    ``missing_grace`` seconds, counted from the start of the wait or from when it was last seen, then missing.
+    Follows a batch of tasks from response to response.
 
     :param ids: Luma task ids; duplicates collapse, order is kept.
-    :param started_at: when the wait began, in the same seconds as ``now`` of :meth:`observe`.
-    :param missing_grace: in seconds.
+    :param started_at: when the wait began, in the same seconds as ``now`` of :meth:`update`.
+    :param missing_grace: seconds for which an id may be absent from the responses.
+    :param absent_since: since when an id that is absent now counts as absent. Default: since the first
+        response that leaves it out.
     """
 
-    def __init__(self, ids: Iterable[str], *, started_at: float, missing_grace: float = 120) -> None:
+    __slots__ = ("_failed", "_ids", "_missing", "_missing_grace", "_pending", "started_at")
+
+    def __init__(
+        self,
+        ids: Iterable[str],
+        *,
+        started_at: float,
+        missing_grace: float = 120,
+        absent_since: float | None = None,
+    ) -> None:
         self.started_at = started_at
-        self._present_at = dict.fromkeys(ids, started_at)
         self._missing_grace = missing_grace
-        self._ids = tuple(self._present_at)
+        self._pending: dict[str, float | None] = dict.fromkeys(ids, absent_since)
+        self._ids = tuple(self._pending)
         self._failed: dict[str, str] = {}
-        self._missing: list[str] = []
+        self._missing: dict[str, None] = {}
 
     @property
-    def open_ids(self) -> list[str]:
-        return list(self._present_at)
+    def ids(self) -> Sequence[str]:
+        return self._ids
+
+    @property
+    def pending_ids(self) -> list[str]:
+        return list(self._pending)
+
+    @property
+    def pending_count(self) -> int:
+        return len(self._pending)
 
     @property
     def result(self) -> BatchResult:
-        return BatchResult(self._ids, dict(self._failed), tuple(self._missing), len(self._present_at))
+        return BatchResult(self._ids, fit_reasons(self._failed), tuple(self._missing), tuple(self._pending))
 
-    def observe(self, asked: Iterable[str], answered: Mapping[str, LumaTask], *, now: float) -> None:
-        """Take in what the relay answered for the ids that it was ``asked`` for."""
-        for task_id in asked:
-            if task_id not in self._present_at:
+    def progress_message(self) -> str:
+        """Return the counts in one line, as :meth:`BatchResult.progress_message` does."""
+        return progress_message(len(self._ids), len(self._failed), len(self._missing), len(self._pending))
+
+    def outcome(self, fail_when: FailWhen, *, fail_fast: bool = False) -> Outcome:
+        """Judge the batch as :meth:`BatchResult.outcome` does, at the cost of a comparison."""
+        unsuccessful = len(self._failed) + len(self._missing)
+        return judge(len(self._ids), unsuccessful, len(self._pending), fail_when, fail_fast)
+
+    def update(self, requested: Iterable[str], tasks: Mapping[str, LumaTask], *, now: float) -> bool:
+        """
+        Take in a response.
+
+        :param requested: the ids that the relay was asked for.
+        :param tasks: the tasks that it knows, by id.
+        :return: whether an id has become final.
+        """
+        pending_before = len(self._pending)
+        for task_id in requested:
+            if task_id not in self._pending:
                 continue
-            task = answered.get(task_id)
+            task = tasks.get(task_id)
             if task is None:
-                self._note_absence(task_id, now)
+                self._mark_absent(task_id, now)
             elif task.is_terminal:
-                self._settle(task)
+                self._mark_terminal(task)
             else:
-                self._present_at[task_id] = now
+                self._pending[task_id] = None
+        return len(self._pending) != pending_before
 
-    def restore(self, *, completed: Iterable[str], failed: Mapping[str, str], missing: Iterable[str]) -> None:
-        """Take over what was found out before, elsewhere."""
-        missing = list(missing)
-        for task_id in (*completed, *failed, *missing):
-            del self._present_at[task_id]
-        self._failed.update(failed)
-        self._missing.extend(missing)
+    def dump(self) -> dict[str, Any]:
+        """Return all that is known, as JSON of at most some 30 KB; :meth:`load` reads it."""
+        length = len(self._ids)
+        position_of = {task_id: position for position, task_id in enumerate(self._ids)}
 
-    def _settle(self, task: LumaTask) -> None:
-        del self._present_at[task.id]
+        def pack(ids: Iterable[str]) -> str:
+            return pack_positions((position_of[task_id] for task_id in ids), length)
+
+        return {
+            "version": STATE_VERSION,
+            "ids": digest_ids(self._ids),
+            "started_at": self.started_at,
+            "completed": pack(self._completed()),
+            "missing": pack(self._missing),
+            "failed": [[reason, pack(ids)] for reason, ids in _grouped(fit_reasons(self._failed)).items()],
+            "absent": [[since, pack(ids)] for since, ids in self._absences()],
+        }
+
+    @classmethod
+    def load(cls, ids: Iterable[str], state: Any, *, missing_grace: float = 120) -> Self | None:
+        """
+        Rebuild a batch from :meth:`dump`.
+
+        :return: ``None`` when ``state`` is none, or that of other ids or of another version of this package.
+        """
+        try:
+            batch = cls(ids, started_at=float(state["started_at"]), missing_grace=missing_grace)
+            if (state["version"], state["ids"]) != (STATE_VERSION, digest_ids(batch._ids)):
+                return None
+            batch._restore(state)
+        except (KeyError, TypeError, ValueError):
+            return None
+        return batch
+
+    @staticmethod
+    def is_state(state: Any) -> bool:
+        """Return whether this has the form of :meth:`dump`, of whatever ids."""
+        started_at = state.get("started_at") if isinstance(state, Mapping) else None
+        return isinstance(started_at, int | float) and state.get("version") == STATE_VERSION
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        def unpack(packed: str) -> list[str]:
+            return [self._ids[position] for position in unpack_positions(packed, len(self._ids))]
+
+        self._missing = dict.fromkeys(unpack(state["missing"]))
+        self._failed = {task_id: reason for reason, packed in state["failed"] for task_id in unpack(packed)}
+        for task_id in (*unpack(state["completed"]), *self._missing, *self._failed):
+            del self._pending[task_id]
+        for since, packed in state["absent"]:
+            self._pending.update(dict.fromkeys(unpack(packed), float(since)))
+
+    def _completed(self) -> Iterable[str]:
+        others = (self._pending, self._failed, self._missing)
+        return (task_id for task_id in self._ids if not any(task_id in some for some in others))
+
+    def _absences(self) -> Iterable[tuple[float, list[str]]]:
+        """Return the absent ids by the time of their first absence, merged upwards into a few."""
+        absent = {task_id: since for task_id, since in self._pending.items() if since is not None}
+        times = sorted(set(absent.values()))
+        step = -(-len(times) // _MAX_ABSENCES) or 1
+        merged = {since: times[min(n - n % step + step, len(times)) - 1] for n, since in enumerate(times)}
+        return _grouped({task_id: merged[since] for task_id, since in absent.items()}).items()
+
+    def _mark_terminal(self, task: LumaTask) -> None:
+        del self._pending[task.id]
         if task.state is TaskState.FAILED:
             self._failed[task.id] = str(task.failure_reason)
 
-    def _note_absence(self, task_id: str, now: float) -> None:
-        if now - self._present_at[task_id] >= self._missing_grace:
-            del self._present_at[task_id]
-            self._missing.append(task_id)
+    def _mark_absent(self, task_id: str, now: float) -> None:
+        since = self._pending[task_id]
+        if since is None:
+            since = self._pending[task_id] = now
+        if now - since >= self._missing_grace:
+            del self._pending[task_id]
+            self._missing[task_id] = None
 
 
-def progress_line(completed: int, failed: int, missing: int, running: int) -> str:
-    """Say such counts in words, leaving out what there is none of but for the completed."""
-    others = {"failed": failed, "missing": missing, "running": running}
-    told = [f"{count} {word}" for word, count in others.items() if count]
-    return ", ".join([f"{completed} of {completed + sum(others.values())} completed", *told])
+def _grouped(values: Mapping[str, T]) -> dict[T, list[str]]:
+    groups: defaultdict[T, list[str]] = defaultdict(list)
+    for task_id, value in values.items():
+        groups[value].append(task_id)
+    return groups
 
 
 def read_task_ids(value: Any) -> list[str]:
@@ -182,6 +217,11 @@ def read_task_ids(value: Any) -> list[str]:
         if not isinstance(task_id, str) or not task_id.strip():
             raise LumaValueError(
                 f"luma_task_ids[{position}] must be a non-empty string, not {task_id!r:.80}; nothing was sent"
+            )
+        if not is_valid_id(task_id.strip()):
+            raise LumaValueError(
+                f"luma_task_ids[{position}] must be one line of plain text of at most {MAX_ID_CHARS} "
+                f"characters, not {task_id[:60]!a}; nothing was sent"
             )
     return list(dict.fromkeys(task_id.strip() for task_id in ids))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import time
@@ -22,6 +21,7 @@ from airflow_provider_luma.exceptions import (
     RelayTransientError,
     SubmitOutcomeUnknownError,
 )
+from airflow_provider_luma.relay.decode import MAX_VALUES, count_values, decode_json
 from airflow_provider_luma.relay.task import LumaTask, TaskState, read_task
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.relay.transport import RelayResponse
@@ -95,6 +95,8 @@ def parse_rows(response: RelayResponse) -> list[Any]:
 
     :raises RelayError: of the kind that the status, the code or the form of the response stands for.
     """
+    if count_values(response.body) > MAX_VALUES:
+        raise _transient_error(response, f"with more than {MAX_VALUES} JSON values")
     body = _parse_json(response)
     message, code = _message_and_code(body)
     if code == _NO_SUCH_TASK:
@@ -291,7 +293,7 @@ def _subject(response: RelayResponse) -> str:
 
 def _parse_json(response: RelayResponse) -> Any:
     try:
-        return json.loads(response.body)
+        return decode_json(response.body)
     except (ValueError, RecursionError):
         return response.body[:_EXCERPT_BYTES].decode(errors="replace")
 

@@ -1,25 +1,42 @@
 """
-What a relay says of one Luma task.
+One Luma task as a relay describes it.
 
 Relays publish two shapes of ``POST /luma/tasks``: a bare array of Luma objects, and
 ``{"code", "message", "data": [rows]}`` whose rows wrap the Luma object in ``data``. Either may leave out
 or null any key. :func:`read_tasks` reads both; nothing else in the package knows a JSON field name.
+
+A relay is not trusted: text is cleaned and cut here, where it is read, and an id or a URL that is not plain
+text counts as absent. :attr:`LumaTask.raw` alone is as the relay sent it.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from reprlib import Repr
 from typing import Any, TypeAlias
 
 import pendulum
 
+from airflow_provider_luma.relay.text import clean_text
+
 Json: TypeAlias = Mapping[str, Any]
+
+MAX_ID_CHARS = 200
 
 _EMPTY: Json = {}
 _UNNAMED_FAILURE = "the relay gave no reason"
+_MAX_PROMPT_CHARS = 10_000
+_MAX_WORD_CHARS = 60
+_MAX_URL_CHARS = 8_000
+_PLAIN_ID = re.compile(rf"[!-~]{{1,{MAX_ID_CHARS}}}")
+
+# A reason may be any JSON, of any size and depth.
+_excerpt = Repr()
+_excerpt.maxstring = _excerpt.maxother = 300
 
 
 class TaskState(StrEnum):
@@ -36,14 +53,16 @@ MEDIA_KINDS = ("video", "thumbnail", "last_frame")
 TERMINAL_STATES = frozenset({TaskState.COMPLETED, TaskState.FAILED})
 
 # The documented words, those of the wrapped rows (NOT_START, SUCCESS, ...), of the official API (queued,
-# dreaming) and of the gateways in between.
+# dreaming), of the gateways in between and of related relays (succeed, done, timed_out).
 _STATE_OF_WORD: Mapping[str, TaskState] = {
-    **dict.fromkeys(("pending", "queued", "submitted", "not_start"), TaskState.PENDING),
-    **dict.fromkeys(("processing", "in_progress", "dreaming", "running"), TaskState.PROCESSING),
-    **dict.fromkeys(("completed", "success", "succeeded"), TaskState.COMPLETED),
-    **dict.fromkeys(
-        ("failed", "failure", "error", "cancelled", "canceled", "rejected", "expired"), TaskState.FAILED
-    ),
+    word: state
+    for state, words in {
+        TaskState.PENDING: "pending queued submitted not_start",
+        TaskState.PROCESSING: "processing in_progress dreaming running",
+        TaskState.COMPLETED: "completed complete success succeeded succeed done finished",
+        TaskState.FAILED: ("failed failure error cancelled canceled rejected expired timeout timed_out"),
+    }.items()
+    for word in words.split()
 }
 
 
@@ -67,10 +86,11 @@ class LumaTask:
     """
     One Luma task as the relay described it.
 
-    :param id: the Luma task id, never the row number of a wrapped answer.
-    :param state: what the state word means; a word that nobody documents counts as ``PROCESSING``.
-    :param state_word: the word as it was answered.
-    :param raw: the whole answer for this task, unknown keys included.
+    :param id: the Luma task id, never the row number of a wrapped response.
+    :param state: the meaning of the state word. An undocumented word means ``COMPLETED`` where the video's
+        URL is there too, else ``PROCESSING``.
+    :param state_word: the word as the relay sent it.
+    :param raw: the complete JSON of this task, unknown keys included, and not cleaned.
     """
 
     id: str
@@ -93,17 +113,19 @@ class LumaTask:
             return None
         luma = _luma_object(self.raw)
         reason = luma.get("failure_reason") or self.raw.get("failure_reason") or self.raw.get("fail_reason")
-        return str(reason or _UNNAMED_FAILURE)
+        text = reason if isinstance(reason, str | None) else _excerpt.repr(reason)
+        return clean_text(text) or _UNNAMED_FAILURE
 
     @property
     def prompt(self) -> str | None:
         luma = _luma_object(self.raw)
-        return _text(_child(luma, "request").get("prompt")) or _text(luma.get("prompt"))
+        return _prose(_child(luma, "request").get("prompt")) or _prose(luma.get("prompt"))
 
     @property
     def aspect_ratio(self) -> str | None:
         luma = _luma_object(self.raw)
-        return _text(_child(luma, "request").get("aspect_ratio")) or _text(luma.get("aspect_ratio"))
+        ratios = (_child(luma, "request").get("aspect_ratio"), luma.get("aspect_ratio"))
+        return next(filter(None, (clean_text(ratio, _MAX_WORD_CHARS) for ratio in ratios)), None)
 
     @property
     def created_at(self) -> pendulum.DateTime | None:
@@ -112,18 +134,17 @@ class LumaTask:
     @property
     def duration(self) -> float | None:
         """Length of the video in seconds."""
-        for part in self._parts("video_raw", "video"):
+        for part in _parts(self.raw, "video_raw", "video"):
             if (seconds := _number(part.get("duration"))) is not None:
                 return seconds
         return None
 
     @property
     def video(self) -> Media | None:
-        # download_url is the file without a watermark and may be empty even on a completed task.
-        parts = list(self._parts("video_raw", "video"))
-        links = [part.get("download_url") for part in parts] + [part.get("url") for part in parts]
-        links.append(_child(_luma_object(self.raw), "assets").get("video"))
-        return _media(parts, links)
+        parts = list(_parts(self.raw, "video_raw", "video"))
+        reason = self.raw.get("fail_reason")  # where older rows of a completed task keep its URL
+        kept = self.state is TaskState.COMPLETED and str(reason).startswith(("http://", "https://"))
+        return _media(parts, [*_video_links(self.raw), reason if kept else None])
 
     @property
     def thumbnail(self) -> Media | None:
@@ -139,21 +160,13 @@ class LumaTask:
         return found
 
     def _picture(self, name: str) -> Media | None:
-        parts = list(self._parts(name))
+        parts = list(_parts(self.raw, name))
         return _media(parts, [part.get("url") for part in parts])
-
-    def _parts(self, *names: str) -> Iterator[Json]:
-        """Yield the objects of these names, then their copies under ``artifact``."""
-        luma = _luma_object(self.raw)
-        for holder in (luma, _child(luma, "artifact")):
-            for name in names:
-                if part := _child(holder, name):
-                    yield part
 
 
 def read_tasks(rows: Iterable[Any]) -> dict[str, LumaTask]:
     """
-    Read the rows of an answer, keyed by Luma task id.
+    Read the rows of a response, keyed by Luma task id.
 
     A row without an id is left out. Of two rows for one id a terminal one wins.
     """
@@ -171,27 +184,37 @@ def read_task(row: Json) -> LumaTask | None:
     luma = _luma_object(row)
     # Only text is an id: the integer "id" of a wrapped row is a database key.
     names = (row.get("task_id"), luma.get("id"), luma.get("task_id"), row.get("id"))
-    task_id = next(filter(None, map(_text, names)), None)
-    if task_id is None:
+    task_id = next((name for name in names if isinstance(name, str) and name), None)
+    if task_id is None or not is_valid_id(task_id):
         return None
-    state, word = _state(*(holder.get(key) for holder in (row, luma) for key in ("status", "state")))
+    holders = (row,) if luma is row else (row, luma)
+    state, word = _state([holder.get(key) for holder in holders for key in ("status", "state")])
+    if state is None:
+        state = TaskState.COMPLETED if any(map(_valid_url, _video_links(row))) else TaskState.PROCESSING
     return LumaTask(task_id, state, word, row)
 
 
-def _state(*words: Any) -> tuple[TaskState, str]:
-    """Judge by the first terminal word, else by the first word at all."""
-    spoken = [word for word in words if isinstance(word, str) and word]
-    states = [_STATE_OF_WORD.get(word.lower(), TaskState.PROCESSING) for word in spoken]
-    for state, word in zip(states, spoken, strict=True):
-        if state in TERMINAL_STATES:
-            return state, word
-    return (states[0], spoken[0]) if spoken else (TaskState.PENDING, "")
+def is_valid_id(task_id: str) -> bool:
+    """Return whether this can be the id of a Luma task: one short piece of plain text."""
+    return bool(_PLAIN_ID.fullmatch(task_id)) or task_id == clean_text(task_id, MAX_ID_CHARS) != ""
+
+
+def _state(words: Iterable[Any]) -> tuple[TaskState | None, str]:
+    """Judge by the first terminal word, else by the first word; ``None`` when that is undocumented."""
+    first: tuple[TaskState | None, str] | None = None
+    for word in words:
+        if isinstance(word, str) and word:
+            state = _STATE_OF_WORD.get(word.lower())
+            if state in TERMINAL_STATES:
+                return state, word
+            first = first or (state, word if state else clean_text(word, _MAX_WORD_CHARS))
+    return first or (TaskState.PENDING, "")
 
 
 def _luma_object(row: Json) -> Json:
     """Return the Luma object: what a wrapped row holds in ``data``, or the bare row itself."""
     inner = row.get("data")
-    return inner if isinstance(inner, Mapping) and inner else row
+    return inner if inner and isinstance(inner, Mapping) else row
 
 
 def _child(holder: Json, name: str) -> Json:
@@ -199,8 +222,41 @@ def _child(holder: Json, name: str) -> Json:
     return child if isinstance(child, Mapping) else _EMPTY
 
 
+def _parts(row: Json, *names: str) -> Iterator[Json]:
+    """Yield the objects of these names, then their copies under ``artifact``."""
+    luma = _luma_object(row)
+    for holder in (luma, _child(luma, "artifact")):
+        for name in names:
+            if part := _child(holder, name):
+                yield part
+
+
+def _video_links(row: Json) -> Iterator[Any]:
+    """Yield what may be the video's URL, best first: relays differ in where they put it."""
+    luma = _luma_object(row)
+    parts = list(_parts(row, "video_raw", "video"))
+    # download_url is the file without a watermark and may be empty even on a completed task.
+    yield from (part.get("download_url") for part in parts)
+    yield from (part.get("url") for part in parts)
+    yield _child(luma, "assets").get("video")
+    for holder in (luma, row, _child(luma, "result"), _child(row, "result")):
+        yield from (holder.get(name) for name in ("video_url", "result_url"))
+        yield from _listed(holder.get("result_urls"))
+        yield from _listed(holder.get("output"))
+    yield luma.get("url")
+
+
+def _listed(value: Any) -> Iterator[Any]:
+    """Yield the URLs of a list of URLs, or of objects that hold one of a video."""
+    for item in value if isinstance(value, list) else []:
+        if not isinstance(item, Mapping):
+            yield item
+        elif item.get("type") in (None, "", "video"):
+            yield item.get("url")
+
+
 def _media(parts: list[Json], links: Iterable[Any]) -> Media | None:
-    url = next((link for link in links if isinstance(link, str) and link), None)
+    url = next(filter(_valid_url, links), None)
     if not parts and url is None:
         return None
     return Media(url, _first_size(parts, "width"), _first_size(parts, "height"))
@@ -211,8 +267,12 @@ def _first_size(parts: Iterable[Json], name: str) -> int | None:
     return next((int(size) for size in sizes if size), None)
 
 
-def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+def _valid_url(value: Any) -> bool:
+    return isinstance(value, str) and value != "" and value == clean_text(value, _MAX_URL_CHARS)
+
+
+def _prose(value: Any) -> str | None:
+    return clean_text(value, _MAX_PROMPT_CHARS) or None
 
 
 def _number(value: Any) -> float | None:

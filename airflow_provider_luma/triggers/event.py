@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-from airflow_provider_luma.exceptions import LumaValueError, RelayError
-from airflow_provider_luma.relay.batch import read_task_ids
-from airflow_provider_luma.relay.task import LumaTask
-from airflow_provider_luma.triggers.poller import Poller, shared_poller
+from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.relay.batch import TaskBatch, read_task_ids
+from airflow_provider_luma.relay.result import BatchResult
+from airflow_provider_luma.relay.schedule import PollSchedule
+from airflow_provider_luma.relay.state import digest_ids
+from airflow_provider_luma.triggers.registry import subscribed
+from airflow_provider_luma.triggers.subscription import Subscription
+
+# So long Airflow may take to store an event. What it has not stored must not be remembered as fired.
+_STORING_SECONDS = 2
 
 
 class LumaTaskEventTrigger(BaseEventTrigger):
@@ -21,9 +28,11 @@ class LumaTaskEventTrigger(BaseEventTrigger):
     Fire an event for each of these Luma tasks when it is completed or failed, for ``AssetWatcher``.
 
     The payload is ``{"id": ..., "state": "completed" | "failed", "failure_reason": ...}``. Polls are shared
-    with every other trigger of the connection. Trouble, also a refusal, is logged and outlasted, as nobody
-    would start a watcher anew. A watcher that starts anew, as when the triggerer restarts, fires again for
-    tasks that are over; an archive that finds its videos there does nothing.
+    with every other trigger of the connection. Errors of any kind are logged, and polling goes on, as nobody
+    would start a watcher anew. On Airflow 3.3 and newer the asset's state store remembers which tasks have
+    fired, where the trigger watches one asset. A triggerer that dies within two seconds of an event fires it
+    again, and without that store each restart fires again for tasks that have ended; a download that finds
+    its videos at their destination does nothing.
 
     :param luma_task_ids: the Luma task ids.
     :param luma_conn_id: the connection. Default ``luma_default``.
@@ -51,33 +60,72 @@ class LumaTaskEventTrigger(BaseEventTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        open_ids = dict.fromkeys(self.luma_task_ids)
-        while open_ids:
+        batch = await self._load_batch()
+        unfired = dict.fromkeys(batch.pending_ids)
+        while unfired:
             try:
-                async with shared_poller(self.luma_conn_id) as poller:
-                    while open_ids:
-                        for task in await self._ended(poller, list(open_ids)):
-                            del open_ids[task.id]
-                            yield TriggerEvent(_payload(task))  # type: ignore[no-untyped-call]
-                        await self._interval()
-            except (RelayError, LumaValueError) as error:
-                self.log.warning("Asking again in %.0f s: %s", self.poke_interval, error)
-                await self._interval()
-        self.log.info("All %d Luma tasks are over", len(self.luma_task_ids))
+                async with aclosing(self._watch(batch, unfired)) as events:
+                    async for event in events:
+                        yield event
+            except Exception as error:  # noqa: BLE001 - of any kind, as nobody would start a watcher anew
+                self.log.warning("Polling again in %.0f s: %s", self.poke_interval, error)
+                await asyncio.sleep(self.poke_interval)
+        self.log.info("All %d Luma tasks have ended", len(batch.ids))
         await asyncio.Event().wait()  # Airflow would start a watcher that ends anew, and it would fire again
 
-    async def _ended(self, poller: Poller, ids: list[str]) -> list[LumaTask]:
-        answers = [answered async for _, answered in poller.iter_tasks(ids)]
-        wanted = set(ids)
-        tasks = {task.id: task for answered in answers for task in answered.values()}
-        self.log.info("%d of %d are over", sum(task.is_terminal for task in tasks.values()), len(ids))
-        return [task for task in tasks.values() if task.is_terminal and task.id in wanted]
+    async def _watch(self, batch: TaskBatch, unfired: dict[str, None]) -> AsyncGenerator[TriggerEvent, None]:
+        subscription = Subscription(batch, PollSchedule(self.poke_interval), tolerated=(Exception,))
+        async with subscribed(self.luma_conn_id, subscription):
+            while unfired:
+                if not subscription.has_ended:
+                    await subscription.news()
+                while subscription.warnings:
+                    self.log.warning("Polling goes on: %s", subscription.warnings.pop(0))
+                self.log.info("%s", batch.progress_message())
+                result, state = batch.result, batch.dump()
+                running = set(result.running)
+                ended = [task_id for task_id in unfired if task_id not in running]
+                for task_id in ended:
+                    del unfired[task_id]
+                    yield TriggerEvent(_payload(task_id, result))  # type: ignore[no-untyped-call]
+                if ended:
+                    await self._save(state)
+                if subscription.error is not None:
+                    raise subscription.error
 
-    async def _interval(self) -> None:
-        """Sleep until the next multiple of the interval, so that triggers fall into step."""
-        now = time.time()
-        await asyncio.sleep(math.floor(now / self.poke_interval + 1) * self.poke_interval - now)
+    async def _load_batch(self) -> TaskBatch:
+        ids = self.luma_task_ids
+        state = await self._call_store("get", self._key)
+        batch = TaskBatch.load(ids, state, missing_grace=math.inf)
+        return batch or TaskBatch(ids, started_at=time.time(), missing_grace=math.inf)
+
+    async def _save(self, state: dict[str, Any]) -> None:
+        if getattr(self, "asset_state_store", None) is not None:
+            await asyncio.sleep(_STORING_SECONDS)
+            await self._call_store("set", self._key, state)
+
+    @property
+    def _key(self) -> str:
+        return f"luma_fired_{digest_ids(self.luma_task_ids)}"
+
+    async def _call_store(self, method: str, *arguments: Any) -> Any:
+        """Call the asset's state store, which Airflow gives to event triggers from 3.3 on."""
+        store = getattr(self, "asset_state_store", None)
+        if store is None:
+            return None
+        try:
+            if (call := getattr(store, f"a{method}", None)) is not None:
+                return await call(*arguments)
+            return await asyncio.to_thread(getattr(store, method), *arguments)  # 3.3.0 and 3.3.1
+        except Exception as error:  # noqa: BLE001 - events are worth more than their memory
+            self.log.warning("What has fired cannot be remembered over a restart: %s", error)
+            return None
 
 
-def _payload(task: LumaTask) -> dict[str, str | None]:
-    return {"id": task.id, "state": task.state.value, "failure_reason": task.failure_reason}
+def _payload(task_id: str, result: BatchResult) -> dict[str, str | None]:
+    reason = result.failed.get(task_id)
+    return {
+        "id": task_id,
+        "state": "completed" if reason is None else "failed",
+        "failure_reason": reason,
+    }

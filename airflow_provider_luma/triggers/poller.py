@@ -1,241 +1,297 @@
 """
-The poll loop that the triggers of one connection share.
+The polling loop that the triggers of one connection share.
 
-Triggers ask :meth:`Poller.iter_tasks` whenever their own poll is due. What is asked within a short while
-is gathered into one round, cut into batches and sent from a few threads, so that a thousand triggers cost
-what one costs. Being told to slow down pauses every request of the connection.
+Theory of operation
+-------------------
+*Loop.* Each connection has one :class:`Poller` in an event loop, and each poller one plain loop: sleep until
+a subscription is due, wait a moment for others (``COALESCE_WINDOW``), start a round. A trigger subscribes its
+batch and sleeps; the loop updates the batch and wakes the trigger only when something changed. A thousand
+triggers therefore cost the requests of one, and a sleeping coroutine each.
+
+*Round.* The ids of all subscriptions that are due are cut into requests of ``batch_size``. An id that a
+request already asks for is not asked again: its subscription waits for that request. A round does not wait
+for the one before, so a slow response delays nobody else. The poll of a subscription is over when every
+request that holds one of its ids has ended, so that no failed request hides a response.
+
+*Grid.* Polls keep to a grid of multiples of the interval, so that waits that began apart share requests. The
+grid is shifted by a hash of the API key: customers of one relay do not all ask in the same second.
+
+*Pause and pace.* A 429 pauses every request of the connection, and ``max_requests_per_minute`` spaces them
+out (:class:`RateLimiter`). ``max_in_flight`` requests run at once, each in a thread; a request that waits
+for its retry holds none.
+
+*Rejection.* A rejected key or account (401, 402, 403) fails the round in which it came and spares the rest of
+that round its requests. The next round asks again, since keys are accepted again.
+
+*Renewal.* At a 401 the connection is read again. If it has changed, a new poller takes over every
+subscription and begins their polls anew. Triggers that join after a change find a new poller, too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from functools import partial
-from typing import TypeAlias
-from weakref import WeakKeyDictionary
+from contextvars import Context
 
 from asgiref.sync import sync_to_async
 from tenacity import AsyncRetrying, RetryCallState
 
 from airflow_provider_luma import metrics
-from airflow_provider_luma.exceptions import RelayAuthenticationError, RelayRateLimitError
+from airflow_provider_luma.exceptions import (
+    LumaValueError,
+    RelayAuthenticationError,
+    RelayPermissionError,
+    RelayRateLimitError,
+)
 from airflow_provider_luma.hooks.luma import LumaHook, RelaySettings
-from airflow_provider_luma.relay.client import RelayClient
-from airflow_provider_luma.relay.task import LumaTask, TaskState
+from airflow_provider_luma.relay.task import LumaTask
+from airflow_provider_luma.triggers.rate_limiter import RateLimiter
+from airflow_provider_luma.triggers.request import Request, Round, query_slim
+from airflow_provider_luma.triggers.subscription import Subscription
 
 log = logging.getLogger(__name__)
 
-Answer: TypeAlias = tuple[Sequence[str], Mapping[str, LumaTask]]
+# A round begins when nobody has joined for so long, ...
+COALESCE_WINDOW = 0.2
+# ... or after this, however many still come. Both are short beside any poll interval.
+MAX_COALESCE_SECONDS = 1.0
 
-# A round is gathered until nobody has joined it for so long, ...
-GATHER_SECONDS = 0.2
-# ... or until it is so old, however many still come. Both are short beside any poll interval.
-GATHER_SECONDS_LIMIT = 1.0
+# The clock may be set meanwhile, so no sleep is longer.
+_MAX_SLEEP = 60.0
+# After so many subscriptions of a round the event loop gets a turn.
+_SLICE = 200
+# Nobody waits for two relays, so that it matters only within an interval.
+_GRID_SECONDS = 3600
 
 
 class Poller:
     """
-    Asks one relay on behalf of all triggers of one connection.
+    Polls one relay for all subscriptions of one connection.
 
-    :param conn_id: the connection, read again when the relay no longer accepts the key.
-    :param settings: what the connection said.
+    :param conn_id: the connection, read again when the relay rejects the key.
+    :param settings: of the connection.
+    :param replace: called with changed settings; moves every subscription to a poller of those.
     """
 
-    def __init__(self, conn_id: str, settings: RelaySettings) -> None:
+    def __init__(
+        self, conn_id: str, settings: RelaySettings, replace: Callable[[Poller, RelaySettings], None]
+    ) -> None:
+        self.conn_id = conn_id
         self.settings = settings
-        self.users = 0
-        self._conn_id = conn_id
+        self.subscriptions: dict[Subscription, None] = {}
+        self._replace = replace
         self._client = settings.client()
-        self._threads = ThreadPoolExecutor(settings.max_in_flight, thread_name_prefix="luma-poll")
+        # More threads than slots, made only when needed: an abandoned request frees its slot at once, and its
+        # thread when the client's time limit is over.
+        self._threads = ThreadPoolExecutor(4 * settings.max_in_flight, thread_name_prefix="luma-poll")
         self._slots = asyncio.Semaphore(settings.max_in_flight)
+        self._limiter = RateLimiter(settings.max_requests_per_minute)
         self._renewal = asyncio.Lock()
-        self._refusal: RelayAuthenticationError | None = None
-        self._paused_until = 0.0
-        self._next_turn = 0.0
-        self._gathering: _Round | None = None
-        self._under_way: dict[str, asyncio.Task[Answer]] = {}
+        self._offset = _grid_offset(settings.api_key)
+        self._in_flight: dict[str, Request] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._joined = 0
+        self._sleeps_until = 0.0
+        self._wake = asyncio.Event()
+        # In a context of its own: its log lines do not belong to the trigger that happened to come first.
+        self._loop = asyncio.create_task(self._run(), name=f"luma-poller {conn_id}", context=Context())
+        self._loop.add_done_callback(self._pass_on_crash)
 
-    async def iter_tasks(self, ids: Iterable[str]) -> AsyncIterator[Answer]:
-        """
-        Yield the answers for these ids, and for ids that others asked for in the same requests.
+    @property
+    def is_running(self) -> bool:
+        return not self._loop.done()
 
-        :raises RelayError: when a request failed for good, after every other answer was yielded.
-        """
-        if self._gathering is None:
-            self._gathering = _Round()
-            self._gathering.closing = asyncio.create_task(self._close_round(self._gathering))
-        gathering = self._gathering
-        wanted = dict.fromkeys(ids)
-        gathering.ids.update(wanted)
-        await asyncio.shield(gathering.closing)
-        errors: list[BaseException] = []
-        requests = {gathering.requests[task_id] for task_id in wanted}
-        while requests:
-            # Waiting this way leaves the requests alone when this trigger is cancelled: others wait for them.
-            done, requests = await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
-            for request in done:
-                if (error := request.exception()) is not None:
-                    errors.append(error)
-                else:
-                    yield request.result()
-        if errors:
-            raise errors[0]
+    def add(self, subscription: Subscription) -> None:
+        subscription.place_on_grid(self._offset)
+        subscription.poller = self
+        self.subscriptions[subscription] = None
+        self._joined += 1
+        if subscription.wakes_at < self._sleeps_until:
+            self._wake.set()
 
-    async def _close_round(self, gathered: _Round) -> None:
-        await self._all_have_joined(gathered)
-        self._gathering = None
-        metrics.gauge_round(self._conn_id, len(gathered.ids))
-        fresh = [task_id for task_id in gathered.ids if task_id not in self._under_way]
-        for batch in self._client.batches(fresh):
-            request = asyncio.create_task(self._request(batch))
-            request.add_done_callback(partial(self._forget, batch))
-            self._under_way.update(dict.fromkeys(batch, request))
-        gathered.requests = {task_id: self._under_way[task_id] for task_id in gathered.ids}
+    def remove(self, subscription: Subscription) -> None:
+        """Forget a subscription, and the requests that were sent for it alone."""
+        self.subscriptions.pop(subscription, None)
+        for request in subscription.requests:
+            request.ids_by_subscription.pop(subscription, None)
+            if not request.ids_by_subscription and request.task is not None:
+                request.task.cancel()
+        subscription.requests.clear()
 
-    @staticmethod
-    async def _all_have_joined(gathered: _Round) -> None:
+    def close(self) -> None:
+        current = asyncio.current_task()
+        for task in {self._loop, *self._tasks} - {current}:
+            task.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._client.close()
+
+    async def _run(self) -> None:
+        while True:
+            await self._sleep()
+            await self._coalesce()
+            await self._start_round()
+
+    async def _sleep(self) -> None:
+        """Sleep until a subscription wants attention."""
+        now = time.time()
+        wanted = min((s.wakes_at for s in self.subscriptions if not s.has_ended), default=now + _MAX_SLEEP)
+        self._sleeps_until = min(wanted, now + _MAX_SLEEP)
+        self._wake.clear()
+        if self._sleeps_until > now:
+            try:
+                async with asyncio.timeout(self._sleeps_until - now):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+        self._sleeps_until = 0.0
+
+    async def _coalesce(self) -> None:
         loop = asyncio.get_running_loop()
-        limit = loop.time() + GATHER_SECONDS_LIMIT
+        limit = loop.time() + MAX_COALESCE_SECONDS
         joined = -1
-        while joined < len(gathered.ids) and loop.time() < limit:
-            joined = len(gathered.ids)
-            await asyncio.sleep(GATHER_SECONDS)
+        while joined < self._joined and loop.time() < limit:
+            joined = self._joined
+            await asyncio.sleep(COALESCE_WINDOW)
 
-    def _forget(self, batch: Sequence[str], request: asyncio.Task[Answer]) -> None:
-        for task_id in batch:
-            del self._under_way[task_id]
-        if not request.cancelled():
-            request.exception()  # seen by nobody when every trigger that waited is gone
+    async def _start_round(self) -> None:
+        now, round_, request = time.time(), Round(), None
+        number = 0
+        for index, subscription in enumerate(list(self.subscriptions), start=1):
+            if index % _SLICE == 0:
+                await asyncio.sleep(0)
+            subscription.check_last_call(now)
+            if subscription.is_due(now) and subscription in self.subscriptions:
+                number += subscription.batch.pending_count
+                request = self._assign(subscription, round_, request)
+                if not subscription.requests:  # it has nothing left to wait for
+                    self._finish_poll(subscription, now)
+        if request is not None:
+            self._launch(request)
+        if number:
+            metrics.record_pending_ids(self.conn_id, number)
 
-    async def _request(self, batch: Sequence[str]) -> Answer:
+    def _assign(self, subscription: Subscription, round_: Round, request: Request | None) -> Request | None:
+        """Spread the ids of a subscription over requests; return the one that has room left."""
+        for task_id in subscription.batch.pending_ids:
+            target = self._in_flight.get(task_id)
+            if target is None:
+                target = self._in_flight[task_id] = request = request or Request(round_)
+                target.ids.append(task_id)
+                if len(target.ids) >= self.settings.batch_size:
+                    self._launch(target)
+                    request = None
+            target.ids_by_subscription[subscription].append(task_id)
+            subscription.requests.add(target)
+        return request
+
+    def _launch(self, request: Request) -> None:
+        request.task = asyncio.create_task(self._serve(request))
+        self._tasks.add(request.task)
+        request.task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, request: Request) -> None:
+        """Send a request, with retries, and give the response to every subscription that waits for it."""
+        tasks: Mapping[str, LumaTask] = {}
+        error: Exception | None = None
+        try:
+            tasks = await self._query(request)
+        except Exception as caught:  # noqa: BLE001 - a bug reaches the triggers as it is
+            error = caught
+        finally:
+            for task_id in request.ids:
+                self._in_flight.pop(task_id, None)
+        now = time.time()
+        for subscription, ids in list(request.ids_by_subscription.items()):
+            self._deliver(subscription, request, ids, error or tasks, now)
+
+    def _deliver(
+        self,
+        subscription: Subscription,
+        request: Request,
+        ids: Sequence[str],
+        response: Mapping[str, LumaTask] | Exception,
+        now: float,
+    ) -> None:
+        if request not in subscription.requests:
+            return
+        subscription.requests.discard(request)
+        if isinstance(response, Exception):
+            subscription.note(response)
+        else:
+            subscription.take(ids, response, now)
+        if not subscription.requests:
+            self._finish_poll(subscription, now)
+
+    def _finish_poll(self, subscription: Subscription, now: float) -> None:
+        try:
+            subscription.finish_poll(now, self._offset)
+        except Exception as fault:  # noqa: BLE001 - such as of its arguments, and of this subscription alone
+            subscription.end_with(fault)
+        if subscription.wakes_at < self._sleeps_until:
+            self._wake.set()
+
+    async def _query(self, request: Request) -> Mapping[str, LumaTask]:
         arguments = self._client.retry.retrying_kwargs()
         log_wait = arguments.pop("before_sleep")
 
         def pause(retry_state: RetryCallState) -> None:
             log_wait(retry_state)
             if retry_state.outcome and isinstance(retry_state.outcome.exception(), RelayRateLimitError):
-                self._pause(retry_state.upcoming_sleep)
+                metrics.count_rate_limit_pause(self.conn_id)
+                self._limiter.pause(retry_state.upcoming_sleep)
 
-        return batch, await AsyncRetrying(before_sleep=pause, **arguments)(self._ask, batch)
+        tasks: Mapping[str, LumaTask] = await AsyncRetrying(before_sleep=pause, **arguments)(
+            self._send, request
+        )
+        return tasks
 
-    async def _ask(self, batch: Sequence[str]) -> dict[str, LumaTask]:
+    async def _send(self, request: Request) -> Mapping[str, LumaTask]:
         async with self._slots:
-            await self._turn()
-            used = self.settings
+            await self._limiter.acquire()
+            if request.round.rejection is not None:
+                raise request.round.rejection
             try:
-                if self._refusal is not None:
-                    raise self._refusal
                 return await asyncio.get_running_loop().run_in_executor(
-                    self._threads, _ask_slim, self._client, batch
+                    self._threads, query_slim, self._client, request.ids
                 )
             except RelayAuthenticationError as error:
-                if not await self._renewed(used):
-                    self._refusal = error
-                    raise
-        return await self._ask(batch)
+                await self._renew(request.round, error)
+                raise
+            except RelayPermissionError as error:
+                request.round.rejection = error
+                raise
 
-    async def _turn(self) -> None:
-        """Return when a request may go out: after a pause, and in step with ``max_requests_per_minute``."""
-        loop = asyncio.get_running_loop()
-        # Both may have moved on meanwhile.
-        while loop.time() < (until := max(self._paused_until, self._next_turn)):
-            await asyncio.sleep(until - loop.time())
-        if self.settings.max_requests_per_minute:
-            self._next_turn = loop.time() + 60 / self.settings.max_requests_per_minute
-
-    def _pause(self, seconds: float) -> None:
-        """Hold back every request of this connection."""
-        metrics.count_pause(self._conn_id)
-        self._paused_until = max(self._paused_until, asyncio.get_running_loop().time() + seconds)
-
-    async def _renewed(self, used: RelaySettings) -> bool:
-        """Read the connection again; ``True`` when it says something else than was ``used``."""
+    async def _renew(self, round_: Round, error: RelayAuthenticationError) -> None:
+        """Read the connection again: a changed one gets a new poller, else the round is rejected."""
         async with self._renewal:
-            if self.settings == used and self._refusal is None:
-                settings = await read_settings(self._conn_id)
-                if settings != used:
-                    log.info("The connection %r has changed; going on with what it says now", self._conn_id)
-                    self._client.close()
-                    self.settings, self._client = settings, settings.client()
-        return self.settings != used
+            if round_.rejection is not None:
+                return
+            try:
+                settings = await read_settings(self.conn_id)
+            except LumaValueError as unusable:
+                round_.rejection = unusable
+                raise
+            except Exception:
+                log.warning("The connection %r cannot be read again", self.conn_id, exc_info=True)
+                settings = self.settings
+            round_.rejection = error
+            if settings != self.settings:
+                log.info("The connection %r has changed; polling with its new settings", self.conn_id)
+                self._replace(self, settings)
 
-    def close(self) -> None:
-        for request in set(self._under_way.values()):
-            request.cancel()
-        if self._gathering is not None:
-            self._gathering.closing.cancel()
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
-
-
-def _ask_slim(client: RelayClient, batch: Sequence[str]) -> dict[str, LumaTask]:
-    """Ask, and keep of each task what a wait needs: a round of 10,000 whole ones would be 40 MiB."""
-    return {
-        task_id: task if task.state is TaskState.FAILED else LumaTask(task_id, task.state)
-        for task_id, task in client.query_once(batch).items()
-    }
+    def _pass_on_crash(self, loop: asyncio.Task[None]) -> None:
+        if not loop.cancelled() and (fault := loop.exception()) is not None:
+            for subscription in list(self.subscriptions):
+                subscription.end_with(fault if isinstance(fault, Exception) else RuntimeError(repr(fault)))
 
 
-class _Round:
-    """What triggers ask for together, and the requests that answer it."""
-
-    closing: asyncio.Task[None]
-
-    def __init__(self) -> None:
-        self.ids: dict[str, None] = {}
-        self.requests: dict[str, asyncio.Task[Answer]] = {}
-
-
-class _Loop:
-    """The pollers of one event loop."""
-
-    def __init__(self) -> None:
-        self.pollers: dict[str, Poller] = {}
-        self.reads: dict[str, asyncio.Task[RelaySettings]] = {}
-
-    async def settings(self, conn_id: str) -> RelaySettings:
-        """Read a connection; whoever asks meanwhile shares the reading."""
-        if conn_id not in self.reads:
-            self.reads[conn_id] = asyncio.create_task(read_settings(conn_id))
-            self.reads[conn_id].add_done_callback(lambda _: self.reads.pop(conn_id))
-        return await asyncio.shield(self.reads[conn_id])
-
-    async def join(self, conn_id: str) -> Poller:
-        settings = await self.settings(conn_id)
-        poller = self.pollers.get(conn_id)
-        if poller is None or poller.settings != settings:
-            # Those who joined under other settings go on with their own poller.
-            poller = self.pollers[conn_id] = Poller(conn_id, settings)
-        poller.users += 1
-        return poller
-
-    def leave(self, conn_id: str, poller: Poller) -> None:
-        poller.users -= 1
-        if poller.users == 0:
-            if self.pollers.get(conn_id) is poller:
-                del self.pollers[conn_id]
-            poller.close()
-
-
-_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Loop] = WeakKeyDictionary()
-
-
-@asynccontextmanager
-async def shared_poller(conn_id: str) -> AsyncIterator[Poller]:
-    """
-    Join the poller of a connection; the last to leave closes it.
-
-    :raises LumaValueError: when the connection cannot be used.
-    """
-    loop = _loops.setdefault(asyncio.get_running_loop(), _Loop())
-    poller = await loop.join(conn_id)
-    try:
-        yield poller
-    finally:
-        loop.leave(conn_id, poller)
+def _grid_offset(api_key: str) -> float:
+    digest = hashlib.sha256(api_key.encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32 * _GRID_SECONDS
 
 
 async def read_settings(conn_id: str) -> RelaySettings:

@@ -9,6 +9,7 @@ import pytest
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.sandbox import Sandbox
 from tests.airflow.harness import AIRFLOW
+from tests.airflow.waiting import MODES, Wait, waiter
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +57,18 @@ def sandbox(connect: Callable[..., None]) -> Iterator[Sandbox]:
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> RetryPolicy:
-    """Trouble gives up after three attempts and a fraction of a second: the same, on a faster clock."""
-    monkeypatch.setattr(RetryPolicy.__init__, "__defaults__", (3, 0.05, 1))
-    return RetryPolicy()
+    """Retries give up after three attempts and a fraction of a second: the same, on a faster clock."""
+    policy = RetryPolicy(max_attempts=3, initial_delay=0.05, max_delay=1)
+    monkeypatch.setattr("airflow_provider_luma.relay.client.RetryPolicy", lambda: policy)
+    return policy
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def wait(mode: str) -> Wait:
+    """Run a DAG of one sensor in each mode."""
+    return waiter(mode)

@@ -47,7 +47,7 @@ def test_a_watcher_that_has_seen_all_asks_no_more(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("status", [401, 403, 400])
-def test_a_refusal_is_outlasted(sandbox: Sandbox, status: int) -> None:
+def test_watching_goes_on_after_a_rejection(sandbox: Sandbox, status: int) -> None:
     task_id = sandbox.add_task(seconds=0)
     sandbox.script(*[ScriptedAnswer(status=status, body={"message": "no"})] * 2)
     assert [event["id"] for event in asyncio.run(events(trigger([task_id]), 5))] == [task_id]
@@ -72,6 +72,87 @@ def test_it_travels_as_plain_json(sandbox: Sandbox) -> None:
     assert again.serialize() == (path, arguments)
 
 
-def test_an_interval_that_cannot_be_is_refused() -> None:
+def test_an_invalid_interval_is_rejected() -> None:
     with pytest.raises(LumaValueError, match="poke_interval"):
         trigger(["a"], poke_interval=0)
+
+
+class Memory:
+    """The state store of the one asset that a trigger watches, as Airflow gives it to event triggers."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    async def aget(self, key: str, default: Any = None) -> Any:
+        return json.loads(self.values[key]) if key in self.values else default
+
+    async def aset(self, key: str, value: Any) -> None:
+        self.values[key] = json.dumps(value)
+
+
+class BlockingMemory:
+    """As Airflow 3.3.0 and 3.3.1 have it."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return asyncio.run(self._memory.aget(key, default))
+
+    def set(self, key: str, value: Any) -> None:
+        asyncio.run(self._memory.aset(key, value))
+
+
+class BrokenMemory:
+    async def aget(self, key: str, default: Any = None) -> Any:
+        raise ValueError("Task has 2 concrete inlets and outlets")
+
+    aset = aget
+
+
+def watcher(ids: list[str], memory: Any, **arguments: Any) -> LumaTaskEventTrigger:
+    watching = trigger(ids, **arguments)
+    watching.asset_state_store = memory
+    return watching
+
+
+def test_a_bad_batch_does_not_hold_back_the_events_of_a_good_one(sandbox: Sandbox, connect: Connect) -> None:
+    connect(sandbox, batch_size=1)
+    bad, good = sandbox.add_task(seconds=0), sandbox.add_task(seconds=0)
+    sandbox.script(ScriptedAnswer(status=400, body={"message": "no"}))
+    fired = asyncio.run(events(trigger([bad, good], poke_interval=1000), 3))
+    assert len(fired) == 1
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_what_has_fired_does_not_fire_again_after_a_restart(sandbox: Sandbox, blocking: bool) -> None:
+    memory = Memory()
+    store = BlockingMemory(memory) if blocking else memory
+    ids = [sandbox.add_task(seconds=0), sandbox.add_task(seconds=0, fails="moderation")]
+    late = sandbox.add_task(seconds=6)
+    assert len(asyncio.run(events(watcher([*ids, late], store), 4))) == 2
+    again = asyncio.run(events(watcher([*ids, late], store), 8))
+    assert [event["id"] for event in again] == [late]
+
+
+def test_an_event_that_airflow_may_not_have_stored_fires_again(sandbox: Sandbox) -> None:
+    memory, task_id = Memory(), sandbox.add_task(seconds=0)
+    for _ in range(2):
+        assert len(asyncio.run(events(watcher([task_id], memory), 1.5))) == 1
+
+
+def test_a_watcher_without_a_memory_still_fires(sandbox: Sandbox) -> None:
+    assert len(asyncio.run(events(watcher([sandbox.add_task(seconds=0)], BrokenMemory()), 2))) == 1
+
+
+def test_errors_of_any_kind_are_outlasted(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = dict(sandbox.connection)
+    monkeypatch.delenv("AIRFLOW_CONN_LUMA_DEFAULT")  # the connection does not exist: no error of ours
+
+    async def watch() -> list[dict[str, Any]]:
+        watching = asyncio.create_task(events(trigger([sandbox.add_task(seconds=0)]), 5))
+        await asyncio.sleep(1.5)
+        monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", json.dumps(connection))
+        return await watching
+
+    assert len(asyncio.run(watch())) == 1

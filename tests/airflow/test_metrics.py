@@ -19,13 +19,14 @@ with contextlib.suppress(ImportError):
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.metrics import count_tasks
 from airflow_provider_luma.operators.luma import LumaDownloadOperator
+from airflow_provider_luma.relay import TaskBatch
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
 async def wait():
     trigger = LumaTaskTrigger(
         luma_task_ids=sys.argv[1:],
         luma_conn_id="luma_default",
-        started_at=time.time(),
+        state=TaskBatch(sys.argv[1:], started_at=time.time()).dump(),
         timeout=20,
         poke_interval=1,
     )
@@ -59,13 +60,13 @@ def test_requests_tasks_and_pauses_are_counted() -> None:
         counted = Counter(message.partition(":")[0] for message in received(statsd))
     assert counted["airflow.luma.requests,outcome=ok"] == 3
     assert counted["airflow.luma.requests,outcome=rate_limited"] == 1
-    assert counted["airflow.luma.requests,outcome=trouble"] == 1
+    assert counted["airflow.luma.requests,outcome=transient_error"] == 1
     assert counted["airflow.luma.request_duration"] == 5
     assert counted["airflow.luma.videos,outcome=downloaded"] == 1
     assert counted["airflow.luma.videos,outcome=unchanged"] == 1
     assert counted["airflow.luma.bytes"] == counted["airflow.luma.download_duration"] == 2
-    assert counted["airflow.luma.pauses,conn_id=luma_default"] == 1
-    assert counted["airflow.luma.open_ids,conn_id=luma_default"] == 1
+    assert counted["airflow.luma.rate_limit_pauses,conn_id=luma_default"] == 1
+    assert counted["airflow.luma.pending_ids,conn_id=luma_default"] == 1
     assert counted["airflow.luma.tasks,state=completed"] == counted["airflow.luma.tasks,state=failed"] == 1
     assert counted["airflow.luma.tasks,state=missing"] == 0
     assert not [name for name in counted if any(task_id in name for task_id in ids)]

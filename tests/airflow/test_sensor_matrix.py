@@ -9,56 +9,10 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
-from tests.airflow.harness import AIRFLOW, Run, run_source
+from tests.airflow.harness import AIRFLOW, run_source
+from tests.airflow.waiting import Wait, answers, ended, summary
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
-
-MODES = {"poke": {"mode": "poke"}, "reschedule": {"mode": "reschedule"}, "deferrable": {"deferrable": True}}
-
-Wait = Callable[..., Run]
-
-
-@pytest.fixture(params=MODES)
-def mode(request: pytest.FixtureRequest) -> str:
-    return request.param
-
-
-@pytest.fixture
-def wait(mode: str) -> Wait:
-    """Run a DAG of one sensor in each mode."""
-
-    def wait(luma_task_ids: Any, **arguments: Any) -> Run:
-        arguments = {"poke_interval": 0.3, "timeout": 30, "retries": 1, "retry_delay": 0} | arguments
-        return run_source(
-            "waiting",
-            f"""
-            from airflow.sdk import DAG
-            from airflow_provider_luma.sensors.luma import LumaTaskSensor
-
-            with DAG("waiting", schedule=None) as dag:
-                LumaTaskSensor(
-                    task_id="wait",
-                    luma_task_ids={luma_task_ids!r},
-                    **{arguments | MODES[mode]!r},
-                )
-            """,
-        )
-
-    return wait
-
-
-def ended(run: Run, state: str, tries: int = 1) -> bool:
-    return (run.states["wait"], run.tries["wait"]) == (state, tries)
-
-
-def summary(
-    completed: int, failed: dict[str, str] | None = None, missing: list[str] | None = None, running: int = 0
-) -> dict[str, Any]:
-    return {"completed": completed, "failed": failed or {}, "missing": missing or [], "running": running}
-
-
-def answers(*statuses: int, **facts: Any) -> list[ScriptedAnswer]:
-    return [ScriptedAnswer(status=status, body={"message": "scripted"}, **facts) for status in statuses]
 
 
 def test_all_complete_at_once(wait: Wait, sandbox: Sandbox) -> None:
@@ -145,7 +99,7 @@ def test_fail_fast_does_not_wait_for_the_rest(wait: Wait, sandbox: Sandbox) -> N
     failed, endless = sandbox.add_task(seconds=0.4, fails="moderation"), sandbox.add_task(seconds=math.inf)
     run = wait([failed, endless], fail_fast=True)
     assert ended(run, "failed")
-    assert run.xcom("wait", "luma_summary") == summary(0, failed={failed: "moderation"}, running=1)
+    assert run.xcom("wait", "luma_summary") == summary(0, failed={failed: "moderation"}, running=[endless])
 
 
 def test_an_id_may_be_unknown_for_a_while(wait: Wait, sandbox: Sandbox) -> None:
@@ -173,7 +127,7 @@ def test_timeout_fails_without_a_retry_and_says_how_far_it_came(wait: Wait, sand
     done, endless = sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)
     run = wait([done, endless], timeout=0.7)
     assert ended(run, "failed")
-    assert run.xcom("wait", "luma_summary") == summary(1, running=1)
+    assert run.xcom("wait", "luma_summary") == summary(1, running=[endless])
 
 
 @pytest.mark.parametrize("told", [{"headers": {"Retry-After": "1"}}, {}], ids=["retry_after", "bare"])
@@ -220,7 +174,7 @@ def test_a_refusal_fails_at_once_and_for_good(wait: Wait, sandbox: Sandbox, befo
     run = wait([endless])
     assert ended(run, "failed")
     assert len(sandbox.requests) == before + 1
-    assert run.xcom("wait", "luma_summary") == summary(0, running=1)
+    assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
 
 
 @pytest.mark.usefixtures("quick_retries")
@@ -253,7 +207,7 @@ def test_policies_on_a_timeout(wait: Wait, sandbox: Sandbox, policy: str, state:
     endless = sandbox.add_task(seconds=math.inf)
     run = wait([endless], timeout=0.7, **{policy: True})
     assert ended(run, state)
-    assert run.xcom("wait", "luma_summary") == summary(0, running=1)
+    assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
 
 
 @pytest.mark.usefixtures("quick_retries")
@@ -289,7 +243,7 @@ def test_backoff_and_max_wait_space_polls_alike(wait: Wait, sandbox: Sandbox) ->
     endless = sandbox.add_task(seconds=math.inf)
     run = wait([endless], timeout=6.4, poke_interval=2, exponential_backoff=True, max_wait=2)
     assert ended(run, "failed")
-    assert 3 <= len(sandbox.requests) <= 5
+    assert 3 <= len(sandbox.requests) <= 6  # the grid of the triggerer may bring one more
 
 
 def test_a_mapped_sensor_leaves_the_first_poll_to_the_triggerer(sandbox: Sandbox) -> None:

@@ -10,15 +10,34 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.exceptions import TriggerEventError
+from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
 from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.relay.schedule import PollSchedule
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
-from airflow_provider_luma.triggers.luma import EVENT_LIMIT, LumaTaskTrigger
+from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
 
-def trigger(ids: list[str], **arguments: Any) -> LumaTaskTrigger:
-    arguments = {"started_at": time.time(), "timeout": 20, "poke_interval": 0.2} | arguments
-    return LumaTaskTrigger(luma_task_ids=ids, luma_conn_id="luma_default", **arguments)
+def trigger(ids: list[str], *, started_at: float | None = None, **arguments: Any) -> LumaTaskTrigger:
+    arguments = {"timeout": 20, "poke_interval": 0.2} | arguments
+    batch = TaskBatch(ids, started_at=time.time() if started_at is None else started_at)
+    return LumaTaskTrigger(
+        luma_task_ids=ids, luma_conn_id="luma_default", **{"state": batch.dump()} | arguments
+    )
+
+
+def summary_of(event: dict[str, Any], ids: list[str]) -> dict[str, Any]:
+    batch = TaskBatch.load(ids, event["state"])
+    assert batch is not None
+    return batch.result.summary()
+
+
+def settled(ids: list[str], **states: str) -> dict[str, Any]:
+    """Return the state of a batch in which these ids have ended."""
+    batch = TaskBatch(ids, started_at=time.time(), missing_grace=0)
+    tasks = {i: LumaTask(i, TaskState(s), raw={"failure_reason": "why"}) for i, s in states.items()}
+    batch.update([i for i in ids if i in states], tasks, now=time.time())
+    return batch.dump()
 
 
 def rebuilt(trigger: LumaTaskTrigger) -> LumaTaskTrigger:
@@ -45,9 +64,7 @@ def test_it_survives_airflows_own_encoding() -> None:
         ["a", "b"],
         polled_at=1.5,
         max_wait=7.5,
-        completed=2,
-        failed={"x": "why"},
-        missing=["y"],
+        state=settled(["a", "b"], a="failed"),
         fail_fast=True,
     )
     assert rebuilt(original).serialize() == original.serialize()
@@ -59,23 +76,30 @@ def test_it_carries_no_secret(sandbox: Sandbox) -> None:
     assert "sk-very-secret" not in json.dumps(trigger(["a"]).serialize())
 
 
-def test_done_says_what_did_not_complete(sandbox: Sandbox) -> None:
-    ids = [sandbox.add_task(seconds=0), sandbox.add_task(seconds=0.3, fails="moderation"), "nowhere"]
-    event = fire(trigger(ids, missing_grace=0.3, failed={"before": "why"}, missing=["earlier"]))
-    assert event == {
-        "status": "done",
-        "running": 0,
-        "failed": {"before": "why", ids[1]: "moderation"},
-        "missing": ["earlier", "nowhere"],
+def test_done_says_how_every_id_ended(sandbox: Sandbox) -> None:
+    ids = [
+        "before",
+        sandbox.add_task(seconds=0),
+        sandbox.add_task(seconds=0.3, fails="moderation"),
+        "nowhere",
+    ]
+    event = fire(trigger(ids, missing_grace=0.3, state=settled(ids, before="failed")))
+    assert event["status"] == "done"
+    assert summary_of(event, ids) == {
+        "completed": 1,
+        "failed": {"before": "why", ids[2]: "moderation"},
+        "missing": ["nowhere"],
+        "running": [],
     }
+    assert not [request for request in sandbox.requests if "before" in (request.ids or ())]
 
 
 def test_a_timeout_comes_at_the_deadline_after_a_last_poll(sandbox: Sandbox) -> None:
     started = time.time()
-    event = fire(
-        trigger([sandbox.add_task(seconds=math.inf)], timeout=1, poke_interval=60, polled_at=started)
-    )
-    assert event == {"status": "timeout", "running": 1, "failed": {}, "missing": []}
+    ids = [sandbox.add_task(seconds=math.inf)]
+    event = fire(trigger(ids, timeout=1, poke_interval=60, polled_at=started))
+    assert event["status"] == "timeout"
+    assert summary_of(event, ids)["running"] == ids
     assert 1 <= time.time() - started < 2
     assert len(sandbox.requests) == 1
 
@@ -90,20 +114,28 @@ def test_a_deadline_that_passed_during_an_outage_still_gets_one_poll(sandbox: Sa
 def test_an_answer_that_hangs_past_the_deadline_does_not_hold_the_trigger(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("airflow_provider_luma.triggers.luma.LAST_POLL_SECONDS", 0.2)
+    monkeypatch.setattr("airflow_provider_luma.triggers.subscription.LAST_POLL_SECONDS", 0.2)
     sandbox.script(ScriptedAnswer(body=[], delay=20))
     started = time.monotonic()
     assert fire(trigger([sandbox.add_task()], timeout=0.3))["status"] == "timeout"
     assert time.monotonic() - started < 2
 
 
-def test_a_restart_neither_extends_the_deadline_nor_the_grace(sandbox: Sandbox) -> None:
-    first = trigger(["nowhere"], missing_grace=0.6, timeout=10)
+def test_a_restart_does_not_extend_the_deadline(sandbox: Sandbox) -> None:
+    started_at = time.time() - 595
+    first = trigger([sandbox.add_task(seconds=math.inf)], started_at=started_at, timeout=600)
     with pytest.raises(TimeoutError):
-        asyncio.run(asyncio.wait_for(event_of(first), 0.5))
+        asyncio.run(asyncio.wait_for(event_of(first), 1))
     restarted = time.time()
-    assert fire(rebuilt(first))["missing"] == ["nowhere"]
-    assert time.time() - restarted < 0.7
+    assert fire(rebuilt(first))["status"] == "timeout"
+    assert time.time() - restarted < 100
+
+
+def test_an_id_left_out_once_after_an_outage_of_the_triggerer_is_not_missing(sandbox: Sandbox) -> None:
+    task_id = sandbox.add_task(seconds=0)
+    sandbox.script(ScriptedAnswer(body=[]))
+    event = fire(trigger([task_id], started_at=time.time() - 3600, timeout=7200, missing_grace=120))
+    assert summary_of(event, [task_id])["completed"] == 1
 
 
 def test_the_sensors_poll_is_not_repeated_before_the_interval_is_over(sandbox: Sandbox) -> None:
@@ -136,11 +168,23 @@ def test_a_bug_is_raised_and_not_blamed_on_the_relay(sandbox: Sandbox) -> None:
         fire(trigger([sandbox.add_task(seconds=math.inf)], poke_interval="soon"))
 
 
-def test_the_event_for_ten_thousand_failures_stays_small(sandbox: Sandbox) -> None:
-    ids = [sandbox.add_task(seconds=0, fails="moderation") for _ in range(10_000)]
+def test_ten_thousand_failures_of_three_hundred_characters_fit_into_an_event(sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0, fails=f"{n} {'x' * 400}") for n in range(10_000)]
     event = fire(trigger(ids))
-    assert len(json.dumps(event)) < EVENT_LIMIT
-    assert (event["failed"], event["missing"]) == (None, None)
+    assert len(json.dumps(event)) < 64_000
+    arguments = rebuilt(trigger(ids, state=event["state"])).serialize()[1]
+    assert len(json.dumps(arguments | {"luma_task_ids": []})) < 64_000
+    summary = summary_of(event, ids)
+    assert len(json.dumps(summary)) < 64_000
+    assert len(summary["failed"]) + summary["failed_not_listed"] == 10_000
+    assert all("cut" in reason for reason in summary["failed"].values())
+
+
+def test_ten_thousand_failures_with_the_same_reason_keep_it_whole(sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0, fails="moderation") for _ in range(10_000)]
+    batch = TaskBatch.load(ids, fire(trigger(ids))["state"])
+    assert batch is not None
+    assert batch.result.failed == dict.fromkeys(ids, "moderation")
 
 
 class Context(dict[str, Any]):
@@ -154,20 +198,20 @@ class Context(dict[str, Any]):
         self.pushed[key] = value
 
 
-def test_what_did_not_fit_into_the_event_is_asked_again(sandbox: Sandbox) -> None:
-    ids = [sandbox.add_task(seconds=0, fails="moderation" if n % 2 else None) for n in range(1000)]
-    sensor = LumaTaskSensor(task_id="wait", luma_task_ids=ids, fail_when="never")
-    context = Context()
-    event = {"status": "done", "running": 0, "failed": None, "missing": None}
-    assert sensor.execute_complete(context, event) == ids[::2]
-    assert context.pushed["luma_summary"]["failed"] == dict.fromkeys(ids[1::2], "moderation")
-    assert len(sandbox.requests) == 10
-
-
-@pytest.mark.parametrize("event", [None, {}, {"status": "success"}, "done"])
+@pytest.mark.parametrize(
+    "event",
+    [
+        None,
+        {},
+        {"status": "success"},
+        "done",
+        {"status": "done"},
+        {"status": "done", "state": {"version": 0}},
+    ],
+)
 def test_a_lost_or_unknown_event_fails_loudly(event: Any) -> None:
     sensor = LumaTaskSensor(task_id="wait", luma_task_ids=["a"], soft_fail=True)
-    with pytest.raises(TriggerEventError, match="without saying how"):
+    with pytest.raises(TriggerEventError, match="lost or invalid"):
         sensor.execute_complete(Context(), event)
 
 
@@ -183,12 +227,21 @@ def test_a_lost_or_unknown_event_fails_loudly(event: Any) -> None:
 )
 def test_waits_grow_as_the_sensor_says(arguments: dict[str, Any], waits: list[float]) -> None:
     # From a moment on the grid, where nothing is drawn back.
-    wait = trigger(["a"], **arguments)
+    schedule = PollSchedule(**arguments)
     moment = 60_000_000
     for polls, seconds in enumerate(waits, start=1):
-        assert wait._next_poll(moment, polls) - moment == seconds
+        assert schedule.next_poll(moment, polls) - moment == seconds
+
+
+@pytest.mark.parametrize("polls", [1_025, 10**9])
+def test_no_number_of_polls_overflows(polls: int) -> None:
+    schedule = PollSchedule(60, exponential_backoff=True)
+    assert math.isfinite(schedule.next_poll(time.time(), polls))
+    assert PollSchedule(60, exponential_backoff=True, max_wait=600).interval(polls) == 600
+    assert math.isfinite(schedule.interval_after(1e12))
 
 
 def test_triggers_that_started_apart_poll_together_from_the_second_poll_on() -> None:
-    wait = trigger(["a"], poke_interval=60)
-    assert {wait._next_poll(6000 + started, 1) for started in range(60)} == {6060}
+    schedule = PollSchedule(60)
+    assert {schedule.next_poll(6000 + started, 1) for started in range(60)} == {6060}
+    assert {schedule.next_poll(6007 + started, 1, offset=7) for started in range(60)} == {6067}

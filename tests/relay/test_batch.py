@@ -22,93 +22,112 @@ def batch(ids="abc", *, grace=120.0):
 def result(*, completed=0, failed=0, missing=0, running=0):
     ids = [f"id-{n:02}" for n in range(completed + failed + missing + running)]
     reasons = dict.fromkeys(ids[completed : completed + failed], "moderated")
-    return BatchResult(ids, reasons, ids[completed + failed : completed + failed + missing], running)
+    final = completed + failed + missing
+    return BatchResult(ids, reasons, ids[completed + failed : final], ids[final:])
 
 
 def test_a_batch_begins_with_every_id_open_in_order_and_once():
     new = batch(["c", "a", "c", "b", "a"])
-    assert new.open_ids == ["c", "a", "b"]
-    assert new.result == BatchResult(("c", "a", "b"), {}, (), 3)
+    assert new.pending_ids == ["c", "a", "b"]
+    assert new.result == BatchResult(("c", "a", "b"), {}, (), ("c", "a", "b"))
 
 
 def test_ids_may_come_from_any_iterable():
-    assert batch(iter("ab")).open_ids == ["a", "b"]
+    assert batch(iter("ab")).pending_ids == ["a", "b"]
 
 
 def test_what_the_relay_says_settles_or_leaves_open():
     waiting = batch("abcd")
-    waiting.observe("abcd", tasks(d="completed", b="failed", c="processing", a="pending"), now=1001)
-    assert waiting.open_ids == ["a", "c"]
-    assert waiting.result == BatchResult(("a", "b", "c", "d"), {"b": REASON}, (), 2)
+    waiting.update("abcd", tasks(d="completed", b="failed", c="processing", a="pending"), now=1001)
+    assert waiting.pending_ids == ["a", "c"]
+    assert waiting.result == BatchResult(("a", "b", "c", "d"), {"b": REASON}, (), ("a", "c"))
 
 
 def test_a_settled_id_never_reopens_and_keeps_its_reason():
     waiting = batch("ab")
     moderated = LumaTask("b", TaskState.FAILED, raw={"failure_reason": "x"})
-    waiting.observe("ab", tasks(a="completed") | {"b": moderated}, now=1001)
+    waiting.update("ab", tasks(a="completed") | {"b": moderated}, now=1001)
     before = waiting.result
-    waiting.observe("ab", tasks(a="failed", b="completed"), now=1002)
-    waiting.observe("ab", tasks(a="processing", b="pending"), now=1003)
-    waiting.observe("ab", {}, now=9999)
-    assert waiting.result == before == BatchResult(("a", "b"), {"b": "x"}, (), 0)
+    waiting.update("ab", tasks(a="failed", b="completed"), now=1002)
+    waiting.update("ab", tasks(a="processing", b="pending"), now=1003)
+    waiting.update("ab", {}, now=9999)
+    assert waiting.result == before == BatchResult(("a", "b"), {"b": "x"}, ())
 
 
 def test_a_missing_id_never_reopens():
     waiting = batch("a")
-    waiting.observe("a", {}, now=1120)
-    waiting.observe("a", tasks(a="completed"), now=1121)
-    assert waiting.result == BatchResult(("a",), {}, ("a",), 0)
+    waiting.update("a", {}, now=1000)
+    waiting.update("a", {}, now=1120)
+    waiting.update("a", tasks(a="completed"), now=1121)
+    assert waiting.result == BatchResult(("a",), {}, ("a",))
 
 
 def test_answers_about_strangers_are_ignored():
     waiting = batch("a")
-    waiting.observe("az", tasks(z="failed", a="completed"), now=1001)
-    assert waiting.result == BatchResult(("a",), {}, (), 0)
+    waiting.update("az", tasks(z="failed", a="completed"), now=1001)
+    assert waiting.result == BatchResult(("a",), {}, ())
 
 
 def test_only_what_was_asked_for_can_be_absent():
     waiting = batch("ab")
-    waiting.observe("a", tasks(a="processing"), now=5000)
-    assert waiting.open_ids == ["a", "b"]
+    waiting.update("a", tasks(a="processing"), now=5000)
+    assert waiting.pending_ids == ["a", "b"]
 
 
 def test_an_earlier_result_does_not_change_with_the_batch():
     waiting = batch("ab")
     early = waiting.result
-    waiting.observe("ab", tasks(a="failed"), now=2000)
-    assert early == BatchResult(("a", "b"), {}, (), 2)
+    waiting.update("ab", tasks(a="failed"), now=2000)
+    assert early == BatchResult(("a", "b"), {}, (), ("a", "b"))
 
 
 @pytest.mark.parametrize(
-    ("sightings", "asked_at", "missing"),
+    ("seen", "absent", "missing"),
     [
-        ([], 1000, False),
-        ([], 1119.9, False),
-        ([], 1120, True),
-        ([1100], 1219.9, False),
-        ([1100], 1220, True),
-        ([1100, 1500], 1600, False),
+        ([], [1000], False),
+        ([], [1000, 1119.9], False),
+        ([], [1000, 1120], True),
+        ([], [1500], False),  # nobody polled for a while, which is no absence
+        ([1100], [1220], False),
+        ([1100], [1160, 1279], False),
+        ([1100], [1160, 1280], True),
+        ([1100, 1500], [1600, 1719], False),
     ],
 )
-def test_an_id_is_missing_when_the_grace_since_start_or_last_sight_is_over(sightings, asked_at, missing):
+def test_an_id_is_missing_after_absences_that_span_the_grace(seen, absent, missing):
     waiting = batch("a")
-    for now in sightings:
-        waiting.observe("a", tasks(a="pending"), now=now)
-    waiting.observe("a", {}, now=asked_at)
-    assert (waiting.open_ids == []) == missing
+    for now in seen:
+        waiting.update("a", tasks(a="pending"), now=now)
+    for now in absent:
+        waiting.update("a", {}, now=now)
+    assert (waiting.pending_ids == []) == missing
     assert list(waiting.result.missing) == ["a"] * missing
+
+
+def test_a_sighting_in_between_begins_the_grace_anew():
+    waiting = batch("a")
+    waiting.update("a", {}, now=1000)
+    waiting.update("a", tasks(a="pending"), now=1060)
+    waiting.update("a", {}, now=1120)
+    assert waiting.pending_ids == ["a"]
+
+
+def test_an_id_may_count_as_absent_from_the_start():
+    waiting = TaskBatch("ab", started_at=1000, missing_grace=120, absent_since=1000)
+    waiting.update("ab", tasks(b="pending"), now=1200)
+    assert list(waiting.result.missing) == ["a"]
 
 
 def test_without_grace_an_id_is_missing_at_once():
     waiting = batch("a", grace=0)
-    waiting.observe("a", {}, now=1000)
+    waiting.update("a", {}, now=1000)
     assert waiting.result.missing == ("a",)
 
 
 def test_an_id_not_found_at_first_may_turn_up():
     waiting = batch("a")
-    waiting.observe("a", {}, now=1060)
-    waiting.observe("a", tasks(a="completed"), now=1070)
+    waiting.update("a", {}, now=1060)
+    waiting.update("a", tasks(a="completed"), now=1070)
     assert waiting.result.completed == ["a"]
 
 
@@ -172,7 +191,7 @@ def test_any_other_fail_when_is_refused_with_the_three_words(word):
     ],
 )
 def test_progress_is_one_line_of_the_counts_there_are(counts, line):
-    assert result(**counts).progress() == line
+    assert result(**counts).progress_message() == line
 
 
 def test_completed_ids_keep_the_order_of_the_request():
@@ -180,11 +199,11 @@ def test_completed_ids_keep_the_order_of_the_request():
     assert (mixed.completed, mixed.completed_count) == (["d", "a"], 2)
 
 
-def test_complaints_name_failures_then_the_missing_in_order():
+def test_messages_name_failures_then_the_missing_in_order():
     mixed = BatchResult(("d", "b", "a", "c"), {"a": "x", "d": "y"}, ("c", "b"))
     unknown = "the relay does not know this id"
-    assert mixed.complaints() == ["d: y", "a: x", f"b: {unknown}", f"c: {unknown}"]
-    assert result(completed=1).complaints() == []
+    assert mixed.failure_messages() == ["d: y", "a: x", f"b: {unknown}", f"c: {unknown}"]
+    assert result(completed=1).failure_messages() == []
 
 
 @pytest.mark.parametrize(
@@ -196,19 +215,20 @@ def test_complaints_name_failures_then_the_missing_in_order():
         (1000, 0, 21, "and 980 more"),
     ],
 )
-def test_complaints_are_twenty_and_then_a_count(failed, missing, lines, last):
-    complaints = result(failed=failed, missing=missing).complaints()
-    assert (len(complaints), complaints[-1]) == (lines, last)
+def test_messages_are_twenty_and_then_a_count(failed, missing, lines, last):
+    messages = result(failed=failed, missing=missing).failure_messages()
+    assert (len(messages), messages[-1]) == (lines, last)
 
 
 def test_the_summary_is_plain_and_complete():
-    mixed = BatchResult(("d", "b", "a", "c"), {"a": "x"}, ("c",), 1)
-    assert mixed.summary() == {"completed": 1, "failed": {"a": "x"}, "missing": ["c"], "running": 1}
+    mixed = BatchResult(("d", "b", "a", "c"), {"a": "x"}, ("c",), ("b",))
+    assert mixed.summary() == {"completed": 1, "failed": {"a": "x"}, "missing": ["c"], "running": ["b"]}
 
 
 def test_ten_thousand_ids_are_followed_in_a_blink():
     ids = [f"id-{n}" for n in range(10_000)]
     waiting = batch(ids)
-    waiting.observe(ids, tasks(**dict.fromkeys(ids[::2], "completed")), now=5000)
+    for now in (4000, 5000):
+        waiting.update(ids, tasks(**dict.fromkeys(ids[::2], "completed")), now=now)
     assert waiting.result.completed == ids[::2]
-    assert len(waiting.result.complaints()) == 21
+    assert len(waiting.result.failure_messages()) == 21

@@ -196,7 +196,8 @@ def test_a_check_takes_task_not_exist_for_a_good_answer(sandbox, client):
 
 
 def test_a_strange_word_is_logged_once(sandbox, client, caplog):
-    ids = [sandbox.add_task(state_word=word) for word in ("half_baked", "half_baked", "raw", "QUEUED")]
+    words = ("half_baked", "half_baked", "raw", "QUEUED")
+    ids = [sandbox.add_task(state_word=word, seconds=math.inf) for word in words]
     for _ in range(3):
         assert not any(task.is_terminal for task in client.get_tasks(ids).values())
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]

@@ -12,9 +12,10 @@ from requests.structures import CaseInsensitiveDict
 from airflow_provider_luma.exceptions import LumaValueError, RelayError
 from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
 from airflow_provider_luma.relay.address import read_base_url
-from airflow_provider_luma.relay.batch import Outcome, read_task_ids
+from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.responses import parse_rows, parse_submitted, parse_task_or_none
+from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.task import MEDIA_KINDS, TERMINAL_STATES, read_tasks
 from airflow_provider_luma.relay.transport import RelayResponse
 from tests.strategies import ANSWERS, JSON, refusal
@@ -77,19 +78,22 @@ def test_a_terminal_id_never_reopens_and_none_is_lost(ids, rounds, grace):
     for states, asked, seconds in rounds:
         now += seconds
         answered = {task_id: LumaTask(task_id, state) for task_id, state in states.items()}
-        still_open = set(batch.open_ids)
-        batch.observe(asked, answered, now=now)
-        for task_id in still_open.difference(batch.open_ids):
+        still_open = set(batch.pending_ids)
+        batch.update(asked, answered, now=now)
+        for task_id in still_open.difference(batch.pending_ids):
             ended[task_id] = states.get(task_id)
             assert ended[task_id] is None or ended[task_id] in TERMINAL_STATES
-        assert ended.keys().isdisjoint(batch.open_ids)
+        assert ended.keys().isdisjoint(batch.pending_ids)
         result = batch.result
         assert set(result.failed) == {i for i, state in ended.items() if state is TaskState.FAILED}
         assert set(result.missing) == {i for i, state in ended.items() if state is None}
-        assert result.running == len(set(ids) - ended.keys())
+        assert set(result.running) == set(ids) - ended.keys()
         assert result.completed_count == list(ended.values()).count(TaskState.COMPLETED)
         for policy in ("any", "all", "never"):
             assert (result.outcome(policy) is Outcome.RUNNING) == bool(result.running)
+        again = TaskBatch.load(ids, json.loads(json.dumps(batch.dump())), missing_grace=grace)
+        assert again.dump() == batch.dump()
+        assert again.result.summary() == result.summary()
 
 
 @given(JSON | st.text().map(lambda text: f"[{text}]") | st.lists(st.text()))

@@ -108,8 +108,8 @@ def test_the_id_is_the_luma_id_and_never_the_number_of_a_row(row, task_id):
     [
         ("pending queued submitted not_start", TaskState.PENDING),
         ("processing in_progress dreaming running unknown", TaskState.PROCESSING),
-        ("completed success succeeded", TaskState.COMPLETED),
-        ("failed failure error cancelled canceled rejected expired", TaskState.FAILED),
+        ("completed complete success succeeded succeed done finished", TaskState.COMPLETED),
+        ("failed failure error cancelled canceled rejected expired timeout timed_out", TaskState.FAILED),
     ],
 )
 @pytest.mark.parametrize(
@@ -252,3 +252,80 @@ def test_of_two_rows_for_one_task_the_finished_one_counts():
 
 def test_rows_that_name_no_task_are_left_out():
     assert list(read_tasks([None, 1, "a", [], {}, {"id": 5}, {"id": "a"}])) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "kept"),
+    [
+        ("half \ud83d", "half"),
+        ("a\x00b\nc\u202ed", "a b c d"),
+        ("x" * 1000, "x" * 299 + "…"),
+        ({"deep": {"deeper": "y" * 10_000}}, None),
+        ([[[[[[[[["x"]]]]]]]]], None),
+        ("\x00", "the relay gave no reason"),
+    ],
+)
+def test_a_reason_is_one_short_line_that_any_encoder_takes(reason, kept):
+    read = read_task({"id": "a", "state": "failed", "failure_reason": reason}).failure_reason
+    assert kept in (None, read)
+    assert 0 < len(read) <= 300
+    assert read.encode().isascii() or "…" in read
+    assert read.isprintable()
+
+
+@pytest.mark.parametrize("task_id", ["x" * 201, "a\ud83d", "a\x00b", "a\nb", " a", "\u202ea"])
+def test_what_can_be_no_id_names_no_task(task_id):
+    assert read_task({"id": task_id, "state": "completed"}) is None
+
+
+@pytest.mark.parametrize("task_id", ["x" * 200, "luma_gen_abc123", "a b", "ключ"])
+def test_plain_text_is_an_id(task_id):
+    assert read_task({"id": task_id, "state": "completed"}).id == task_id
+
+
+def test_state_words_prompts_and_links_are_cleaned_too():
+    row = {"id": "a", "state": "st\ud83d" * 100, "prompt": "a\x00b", "video": {"url": "https://x/\ud83d"}}
+    task = read_task(row)
+    assert task.state_word.isprintable()
+    assert len(task.state_word) <= 60
+    assert (task.prompt, task.video.url) == ("a b", None)
+
+
+LINKS = [
+    {"video": {"url": SIGNED}},
+    {"video_raw": {"url": SIGNED}},
+    {"artifact": {"video": {"download_url": SIGNED}}},
+    {"assets": {"video": SIGNED}},
+    {"video_url": SIGNED},
+    {"result_url": SIGNED},
+    {"data": {"url": SIGNED}},
+    {"data": {"id": "a", "video_url": SIGNED}},
+    {"result": {"video_url": SIGNED}},
+    {"result_urls": [SIGNED]},
+    {"output": [{"type": "video", "url": SIGNED}]},
+    {"output": [{"type": "image", "url": "https://x/a.jpg"}, {"url": SIGNED}]},
+]
+
+
+@pytest.mark.parametrize("place", LINKS, ids=str)
+@pytest.mark.parametrize("word", ["completed", "ready", "succeed"])
+def test_a_link_is_found_in_every_known_place_and_makes_an_unknown_word_completed(place, word):
+    task = read_task({"task_id": "a", "status": word} | place)
+    assert task.state is TaskState.COMPLETED
+    assert task.video.url == SIGNED
+
+
+@pytest.mark.parametrize("word", ["processing", "pending", "failed"])
+def test_a_link_changes_nothing_under_a_known_word(word):
+    assert read_task({"id": "a", "state": word, "video_url": SIGNED}).state is TaskState(word)
+
+
+def test_a_success_needs_no_link():
+    assert read_task({"id": "a", "state": "completed"}).state is TaskState.COMPLETED
+
+
+def test_older_rows_of_a_completed_task_keep_its_link_as_the_reason():
+    row = {"task_id": "a", "status": "SUCCESS", "fail_reason": SIGNED}
+    assert read_task(row).video.url == SIGNED
+    assert read_task(row | {"fail_reason": "none"}).video is None
+    assert read_task(row | {"status": "FAILURE"}).video is None

@@ -1,0 +1,116 @@
+"""How a batch of tasks stands or ended, and what is said of it in logs, errors and XCom."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from airflow_provider_luma.arguments import FailWhen
+from airflow_provider_luma.relay.state import MAX_BYTES, fit_entries
+
+_MAX_MESSAGES = 20
+
+
+class Outcome(StrEnum):
+    """How a batch stands."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """
+    How a batch of tasks stands or ended. Every id that is in none of the collections has completed.
+
+    :param ids: all ids, in the order of the request.
+    :param failed: the reason of each failed id.
+    :param missing: the ids that the relay does not know.
+    :param running: the ids that are still pending.
+    """
+
+    ids: Sequence[str]
+    failed: Mapping[str, str]
+    missing: Collection[str]
+    running: Collection[str] = ()
+
+    @property
+    def completed_count(self) -> int:
+        return len(self.ids) - len(self.failed) - len(self.missing) - len(self.running)
+
+    @property
+    def completed(self) -> list[str]:
+        """The completed ids in the order of the request."""
+        others = {*self.failed, *self.missing, *self.running}
+        return [task_id for task_id in self.ids if task_id not in others]
+
+    def outcome(self, fail_when: FailWhen, *, fail_fast: bool = False) -> Outcome:
+        """
+        Judge the batch.
+
+        :param fail_when: which failures fail the batch.
+        :param fail_fast: do not wait for pending ids once nothing can save the batch.
+        """
+        unsuccessful = len(self.failed) + len(self.missing)
+        return judge(len(self.ids), unsuccessful, len(self.running), fail_when, fail_fast)
+
+    def progress_message(self) -> str:
+        """Return the counts in one line, without those that are zero, save the completed."""
+        return progress_message(len(self.ids), len(self.failed), len(self.missing), len(self.running))
+
+    def failure_messages(self) -> list[str]:
+        """Return a line for each failed or missing id, the first few of them and then a count."""
+        failed = [f"{task_id}: {self.failed[task_id]}" for task_id in self.ids if task_id in self.failed]
+        missing = [f"{task_id}: the relay does not know this id" for task_id in self._ordered(self.missing)]
+        return _first([*failed, *missing])
+
+    def running_message(self) -> str:
+        """Return the ids that are still running in one line, the first few of them and then a count."""
+        return ", ".join(_first(self._ordered(self.running)))
+
+    def summary(self) -> dict[str, Any]:
+        """
+        Return what goes into XCom as ``luma_summary``.
+
+        Thousands of failures do not fit into 64 KB: their reasons are cut first, then ``failed`` holds only
+        the first of them, and ``failed_not_listed`` the number of the others.
+        """
+        failed = {task_id: self.failed[task_id] for task_id in self._ordered(self.failed)}
+        listed = fit_entries(failed, MAX_BYTES - 2_000)
+        not_listed = len(failed) - len(listed)
+        return {
+            "completed": self.completed_count,
+            "failed": listed,
+            "missing": self._ordered(self.missing),
+            "running": self._ordered(self.running),
+        } | ({"failed_not_listed": not_listed} if not_listed else {})
+
+    def _ordered(self, some: Collection[str]) -> list[str]:
+        wanted = frozenset(some)
+        return [task_id for task_id in self.ids if task_id in wanted] if wanted else []
+
+
+def judge(total: int, unsuccessful: int, running: int, fail_when: FailWhen, fail_fast: bool) -> Outcome:
+    """Judge a batch by its counts, see :meth:`BatchResult.outcome`."""
+    if fail_when is FailWhen.ANY:
+        fails = unsuccessful > 0
+    else:
+        fails = fail_when is FailWhen.ALL and 0 < unsuccessful == total
+    if running and not (fail_fast and fails):
+        return Outcome.RUNNING
+    return Outcome.FAILED if fails else Outcome.COMPLETED
+
+
+def progress_message(total: int, failed: int, missing: int, running: int) -> str:
+    """Return counts in one line, see :meth:`BatchResult.progress_message`."""
+    counts = {"failed": failed, "missing": missing, "running": running}
+    parts = [f"{count} {word}" for word, count in counts.items() if count]
+    return ", ".join([f"{total - failed - missing - running} of {total} completed", *parts])
+
+
+def _first(lines: Sequence[str]) -> list[str]:
+    left_out = len(lines) - _MAX_MESSAGES
+    return [*lines[:_MAX_MESSAGES], *([f"and {left_out} more"] if left_out > 0 else [])]

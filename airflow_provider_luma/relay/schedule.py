@@ -1,0 +1,54 @@
+"""When the next poll of a wait is due: one rule for the sensor's modes and the triggers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# Doubling goes on no further, so that no number of polls overflows a float.
+_MAX_DOUBLINGS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class PollSchedule:
+    """
+    How long to wait between two polls.
+
+    :param poke_interval: seconds.
+    :param exponential_backoff: double the interval from poll to poll, beginning with half of it.
+    :param max_wait: seconds between polls at the most.
+    """
+
+    poke_interval: float = 60
+    exponential_backoff: bool = False
+    max_wait: float | None = None
+
+    def interval(self, polls: int) -> float:
+        """Return the seconds to wait after so many polls."""
+        seconds = self.poke_interval
+        if self.exponential_backoff:
+            seconds = max(self.poke_interval * 2.0 ** min(polls - 2, _MAX_DOUBLINGS), 1)
+        return seconds if self.max_wait is None else min(seconds, self.max_wait)
+
+    def interval_after(self, elapsed: float) -> float:
+        """Return the seconds to wait after so many seconds of waiting, where nobody counts the polls."""
+        polls, total = 1, self.interval(1)
+        while total <= elapsed and polls < _MAX_DOUBLINGS:
+            polls += 1
+            total += self.interval(polls)
+        return self.interval(polls)
+
+    def next_poll(self, polled_at: float, polls: int, offset: float = 0) -> float:
+        """
+        Return when the poll after that of ``polled_at`` is due: after the interval, drawn back to the grid.
+
+        The grid makes waits that began apart poll together, which costs one request instead of many.
+
+        :param polls: how many there have been.
+        :param offset: by how many seconds the grid is shifted against multiples of the interval.
+        """
+        wait = self.interval(polls)
+        step = self.poke_interval if self.poke_interval and wait % self.poke_interval == 0 else wait
+        if not step:
+            return polled_at
+        return math.floor((polled_at + wait - offset) / step) * step + offset

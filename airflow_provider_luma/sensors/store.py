@@ -1,0 +1,58 @@
+"""What a wait keeps in the task state store, which Airflow has from 3.3 on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_luma.relay.batch import TaskBatch
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+log = logging.getLogger(__name__)
+
+WAIT_KEY = "luma_wait"
+PROGRESS_KEY = "luma_progress"
+
+
+class WaitStore:
+    """
+    Keeps the state of a wait for the process that polls next, and its progress for the UI.
+
+    A store that fails costs no more than a repeated query, so its errors are logged and not raised.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._store: Any = context.get("task_state_store")
+        self._saved: Any = None
+
+    @property
+    def exists(self) -> bool:
+        return self._store is not None
+
+    def load(self) -> Mapping[str, Any]:
+        """Return ``state``, a :meth:`TaskBatch.dump`, and ``logged_at``; empty when there is nothing."""
+        kept = self._try("get", WAIT_KEY)
+        self._saved = kept
+        is_record = isinstance(kept, Mapping) and isinstance(kept.get("logged_at"), int | float)
+        return kept if is_record else {}
+
+    def save(self, batch: TaskBatch, logged_at: float) -> None:
+        record = {"state": batch.dump(), "logged_at": logged_at}
+        if record != self._saved:
+            self._try("set", WAIT_KEY, record)
+            self._saved = record
+
+    def save_progress(self, message: str) -> None:
+        self._try("set", PROGRESS_KEY, message)
+
+    def _try(self, method: str, *arguments: Any) -> Any:
+        if self._store is None:
+            return None
+        try:
+            return getattr(self._store, method)(*arguments)
+        except Exception:
+            log.warning("The task state store failed; the wait goes on without it", exc_info=True)
+            return None

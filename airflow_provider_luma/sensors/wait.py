@@ -1,0 +1,166 @@
+"""The wait of a sensor in a worker: polls, reports progress, and keeps its state for the next process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_luma.exceptions import (
+    RelayAuthenticationError,
+    RelayError,
+    RelayPermissionError,
+    RelayRateLimitError,
+    RelayTransientError,
+    TriggerEventError,
+    most_telling_error,
+)
+from airflow_provider_luma.metrics import count_tasks
+from airflow_provider_luma.relay.batch import TaskBatch
+from airflow_provider_luma.sensors.store import WaitStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_luma.relay import LumaTask, RelayClient
+
+SUMMARY_KEY = "luma_summary"
+
+# How long a wait in which nothing changes goes without a log line.
+QUIET_SECONDS = 300
+
+
+class Wait:
+    """
+    Waits for a batch, after :meth:`begin` or :meth:`load`.
+
+    :param ids: the Luma task ids.
+    :param missing_grace: in seconds.
+    :param store: where its state outlives the process.
+    :param log: of the sensor.
+    """
+
+    batch: TaskBatch
+
+    def __init__(self, ids: Sequence[str], missing_grace: float, store: WaitStore, log: Any) -> None:
+        self.not_before = 0.0
+        self._ids = ids
+        self._missing_grace = missing_grace
+        self._store = store
+        self._log = log
+        self._message, self._logged_at = "", 0.0
+
+    def begin(self, started_at: float, *, is_continued: bool) -> None:
+        """
+        Begin to wait.
+
+        :param is_continued: whether an earlier process has waited: its state is taken up, if it was kept.
+        """
+        record = self._store.load() if is_continued else {}
+        self.batch = self._new_batch(started_at)
+        if self.load(record.get("state")):
+            self._message = self.batch.progress_message()
+            self._logged_at = record["logged_at"]
+        elif is_continued and not self._store.exists:
+            # Before Airflow 3.3 nothing is kept from poll to poll: the grace counts from the first one there.
+            self.batch = self._new_batch(started_at, absent_since=started_at)
+
+    def load(self, state: Any) -> bool:
+        """Take up a :meth:`TaskBatch.dump`; ``False`` for that of other ids: only its start counts."""
+        batch = TaskBatch.load(self._ids, state, missing_grace=self._missing_grace)
+        if batch is None and TaskBatch.is_state(state):
+            self.batch = self._new_batch(state["started_at"])
+        self.batch = batch or self.batch
+        return batch is not None
+
+    def _new_batch(self, started_at: float, absent_since: float | None = None) -> TaskBatch:
+        return TaskBatch(
+            self._ids, started_at=started_at, missing_grace=self._missing_grace, absent_since=absent_since
+        )
+
+    def poll(self, client: RelayClient, time_left: Callable[[], float], *, patient: bool) -> None:
+        """
+        Query every pending id once, whatever happens to some of them.
+
+        :param time_left: seconds until the wait times out.
+        :param patient: wait on the spot where the relay asks to slow down.
+        :raises RelayError: when a request failed, after every other was sent. What holds for all of them
+            (a rejected key or account) is raised at once.
+        """
+        if time.time() < self.not_before:
+            return
+        errors: list[RelayError] = []
+        for ids in client.batches(self.batch.pending_ids):
+            if errors and time_left() <= 0:
+                break
+            try:
+                # The relay has had its retries; the other batches get an attempt each.
+                once = any(isinstance(error, RelayTransientError) for error in errors)
+                for requested, tasks in _query(client, ids, once, time_left() if patient else 0.0):
+                    self.batch.update(requested, tasks, now=time.time())
+            except RelayRateLimitError as error:
+                self.not_before = time.time() + (error.retry_after or 0)
+                self._log.info("%s", error)
+                break
+            except (RelayAuthenticationError, RelayPermissionError):
+                raise
+            except RelayError as error:
+                errors.append(error)
+        if errors:
+            raise most_telling_error(errors)
+
+    def report(self) -> None:
+        """Log the progress when it changed and, as a sign of life, every few minutes."""
+        message, now = self.batch.progress_message(), time.time()
+        changed = message != self._message
+        if changed or now - self._logged_at >= QUIET_SECONDS:
+            self._log.info("%s", message)
+            self._logged_at = now
+        if changed:
+            self._store.save_progress(message)
+        self._message = message
+
+    def save(self) -> None:
+        """Keep the state for the process that polls next."""
+        self._store.save(self.batch, self._logged_at)
+
+    def describe(self) -> str:
+        """Return in one line how far it came, naming the first ids that are still running."""
+        result = self.batch.result
+        running = f" Still running: {result.running_message()}" if result.running else ""
+        return f"Luma tasks: {result.progress_message()}.{running}"
+
+    def push_summary(self, context: Context) -> None:
+        result = self.batch.result
+        if result.running:
+            self._log.warning("Still running: %s", result.running_message())
+        summary = result.summary()
+        context["ti"].xcom_push(SUMMARY_KEY, summary)
+        count_tasks(
+            {
+                "completed": result.completed_count,
+                "failed": len(result.failed),
+                "missing": len(result.missing),
+                "running": len(result.running),
+            }
+        )
+
+
+def validate_event(event: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """
+    Return the event of a :class:`LumaTaskTrigger`.
+
+    :raises TriggerEventError: when it is lost or invalid.
+    """
+    known = isinstance(event, Mapping) and event.get("status") in {"done", "timeout", "error"}
+    if event is None or not known or not TaskBatch.is_state(event.get("state")):
+        raise TriggerEventError(f"The trigger event is lost or invalid: {event!r:.200}")
+    return event
+
+
+def _query(
+    client: RelayClient, ids: Sequence[str], once: bool, patience: float
+) -> Iterable[tuple[Sequence[str], Mapping[str, LumaTask]]]:
+    return [(ids, client.query_once(ids))] if once else client.iter_tasks(ids, max_delay=patience)

@@ -1,0 +1,78 @@
+"""Which poller serves which connection, in each event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from weakref import WeakKeyDictionary
+
+from airflow_provider_luma.hooks.luma import RelaySettings
+from airflow_provider_luma.triggers.poller import Poller, read_settings
+from airflow_provider_luma.triggers.subscription import Subscription
+
+
+class _Pollers:
+    """The pollers of one event loop."""
+
+    def __init__(self) -> None:
+        self.by_connection: dict[str, Poller] = {}
+        self.reads: dict[str, asyncio.Task[RelaySettings]] = {}
+
+    async def join(self, conn_id: str, subscription: Subscription) -> None:
+        settings = await self._settings(conn_id)
+        poller = self.by_connection.get(conn_id)
+        if poller is None or poller.settings != settings or not poller.is_running:
+            # Subscriptions of the other settings stay with their poller until the relay rejects its key.
+            poller = self.by_connection[conn_id] = Poller(conn_id, settings, self._replace)
+        poller.add(subscription)
+
+    def leave(self, subscription: Subscription) -> None:
+        poller = subscription.poller
+        if poller is None:
+            return
+        poller.remove(subscription)
+        if not poller.subscriptions:
+            self._close(poller)
+
+    async def _settings(self, conn_id: str) -> RelaySettings:
+        """Read a connection; triggers that start meanwhile share the reading."""
+        if conn_id not in self.reads:
+            self.reads[conn_id] = asyncio.create_task(read_settings(conn_id))
+            self.reads[conn_id].add_done_callback(lambda _: self.reads.pop(conn_id))
+        return await asyncio.shield(self.reads[conn_id])
+
+    def _replace(self, old: Poller, settings: RelaySettings) -> None:
+        new = self.by_connection.get(old.conn_id)
+        if new is None or new.settings != settings:
+            new = self.by_connection[old.conn_id] = Poller(old.conn_id, settings, self._replace)
+        now = time.time()
+        for subscription in list(old.subscriptions):
+            subscription.restart_poll(now)
+            new.add(subscription)
+        old.subscriptions.clear()
+        self._close(old)
+
+    def _close(self, poller: Poller) -> None:
+        if self.by_connection.get(poller.conn_id) is poller:
+            del self.by_connection[poller.conn_id]
+        poller.close()
+
+
+_pollers: WeakKeyDictionary[asyncio.AbstractEventLoop, _Pollers] = WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def subscribed(conn_id: str, subscription: Subscription) -> AsyncIterator[None]:
+    """
+    Have a batch kept up to date by the poller of a connection; the last to leave closes it.
+
+    :raises LumaValueError: when the connection cannot be used.
+    """
+    pollers = _pollers.setdefault(asyncio.get_running_loop(), _Pollers())
+    await pollers.join(conn_id, subscription)
+    try:
+        yield
+    finally:
+        pollers.leave(subscription)

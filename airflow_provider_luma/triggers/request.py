@@ -1,0 +1,42 @@
+"""One request of a round, and the subscriptions that wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Sequence
+
+from airflow_provider_luma.relay.client import RelayClient
+from airflow_provider_luma.relay.task import LumaTask, TaskState
+from airflow_provider_luma.triggers.subscription import Subscription
+
+_RUNNING = LumaTask("", TaskState.PROCESSING)
+
+
+class Round:
+    """Polls that began together."""
+
+    def __init__(self) -> None:
+        self.rejection: Exception | None = None
+
+
+class Request:
+    """One request: the ids that it asks for, and the subscriptions that wait for it."""
+
+    def __init__(self, round_: Round) -> None:
+        self.round = round_
+        self.ids: list[str] = []
+        self.ids_by_subscription: defaultdict[Subscription, list[str]] = defaultdict(list)
+        self.task: asyncio.Task[None] | None = None
+
+
+def query_slim(client: RelayClient, ids: Sequence[str]) -> dict[str, LumaTask]:
+    """Query once, and keep of each task only what a wait needs: responses are freed in this thread."""
+    return {task_id: _slim(task) for task_id, task in client.query_once(ids).items()}
+
+
+def _slim(task: LumaTask) -> LumaTask:
+    if not task.is_terminal:
+        return _RUNNING
+    raw = {"failure_reason": task.failure_reason} if task.state is TaskState.FAILED else {}
+    return LumaTask(task.id, task.state, raw=raw)

@@ -1,0 +1,158 @@
+"""One wait as the polling loop sees it: a batch, when its next poll is due, and how the wait ended."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from airflow_provider_luma.arguments import FailWhen
+from airflow_provider_luma.exceptions import most_telling_error
+from airflow_provider_luma.relay.batch import TaskBatch
+from airflow_provider_luma.relay.result import Outcome
+from airflow_provider_luma.relay.schedule import PollSchedule
+from airflow_provider_luma.relay.task import LumaTask
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.triggers.poller import Poller
+    from airflow_provider_luma.triggers.request import Request
+
+# What the last poll may take beyond the deadline: after a long outage of the triggerer there is still one.
+LAST_POLL_SECONDS = 10
+
+# How long a wait may go without waking its trigger, which then logs a sign of life.
+QUIET_SECONDS = 300
+
+
+class Subscription:
+    """
+    A batch that the polling loop keeps up to date.
+
+    Phases: *idle* until :attr:`due`; *polling* while requests hold some of its ids; then idle again, or ended
+    with a :attr:`status` (``done``, ``timeout``) or an :attr:`error`. Its trigger sleeps in :meth:`news` and
+    is woken when an id became final, when the wait ended, for a tolerated error, and for a sign of life.
+
+    :param batch: updated by the loop alone.
+    :param schedule: how far apart its polls are.
+    :param fail_when: with ``fail_fast``, when the batch has its outcome.
+    :param deadline: seconds since the epoch; the last poll begins then.
+    :param polled_at: when the sensor polled; ``None`` when it did not, so that the first poll is due at once.
+    :param not_before: when the relay may be asked again.
+    :param tolerated: errors that do not end the wait.
+    """
+
+    def __init__(
+        self,
+        batch: TaskBatch,
+        schedule: PollSchedule,
+        *,
+        fail_when: FailWhen = FailWhen.NEVER,
+        fail_fast: bool = False,
+        deadline: float = math.inf,
+        polled_at: float | None = None,
+        not_before: float = 0,
+        tolerated: tuple[type[Exception], ...] = (),
+    ) -> None:
+        self.batch = batch
+        self.status: str | None = None
+        self.error: Exception | None = None
+        self.warnings: list[Exception] = []
+        self.poller: Poller | None = None
+        self.requests: set[Request] = set()
+        self._schedule = schedule
+        self._fail_when = fail_when
+        self._fail_fast = fail_fast
+        self._deadline = deadline
+        self._last_call = max(deadline, time.time()) + LAST_POLL_SECONDS
+        self._tolerated = tolerated
+        self._polls = 0 if polled_at is None else 1
+        self._errors: list[Exception] = []
+        self._changed = False
+        self._has_news = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._quiet_until = time.time() + QUIET_SECONDS
+        self._polled_at = polled_at
+        self.due = min(not_before, deadline)
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status is not None or self.error is not None
+
+    @property
+    def wakes_at(self) -> float:
+        """When the loop must look at it again."""
+        return self._last_call if self.requests else self.due
+
+    def is_due(self, now: float) -> bool:
+        return self.due <= now and not self.requests and not self.has_ended
+
+    def place_on_grid(self, offset: float) -> None:
+        """Set when the first poll is due, where the sensor has polled before."""
+        if self._polled_at is not None:
+            next_poll = self._schedule.next_poll(self._polled_at, 1, offset)
+            self.due = min(max(next_poll, self.due), self._deadline)
+            self._polled_at = None
+
+    async def news(self) -> None:
+        """Return when there is something to log or the wait has ended."""
+        if not self._has_news:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        self._has_news = False
+
+    def take(self, requested: Sequence[str], tasks: Mapping[str, LumaTask], now: float) -> None:
+        """Take in a response."""
+        if self.batch.update(requested, tasks, now=now):
+            self._changed = True
+
+    def note(self, error: Exception) -> None:
+        """Take in that a request failed; what that means is decided when the poll is over."""
+        self._errors.append(error)
+
+    def finish_poll(self, now: float, offset: float) -> None:
+        """Decide whether the wait is over, once every request of a poll is."""
+        self._polls += 1
+        errors, self._errors = self._errors, []
+        fatal = [error for error in errors if not isinstance(error, self._tolerated)]
+        if fatal:
+            self.end_with(most_telling_error(fatal))
+        elif self.batch.outcome(self._fail_when, fail_fast=self._fail_fast) is not Outcome.RUNNING:
+            self.end("done")
+        elif now >= self._deadline:
+            self.end("timeout")
+        else:
+            self.due = min(self._schedule.next_poll(now, self._polls, offset), self._deadline)
+            self.warnings += errors
+            self._wake_if_new(now)
+
+    def check_last_call(self, now: float) -> None:
+        """End the wait where even its last poll takes too long."""
+        if self.requests and now >= self._last_call:
+            self.end("timeout")
+
+    def restart_poll(self, now: float) -> None:
+        """Begin the current poll anew, such as with another key."""
+        self.requests.clear()
+        self._errors.clear()
+        self.due = now
+
+    def end(self, status: str) -> None:
+        self.status = status
+        self._wake()
+
+    def end_with(self, error: Exception) -> None:
+        self.error = error
+        self._wake()
+
+    def _wake_if_new(self, now: float) -> None:
+        if self._changed or self.warnings or now >= self._quiet_until:
+            self._changed = False
+            self._quiet_until = now + QUIET_SECONDS
+            self._wake()
+
+    def _wake(self) -> None:
+        self._has_news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,167 @@
+"""Whatever a relay says: the wait ends as it should, alike in every mode, and nothing grows or breaks."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from tests.airflow.harness import AIRFLOW
+from tests.airflow.waiting import Wait, answers, ended, summary
+
+pytestmark = pytest.mark.usefixtures("airflow_db")
+
+
+def failed(task_id: str, reason: str) -> ScriptedAnswer:
+    """Respond that a task failed; the reason is JSON as the relay writes it."""
+    return ScriptedAnswer(body=f'[{{"id": "{task_id}", "state": "failed", "failure_reason": {reason}}}]')
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["at_once", "in_the_middle"])
+@pytest.mark.parametrize(
+    ("reason", "kept"),
+    [
+        (r'"blocked \ud83d"', "blocked"),
+        (r'"a\u0000b"', "a b"),
+        (r'"a\nFAKE LOG LINE\u001b[31m"', "a FAKE LOG LINE [31m"),
+    ],
+    ids=["half_an_emoji", "nul", "controls"],
+)
+def test_a_reason_no_encoder_takes_is_cleaned(
+    wait: Wait, sandbox: Sandbox, reason: str, kept: str, before: int
+) -> None:
+    task_id = sandbox.add_task(seconds=math.inf)
+    sandbox.script(
+        *[ScriptedAnswer(body=[{"id": task_id, "state": "processing"}])] * before, failed(task_id, reason)
+    )
+    run = wait([task_id])
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(0, failed={task_id: kept})
+
+
+def test_a_reason_of_three_megabytes_is_cut(wait: Wait, sandbox: Sandbox) -> None:
+    task_id, endless = "with-a-reason", sandbox.add_task(seconds=math.inf)
+    sandbox.script(failed(task_id, json.dumps("x" * 3_000_000)))
+    run = wait([task_id, endless], timeout=0.7, fail_when="never")
+    assert ended(run, "failed")
+    told = run.xcom("wait", "luma_summary")
+    assert told["running"] == [endless]
+    assert told["failed"][task_id].endswith("…")
+    assert len(told["failed"][task_id]) == 300
+
+
+def test_an_id_left_out_once_after_it_was_seen_is_not_missing(wait: Wait, sandbox: Sandbox) -> None:
+    task_id = sandbox.add_task(seconds=0)
+    running = ScriptedAnswer(body=[{"id": task_id, "state": "processing"}])
+    sandbox.script(running, running, running, running, ScriptedAnswer(body=[]))
+    run = wait([task_id], missing_grace=0.8)
+    assert ended(run, "success")
+    assert run.xcom("wait") == [task_id]
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [("ready", "success"), ("DONE", "success"), ("succeed", "success"), ("timed_out", "failed")],
+)
+def test_words_of_related_relays_end_the_wait(wait: Wait, sandbox: Sandbox, word: str, state: str) -> None:
+    assert ended(wait([sandbox.add_task(seconds=0, state_word=word)]), state)
+
+
+def test_an_unknown_word_without_a_link_is_running(wait: Wait, sandbox: Sandbox) -> None:
+    endless = sandbox.add_task(seconds=math.inf, state_word="ready")
+    run = wait([endless], timeout=0.7)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
+
+
+def test_a_plain_text_404_of_a_gateway_is_transient(wait: Wait, sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0)]
+    sandbox.script(*[ScriptedAnswer(404, "404 page not found", content_type="text/plain")] * 2)
+    run = wait(ids)
+    assert ended(run, "success")
+    assert run.xcom("wait") == ids
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "policy"),
+    [(400, "failed", {"silent_fail": True}), (400, "failed", {}), (503, "success", {"silent_fail": True})],
+)
+@pytest.mark.usefixtures("quick_retries")
+def test_one_bad_batch_hides_none_of_the_others(
+    wait: Wait,
+    sandbox: Sandbox,
+    connect: Callable[..., None],
+    status: int,
+    state: str,
+    policy: dict[str, Any],
+) -> None:
+    connect(sandbox, batch_size=1)
+    ids = [sandbox.add_task(seconds=0) for _ in range(3)]
+    sandbox.script(*answers(*[status] * (3 if status == 503 else 1)))
+    run = wait(ids, **policy)
+    assert ended(run, state)
+    expected = summary(3) if state == "success" else summary(2, running=ids[:1])
+    assert run.xcom("wait", "luma_summary") == expected
+
+
+def test_a_rejected_key_spares_the_relay_the_other_batches(
+    wait: Wait, sandbox: Sandbox, connect: Callable[..., None]
+) -> None:
+    connect(sandbox, batch_size=1)
+    ids = [sandbox.add_task(seconds=0) for _ in range(20)]
+    sandbox.api_key = "sk-another"
+    assert ended(wait(ids), "failed")
+    assert len(sandbox.requests) <= 4
+
+
+def test_a_response_above_the_bound_fails_naming_the_bound(
+    wait: Wait, sandbox: Sandbox, connect: Callable[..., None], quick_retries: Any, capsys: Any
+) -> None:
+    connect(sandbox, max_response_bytes=1_000_000)
+    page = ScriptedAnswer(body=b"[" + b" " * 2_000_000 + b"]", headers={})
+    sandbox.script(*[page] * 50)
+    assert ended(wait([sandbox.add_task()]), "failed", tries=2)
+    assert "max_response_bytes (1000000)" in capsys.readouterr().out
+
+
+def test_a_retry_after_of_a_day_does_not_outlast_the_timeout(wait: Wait, sandbox: Sandbox) -> None:
+    endless = sandbox.add_task(seconds=math.inf)
+    sandbox.script(*answers(*[429] * 50, headers={"Retry-After": "86000"}))
+    started = time.monotonic()
+    run = wait([endless], timeout=2)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
+    assert time.monotonic() - started < 60
+
+
+def test_a_timeout_names_the_running_ids(wait: Wait, sandbox: Sandbox, capsys: Any) -> None:
+    ids = [sandbox.add_task(seconds=0), *[sandbox.add_task(seconds=math.inf) for _ in range(25)]]
+    run = wait(ids, timeout=0.7)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(1, running=ids[1:])
+    log = capsys.readouterr().out
+    assert f"Still running: {', '.join(ids[1:21])}, and 5 more" in log
+
+
+@pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow keeps task state from 3.3 on")
+@pytest.mark.parametrize("seconds", [0, 0.7])
+def test_progress_is_kept_where_the_ui_shows_it(wait: Wait, sandbox: Sandbox, seconds: float) -> None:
+    ids = [sandbox.add_task(seconds=0, fails="moderation"), sandbox.add_task(seconds=seconds)]
+    assert ended(wait(ids, fail_when="never"), "success")
+    assert kept("luma_progress") == "1 of 2 completed, 1 failed"
+
+
+def kept(key: str) -> Any:
+    """Return the newest value under this key of the task state store."""
+    from airflow.models.task_state_store import TaskStateStoreModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    query = select(TaskStateStoreModel.value).filter_by(key=key).order_by(TaskStateStoreModel.id.desc())
+    with create_session() as session:
+        return json.loads(session.scalars(query).first())

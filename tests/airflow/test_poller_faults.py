@@ -1,0 +1,235 @@
+"""What a relay or a connection does wrong hurts no other trigger, and passes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import math
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma.relay import TaskBatch
+from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.triggers.poller import _grid_offset
+from tests.airflow.test_poller import event_of, nothing_is_left, result_of, together, trigger
+
+
+@contextmanager
+def relay_that_drips(good: dict[str, Any], drips: int) -> Iterator[str]:
+    """Serve a relay whose first responses never end: a byte every tenth of a second."""
+    served = iter(range(10**6))
+    over = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with connection:
+            connection.settimeout(10)
+            while connection.recv(65536):
+                if next(served) >= drips:
+                    body = json.dumps([good]).encode()
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+                    continue
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n[")
+                while not over.wait(0.1):
+                    connection.sendall(b" ")
+
+    def guarded(connection: socket.socket) -> None:
+        with suppress(OSError):
+            serve(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                threading.Thread(target=guarded, args=(connection,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        over.set()
+
+
+def connect_to(monkeypatch: pytest.MonkeyPatch, host: str, **extra: Any) -> None:
+    connection = {"conn_type": "luma", "host": host, "password": "sk-any", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", json.dumps(connection))
+
+
+def test_responses_that_never_end_give_their_slots_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    with relay_that_drips({"id": "a", "state": "completed"}, drips=4) as host:
+        connect_to(monkeypatch, host, request_timeout=1, timeout=5, batch_size=1)
+        dripped = [event_of(trigger(f"drip-{n}", timeout=1)) for n in range(4)]
+        *timed_out, good = together(*dripped, event_of(trigger("a"), after=0.5))
+    assert good["status"] == "done"
+    assert {event["status"] for event in timed_out} == {"timeout"}
+    assert nothing_is_left()
+
+
+def test_an_abandoned_poll_frees_its_slot_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def abandoning() -> float:
+        waits = [asyncio.create_task(event_of(trigger(f"drip-{n}"))) for n in range(4)]
+        keeper = asyncio.create_task(event_of(trigger("other", polled_at=time.time(), poke_interval=60)))
+        await asyncio.sleep(1.5)
+        for wait in waits:
+            wait.cancel()
+        started = time.monotonic()
+        assert (await event_of(trigger("a")))["status"] == "done"
+        keeper.cancel()
+        await asyncio.gather(keeper, *waits, return_exceptions=True)
+        return time.monotonic() - started
+
+    with relay_that_drips({"id": "a", "state": "completed"}, drips=4) as host:
+        connect_to(monkeypatch, host, request_timeout=15, timeout=15, batch_size=1)
+        assert asyncio.run(abandoning()) < 10
+
+
+def test_a_key_that_is_accepted_again_serves_the_triggers_after_it(sandbox: Sandbox) -> None:
+    async def rejecting() -> list[str]:
+        keeper = asyncio.create_task(event_of(trigger(sandbox.add_task(seconds=math.inf), poke_interval=600)))
+        await asyncio.sleep(1)
+        sandbox.script(ScriptedAnswer(status=401, body={"message": "no"}))
+        rejected = await event_of(trigger(sandbox.add_task(seconds=0)))
+        accepted = await event_of(trigger(sandbox.add_task(seconds=0)))
+        keeper.cancel()
+        return [rejected["status"], accepted["status"]]
+
+    assert asyncio.run(rejecting()) == ["error", "done"]
+
+
+def test_a_key_that_is_rotated_moves_every_trigger_to_a_new_loop(
+    sandbox: Sandbox, connect: Callable[..., None]
+) -> None:
+    async def seen(status: int) -> None:
+        while not [request for request in sandbox.requests if request.status == status]:
+            await asyncio.sleep(0.05)
+
+    async def rotating() -> list[str]:
+        ids = [sandbox.add_task(seconds=math.inf) for _ in range(3)]
+        waits = [asyncio.create_task(event_of(trigger(task_id, timeout=120))) for task_id in ids]
+        await seen(200)
+        sandbox.api_key = "sk-rotated"
+        connect(sandbox)
+        await seen(401)
+        for task_id in ids:
+            sandbox.add_task(task_id=task_id, seconds=0)
+        return [(await wait)["status"] for wait in waits]
+
+    assert asyncio.run(rotating()) == ["done"] * 3
+    rejected = [request for request in sandbox.requests if request.status == 401]
+    assert 1 <= len(rejected) <= 4
+    assert nothing_is_left()
+
+
+def test_a_connection_that_breaks_while_triggers_wait_fails_only_them(
+    sandbox: Sandbox, connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def breaking() -> list[Any]:
+        waits = [asyncio.create_task(event_of(trigger(sandbox.add_task(seconds=math.inf)))) for _ in range(2)]
+        await asyncio.sleep(0.8)
+        monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", '{"conn_type": "luma"}')
+        sandbox.api_key = "sk-another"
+        return [(await wait)["error"]["message"] for wait in waits]
+
+    messages = asyncio.run(breaking())
+    assert all("no password" in message for message in messages)
+
+
+def test_a_huge_response_holds_up_no_other_trigger(
+    sandbox: Sandbox, connect: Callable[..., None], quick_retries: RetryPolicy
+) -> None:
+    gc.collect()
+    gc.freeze()  # a full collection of what the tests hold takes longer than everything else here
+    connect(sandbox, max_response_bytes=8_000_000)
+    bodies = [
+        b"[" + b"[]," * 17_000 + b"[]]",
+        b"[" + b"[]," * 2_600_000 + b"[]]",
+        b'["' + b"x" * 7_900_000 + b'"]',
+    ]
+
+    async def watched(body: bytes) -> float:
+        sandbox.script(*[ScriptedAnswer(body=body)] * 3)
+        wait = asyncio.create_task(event_of(trigger(sandbox.add_task(seconds=0))))
+        lag = 0.0
+        while not wait.done():
+            started = time.monotonic()
+            await asyncio.sleep(0.005)
+            lag = max(lag, time.monotonic() - started - 0.005)
+        return lag
+
+    # Other processes may take the core meanwhile: the best of three counts.
+    longest = [min(asyncio.run(watched(body)) for _ in range(3)) for body in bodies]
+    gc.unfreeze()
+    assert max(longest) < 0.1, longest
+
+
+@pytest.mark.parametrize("reason", [r'"\ud83d"', r'"\u0000"', json.dumps("x" * 3_000_000)])
+def test_an_event_can_be_encoded_whatever_the_reason(sandbox: Sandbox, reason: str) -> None:
+    body = f'[{{"id": "a", "state": "failed", "fail_reason": {reason}}}]'
+    sandbox.script(ScriptedAnswer(body=body))
+    (event,) = together(event_of(trigger("a")))
+    assert len(json.dumps(event, ensure_ascii=False).encode()) < 2_000
+    assert list(result_of(event, "a")["failed"]) == ["a"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 503])
+def test_an_error_event_can_be_encoded_whatever_the_relay_says(
+    sandbox: Sandbox, quick_retries: RetryPolicy, status: int
+) -> None:
+    body = r'{"message": "\ud83d\u0000 ' + "x" * 100_000 + r'", "code": "\ud83d"}'
+    sandbox.script(*[ScriptedAnswer(status, body, headers={"X-Request-Id": "\xff" * 3000})] * 3)
+    (event,) = together(event_of(trigger("a")))
+    assert event["status"] == "error"
+    assert len(json.dumps(event, ensure_ascii=False).encode()) < 8_000
+
+
+def test_customers_of_a_relay_do_not_all_poll_in_the_same_second() -> None:
+    offsets = {round(_grid_offset(f"sk-{n}")) % 60 for n in range(500)}
+    assert len(offsets) > 50
+    assert _grid_offset("sk-a") == _grid_offset("sk-a")
+
+
+def test_a_wait_in_which_nothing_changes_logs_nothing(sandbox: Sandbox, capsys: Any) -> None:
+    endless, good = sandbox.add_task(seconds=math.inf), sandbox.add_task(seconds=0)
+    (event,) = together(event_of(trigger(endless, good, timeout=3, poke_interval=0.3)))
+    assert event["status"] == "timeout"
+    assert len(sandbox.requests) > 5
+    # When it changed, and at the end.
+    assert capsys.readouterr().out.count("1 of 2 completed, 1 running") == 2
+
+
+def test_a_wait_in_which_nothing_changes_gives_a_sign_of_life(
+    sandbox: Sandbox, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_luma.triggers.subscription.QUIET_SECONDS", 1)
+    together(event_of(trigger(sandbox.add_task(seconds=math.inf), timeout=4, poke_interval=0.3)))
+    assert 2 <= capsys.readouterr().out.count("0 of 1 completed, 1 running") <= 5
+
+
+def test_silent_fail_says_what_it_went_on_after(
+    sandbox: Sandbox, capsys: Any, quick_retries: RetryPolicy
+) -> None:
+    sandbox.script(*[ScriptedAnswer(status=503, body={"message": "no channel"})] * 3)
+    (event,) = together(event_of(trigger(sandbox.add_task(seconds=0), silent_fail=True)))
+    assert event["status"] == "done"
+    assert [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if "silent_fail" in line and "no channel" in line
+    ]
+
+
+def test_a_state_of_other_ids_fails_its_own_trigger_alone(sandbox: Sandbox) -> None:
+    other = trigger("a")
+    other.state = TaskBatch(["b"], started_at=0).dump()
+    fault, event = together(event_of(other), event_of(trigger(sandbox.add_task(seconds=0))))
+    assert "not that of its luma_task_ids" in str(fault)
+    assert event["status"] == "done"

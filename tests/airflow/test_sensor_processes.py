@@ -1,0 +1,202 @@
+"""A wait that goes over several processes: rescheduled, deferred, cleared, or left alone by its trigger."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException
+
+from airflow_provider_luma.airflow_exceptions import (
+    AirflowRescheduleException,
+    LumaTaskFailedError,
+    TaskDeferralError,
+)
+from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
+from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sensors.luma import LumaTaskSensor
+
+
+class Store:
+    """Keeps values the way Airflow's task state store does, as JSON, over processes, retries and clears."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+        self.is_down = False
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self._check()
+        return json.loads(self.values[key]) if key in self.values else default
+
+    def set(self, key: str, value: Any) -> None:
+        self._check()
+        self.values[key] = json.dumps(value)
+
+    def _check(self) -> None:
+        if self.is_down:
+            raise RuntimeError("the API server is not there")
+
+
+class Process(dict[str, Any]):
+    """The context of one process that runs the task, and its task instance."""
+
+    map_index = -1
+
+    def __init__(self, store: Store | None = None, first: datetime | None = None) -> None:
+        self.pushed: dict[str, Any] = {}
+        self._first = first
+        super().__init__({"ti": self} | ({} if store is None else {"task_state_store": store}))
+
+    def get_first_reschedule_date(self, context: Any) -> datetime | None:
+        return self._first
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+def sensor(*ids: str, **arguments: Any) -> LumaTaskSensor:
+    arguments = {"poke_interval": 1, "timeout": 60} | arguments
+    return LumaTaskSensor(task_id="wait", luma_task_ids=list(ids), **arguments)
+
+
+def poll(process: Process, *ids: str, **arguments: Any) -> datetime:
+    """Run one process of a rescheduled sensor, and return when the next one is due."""
+    with pytest.raises(AirflowRescheduleException) as caught:
+        sensor(*ids, mode="reschedule", **arguments).execute(process)
+    due: datetime = caught.value.reschedule_date
+    return due
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def event(status: str, *ids: str, started_at: float | None = None, **states: str) -> dict[str, Any]:
+    batch = TaskBatch(ids, started_at=started_at or time.time())
+    batch.update(list(states), {i: LumaTask(i, TaskState(s)) for i, s in states.items()}, now=time.time())
+    return json.loads(json.dumps({"status": status, "state": batch.dump()}))
+
+
+def test_a_cleared_sensor_does_not_remember_what_was_missing_before(sandbox: Sandbox) -> None:
+    store, endless = Store(), sandbox.add_task(seconds=math.inf)
+    poll(Process(store), "late", endless, missing_grace=0, fail_when="never")
+    sandbox.add_task(task_id="late", seconds=math.inf)
+    poll(Process(store), "late", endless, missing_grace=0, fail_when="never")
+    poll(Process(store, first=now()), "late", endless, missing_grace=0, fail_when="never")
+    state = store.get("luma_wait")["state"]
+    assert TaskBatch.load(["late", endless], state).result.missing == ()
+    assert [request.ids for request in sandbox.requests] == [["late", endless]] * 3
+
+
+def test_a_rescheduled_sensor_asks_only_for_pending_ids(sandbox: Sandbox) -> None:
+    store = Store()
+    ids = [sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf), "nowhere"]
+    poll(Process(store), *ids, missing_grace=0, fail_when="never")
+    poll(Process(store, first=now()), *ids, missing_grace=0, fail_when="never")
+    assert [request.ids for request in sandbox.requests] == [ids, ids[1:2]]
+
+
+def test_a_store_that_is_down_costs_a_repeated_query_and_no_more(sandbox: Sandbox) -> None:
+    store, ids = Store(), [sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)]
+    store.is_down = True
+    for first in (None, now()):
+        poll(Process(store, first), *ids)
+    assert [request.ids for request in sandbox.requests] == [ids, ids]
+
+
+def test_before_airflow_3_3_the_grace_counts_from_the_first_poll(sandbox: Sandbox) -> None:
+    endless = sandbox.add_task(seconds=math.inf)
+    process = Process(first=now() - timedelta(seconds=200))
+    with pytest.raises(LumaTaskFailedError, match="nowhere"):
+        sensor("nowhere", endless, mode="reschedule", fail_fast=True, timeout=600).execute(process)
+    assert process.pushed["luma_summary"]["missing"] == ["nowhere"]
+
+
+def test_a_retry_after_of_a_day_ends_with_the_timeout_when_rescheduled(sandbox: Sandbox) -> None:
+    sandbox.script(ScriptedAnswer(429, headers={"Retry-After": "86000"}))
+    due = poll(Process(Store()), sandbox.add_task(seconds=math.inf), timeout=3600)
+    assert now() + timedelta(minutes=55) < due <= now() + timedelta(hours=1)
+
+
+def test_a_retry_after_below_the_timeout_is_kept_when_rescheduled(sandbox: Sandbox) -> None:
+    sandbox.script(ScriptedAnswer(429, headers={"Retry-After": "600"}))
+    due = poll(Process(Store()), sandbox.add_task(seconds=math.inf), timeout=3600)
+    assert due > now() + timedelta(minutes=9)
+
+
+@pytest.mark.parametrize("mode", ["poke", "reschedule"])
+@pytest.mark.parametrize("polls", [1_025, 1_000_000])
+def test_backoff_overflows_after_no_number_of_polls(mode: str, polls: int) -> None:
+    waiting = sensor("a", mode=mode, exponential_backoff=True, timeout=10**9, poke_interval=0.5)
+    assert 0 < waiting._get_next_poke_interval(now(), lambda: 10**8, polls) <= 10**9
+
+
+@pytest.mark.parametrize("next_kwargs", [{"error": "boom"}, {"error": "Trigger timeout"}])
+@pytest.mark.parametrize(
+    ("policy", "timeout_error", "other_error"),
+    [
+        ({}, AirflowSensorTimeout, TaskDeferralError),
+        ({"soft_fail": True}, AirflowSkipException, TaskDeferralError),
+        ({"never_fail": True}, AirflowSkipException, AirflowSkipException),
+    ],
+)
+def test_a_trigger_that_broke_or_never_ran_counts_by_policy(
+    policy: dict[str, Any], timeout_error: type, other_error: type, next_kwargs: dict[str, Any]
+) -> None:
+    process = Process(Store())
+    expected = timeout_error if "timeout" in next_kwargs["error"] else other_error
+    with pytest.raises(expected):
+        sensor("a", "b", deferrable=True, **policy).resume_execution("__fail__", next_kwargs, process)
+    assert process.pushed["luma_summary"]["running"] == ["a", "b"]
+
+
+def test_ids_that_nobody_waited_for_are_waited_for_and_not_returned(sandbox: Sandbox) -> None:
+    completed, endless = sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)
+    done = event("done", "other", other="completed", started_at=time.time() - 59)
+    process = Process()
+    with pytest.raises(AirflowSensorTimeout):
+        sensor(completed, endless).execute_complete(process, done)
+    assert process.pushed["luma_summary"] == {
+        "completed": 1, "failed": {}, "missing": [], "running": [endless]
+    }  # fmt: skip
+
+
+def test_the_event_is_believed_and_nothing_is_asked_a_second_time(sandbox: Sandbox) -> None:
+    ids = ["a", "b", "c"]
+    process = Process()
+    done = event("done", *ids, a="completed", b="failed", c="completed")
+    assert sensor(*ids, fail_when="never").execute_complete(process, done) == ["a", "c"]
+    assert process.pushed["luma_summary"]["failed"] == {"b": "the relay gave no reason"}
+    assert sandbox.requests == []
+
+
+def test_a_deferred_timeout_names_the_running_ids() -> None:
+    ids = [f"id-{n}" for n in range(26)]
+    process = Process()
+    with pytest.raises(
+        AirflowSensorTimeout, match=r"1 of 26 completed, 25 running\. Still .*id-20, and 5 more"
+    ):
+        sensor(*ids).execute_complete(process, event("timeout", *ids, **{"id-0": "completed"}))
+    assert process.pushed["luma_summary"]["running"] == ids[1:]
+
+
+def test_progress_is_kept_before_deferring_and_on_return(sandbox: Sandbox) -> None:
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    store, ids = Store(), [sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)]
+    with pytest.raises(TaskDeferred):
+        sensor(*ids, deferrable=True).execute(Process(store))
+    assert store.get("luma_progress") == "1 of 2 completed, 1 running"
+    sensor(*ids).execute_complete(Process(store), event("done", *ids, **dict.fromkeys(ids, "completed")))
+    assert store.get("luma_progress") == "2 of 2 completed"
+
+
+@pytest.mark.parametrize("task_id", ["x" * 201, "a\ud83d", "a\x00b"])
+def test_an_id_that_no_relay_gives_is_rejected_before_any_request(sandbox: Sandbox, task_id: str) -> None:
+    with pytest.raises(Exception, match="must be one line of plain text"):
+        sensor(task_id).execute(Process())
+    assert sandbox.requests == []

@@ -1,0 +1,148 @@
+"""The one form in which a wait outlives its process."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
+from airflow_provider_luma.relay.state import (
+    CUT_REASON,
+    MAX_REASON_BYTES,
+    fit_entries,
+    fit_reasons,
+    pack_positions,
+    unpack_positions,
+)
+
+KINDS = ("completed", "failed", "processing", None)
+
+
+def polled(number, *, reason="moderation", now=1000.0, ids=None):
+    """Return a batch after one poll in which every fourth id completed, failed, ran and was left out."""
+    ids = ids or [f"id-{n}" for n in range(number)]
+    batch = TaskBatch(ids, started_at=500, missing_grace=120)
+    tasks = {
+        task_id: LumaTask(task_id, TaskState(kind), raw={"failure_reason": reason.format(n=n)})
+        for n, task_id in enumerate(ids)
+        if (kind := KINDS[n % 4])
+    }
+    batch.update(ids, tasks, now=now)
+    return batch
+
+
+def over_json(state):
+    return json.loads(json.dumps(state))
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 8, 9, 300, 10_000])
+def test_what_is_known_survives(number):
+    before = polled(number)
+    after = TaskBatch.load(before.ids, over_json(before.dump()))
+    assert after.dump() == before.dump()
+    assert after.result == before.result
+    assert (after.pending_ids, after.started_at) == (before.pending_ids, 500)
+
+
+def test_an_absence_goes_on_over_a_restart():
+    before = polled(4, now=1000)
+    for asked_at, missing in [(1119, []), (1120, ["id-3"])]:
+        after = TaskBatch.load(before.ids, over_json(before.dump()), missing_grace=120)
+        after.update(["id-3"], {}, now=asked_at)
+        assert list(after.result.missing) == missing
+
+
+def test_time_in_which_nobody_polled_is_no_absence():
+    before = polled(4, now=1000)
+    after = TaskBatch.load(before.ids, over_json(before.dump()), missing_grace=120)
+    after.update(["id-2"], {}, now=9000)
+    assert "id-2" in after.pending_ids
+
+
+def test_absences_that_began_at_many_times_become_a_few_later_ones():
+    ids = [f"id-{n}" for n in range(100)]
+    batch = TaskBatch(ids, started_at=0, missing_grace=1000)
+    for n, task_id in enumerate(ids):
+        batch.update([task_id], {}, now=float(n))
+    state = over_json(batch.dump())
+    assert len(state["absent"]) <= 16
+    after = TaskBatch.load(ids, state, missing_grace=1000)
+    after.update(ids, {}, now=1000.0)
+    assert set(after.result.missing) <= set(ids[:1])  # none earlier than it should be
+    after.update(ids, {}, now=1099.0)
+    assert after.pending_ids == []
+
+
+@pytest.mark.parametrize("ids", [["b", "a", "c", "d"], ["a", "b", "c"], ["a", "b", "c", "d", "e"], []])
+def test_the_state_of_other_ids_is_not_taken(ids):
+    assert TaskBatch.load(ids, polled(4, ids=["a", "b", "c", "d"]).dump()) is None
+
+
+@pytest.mark.parametrize("state", [None, {}, [], "x", 5, {"version": 1}])
+def test_what_is_no_state_is_not_taken(state):
+    assert TaskBatch.load(["a"], state) is None
+    assert not TaskBatch.is_state(state)
+
+
+@pytest.mark.parametrize(
+    "field", ["version", "ids", "started_at", "completed", "missing", "failed", "absent"]
+)
+@pytest.mark.parametrize("value", [None, 17, "x", "AAAA", [["why", "x"]], [[1]], {"a": 1}])
+def test_a_damaged_state_is_not_taken(field, value):
+    batch = polled(4)
+    loaded = TaskBatch.load(batch.ids, batch.dump() | {field: value})
+    assert loaded is None or (field, value) == ("started_at", 17)
+
+
+def test_ten_thousand_ids_that_completed_are_a_few_kilobytes():
+    assert len(json.dumps(polled(10_000).dump())) < 8_000
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["moderation", "{n} " + "x" * 290, "x" * 280 + " {n}", "{n}", "\U0001f600" * 290 + "{n}"],
+    ids=["same", "differs_first", "differs_last", "short", "four_bytes"],
+)
+def test_no_reasons_make_a_state_or_a_summary_large(reason):
+    ids = [f"{n:036}" for n in range(40_000)]
+    batch = polled(0, ids=ids, reason=reason)
+    assert len(batch.result.failed) == 10_000
+    state = over_json(batch.dump())
+    assert len(json.dumps(state)) < 48_000  # as a trigger's argument it grows by a third, being encrypted
+    summary = batch.result.summary()
+    assert len(json.dumps({"failed": summary["failed"]})) < 64_000
+    assert len(summary["failed"]) + summary["failed_not_listed"] == 10_000
+    assert TaskBatch.load(ids, state).result.summary() == summary
+
+
+def test_a_reason_that_was_cut_says_so():
+    reasons = {f"id-{n}": f"{n} {'x' * 290}" for n in range(1000)}
+    fitted = fit_reasons(reasons)
+    assert list(fitted) == list(reasons)
+    assert all(reason.endswith("(cut)") or reason == CUT_REASON for reason in fitted.values())
+    assert len(json.dumps(sorted(set(fitted.values())))) < MAX_REASON_BYTES
+    assert fit_reasons(fitted) == fitted
+
+
+def test_reasons_that_fit_are_not_cut():
+    reasons = {f"id-{n}": f"{n} {'x' * 290}" for n in range(60)}
+    assert fit_reasons(reasons) == reasons
+
+
+def test_the_first_entries_stay_where_not_all_fit():
+    entries = {f"id-{n}": "why" for n in range(1000)}
+    fitted = fit_entries(entries, 1000)
+    assert list(fitted) == list(entries)[: len(fitted)]
+    assert 900 < len(json.dumps(fitted)) <= 1000
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 1000])
+def test_positions_survive(length):
+    for positions in ([], list(range(length)), list(range(0, length, 3))):
+        assert unpack_positions(pack_positions(positions, length), length) == positions
+
+
+def test_positions_that_would_expand_are_rejected():
+    with pytest.raises(ValueError, match="bytes for 8 positions"):
+        unpack_positions(pack_positions([], 8_000_000), 8)

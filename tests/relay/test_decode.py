@@ -1,0 +1,69 @@
+"""A body of any size and kind: decoded or rejected, and other threads run meanwhile."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from airflow_provider_luma.relay.decode import (
+    FAST_VALUES,
+    MAX_VALUES,
+    TooManyValuesError,
+    count_values,
+    decode_json,
+)
+
+VALUES = [1, -1.5e300, "a,[{\u20ac\ud83d", None, True, {}, [], {"a": [{"b": "c"}]}]
+
+
+@pytest.mark.parametrize("number", [1, FAST_VALUES // 16, FAST_VALUES // 4])
+def test_every_size_is_decoded_alike(number):
+    values = [VALUES[n % len(VALUES)] for n in range(number)]
+    assert decode_json(json.dumps(values).encode()) == values
+
+
+def test_more_values_than_any_response_needs_are_rejected_by_name():
+    with pytest.raises(TooManyValuesError, match=f"more than {MAX_VALUES} JSON values"):
+        decode_json(b"[" + b"[]," * MAX_VALUES + b"[]]")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[1,]", b"\xff" * 10, b"[" * 100_000, b"<html>" + b"," * FAST_VALUES]
+)
+def test_what_is_no_json_is_an_error(body):
+    with pytest.raises((ValueError, RecursionError)):
+        decode_json(body)
+
+
+def longest_pause(body):
+    """Return how long this thread was held up at most while another one decodes."""
+
+    def pauses(until):
+        longest = 0.0
+        while not until.is_set():
+            started = time.perf_counter()
+            time.sleep(0.001)
+            longest = max(longest, time.perf_counter() - started - 0.001)
+        return longest
+
+    done = threading.Event()
+
+    def decode():
+        decode_json(body)
+        done.set()
+
+    with ThreadPoolExecutor() as threads:
+        threads.submit(decode)
+        return pauses(done)
+
+
+@pytest.mark.parametrize("item", [b"[]", b"{}", b"1", b'"a"', b'{"a":[1]}'])
+def test_a_large_body_holds_no_other_thread_up_for_long(item):
+    body = b"[" + b",".join([item] * (MAX_VALUES // (count_values(item + b",") - 1) - 50)) + b"]"
+    assert FAST_VALUES < count_values(body) <= MAX_VALUES
+    # Another process may take the core meanwhile, which is nobody's fault: the best of some attempts counts.
+    assert min(longest_pause(body) for _ in range(5)) < 0.1
