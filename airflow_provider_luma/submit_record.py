@@ -118,7 +118,7 @@ class SubmitRecord:
         :raises SubmitRecordError: when it is something else: it must not be taken for no record.
         """
         try:
-            if data["version"] != VERSION:
+            if type(data["version"]) is not int or data["version"] != VERSION:
                 raise SubmitRecordError(f"it has the version {data['version']!r:.20}, not {VERSION}")
             record = cls(
                 Phase(data["phase"]),
@@ -127,8 +127,10 @@ class SubmitRecord:
                 data.get("id"),
                 data.get("reason"),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise SubmitRecordError(f"it is no record of a submit: {clean_text(repr(error), 80)}") from None
+        if not isinstance(data["fingerprint"], str):
+            raise SubmitRecordError("its fingerprint is no text")
         if record.phase in _WITH_ID and not (isinstance(record.id, str) and record.id):
             raise SubmitRecordError(f"it has the phase {record.phase.value!r} and no id")
         return record

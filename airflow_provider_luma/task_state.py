@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
 from airflow_provider_luma.airflow_version import NEVER_EXPIRE
-from airflow_provider_luma.exceptions import SubmitRecordError
+from airflow_provider_luma.exceptions import LumaError, LumaValueError, SubmitRecordError
+from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit_record import Action, Phase, SubmitRecord, next_action
 from airflow_provider_luma.versioned_objects import MAX_BYTES, ConflictError, VersionedObject, open_object
 
@@ -150,6 +151,13 @@ class SubmitLedger:
                 f"The record of this task's submit, {self._state}, cannot be read: {error}. "
                 "Nothing was sent. Check the relay's task log, then delete the record to submit"
             ) from None
+        except LumaValueError:
+            raise
+        except Exception as error:  # the store's, so that a retry may help
+            raise LumaError(
+                f"The record of this task's submit, {self._state}, cannot be read at the moment: "
+                f"{type(error).__name__}: {clean_text(str(error))}. Nothing was sent"
+            ) from error
 
     def _save(self, record: SubmitRecord) -> None:
         if self._state is not None:

@@ -19,9 +19,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
+from airflow_provider_luma.download.stores.base import status_of
 from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.store_clients import EXTRAS, azure_client, gcs_client, s3_client
 
 MAX_BYTES = 64 * 1024
 _NOT_FOUND, _CONFLICTS = 404, {409, 412}
@@ -48,11 +50,9 @@ class VersionedObject(Protocol):
 
 
 class S3Object:
-    def __init__(self, uri: str, conn_id: str | None, bucket: str, key: str) -> None:
-        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-
+    def __init__(self, uri: str, client: Any, bucket: str, key: str) -> None:
         self.uri = uri
-        self._client = S3Hook(aws_conn_id=conn_id).get_conn()
+        self._client = client
         self._at = {"Bucket": bucket, "Key": key}
         self._etag: str | None = None
 
@@ -74,12 +74,9 @@ class S3Object:
 
 
 class GCSObject:
-    def __init__(self, uri: str, conn_id: str | None, bucket: str, key: str) -> None:
-        from airflow.providers.google.cloud.hooks.gcs import GCSHook
-
+    def __init__(self, uri: str, client: Any, bucket: str, key: str) -> None:
         self.uri = uri
-        hook = GCSHook(gcp_conn_id=conn_id) if conn_id else GCSHook()
-        self._bucket, self._key = hook.get_conn().bucket(bucket), key
+        self._bucket, self._key = client.bucket(bucket), key
         self._generation = 0
 
     def read(self) -> bytes | None:
@@ -87,9 +84,8 @@ class GCSObject:
         if blob is None:
             return None
         self._generation = blob.generation
-        return bytes(
-            blob.download_as_bytes(end=MAX_BYTES, checksum=None, if_generation_match=self._generation)
-        )
+        # What was written in between only makes the next write fail.
+        return bytes(self._bucket.blob(self._key).download_as_bytes(end=MAX_BYTES, checksum=None))
 
     def write(self, content: bytes) -> None:
         blob = self._bucket.blob(self._key)
@@ -101,12 +97,9 @@ class GCSObject:
 
 
 class AzureObject:
-    def __init__(self, uri: str, conn_id: str | None, container: str, key: str) -> None:
-        from airflow.providers.microsoft.azure.hooks.wasb import WasbHook
-
+    def __init__(self, uri: str, client: Any, container: str, key: str) -> None:
         self.uri = uri
-        hook = WasbHook(wasb_conn_id=conn_id) if conn_id else WasbHook()
-        self._blob = hook.blob_service_client.get_blob_client(container, key)
+        self._blob = client.get_blob_client(container, key)
         self._etag: str | None = None
 
     def read(self) -> bytes | None:
@@ -130,12 +123,17 @@ class AzureObject:
 
 
 class LocalObject:
-    def __init__(self, uri: str, path: Path) -> None:
-        self.uri = uri
-        self._path = path
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder = folder
+        self._path = folder / name
+        self.uri = f"file://{self._path}"
         self._content: bytes | None = None
 
     def read(self) -> bytes | None:
+        if not self._folder.is_dir():  # as when its volume is not mounted
+            raise LumaValueError(
+                f"The folder of state_path, {self._folder}, does not exist. Create or mount it"
+            )
         self._content = self._read()
         return self._content
 
@@ -175,7 +173,11 @@ class OtherObject:
     def __init__(self, url: str) -> None:
         from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-        self._path: Any = ObjectStoragePath(url)
+        try:
+            self._path: Any = ObjectStoragePath(url)
+            _ = self._path.fs  # is where an unknown scheme shows
+        except (ValueError, ImportError) as error:
+            raise LumaValueError(f"No object storage for state_path {url!r:.200}: {error}") from None
         self.uri = url
 
     def read(self) -> bytes | None:
@@ -190,13 +192,6 @@ class OtherObject:
         self._path.write_bytes(content)
 
 
-_OBJECTS: dict[str, Callable[[str, str | None, str, str], VersionedObject]] = {
-    **dict.fromkeys(("s3", "s3a", "s3n"), S3Object),
-    **dict.fromkeys(("gs", "gcs"), GCSObject),
-    **dict.fromkeys(("abfs", "abfss", "adl"), AzureObject),
-}
-
-
 def open_object(folder: str, name: str) -> VersionedObject:
     """
     Return the object ``name`` below a folder.
@@ -207,19 +202,34 @@ def open_object(folder: str, name: str) -> VersionedObject:
     parts = urlsplit(folder)
     bucket = parts.netloc.rpartition("@")[2]
     if parts.scheme in {"file", "local"} or (not parts.scheme and folder.startswith("/")):
-        path = Path(unquote(parts.path) if parts.scheme else folder) / name
-        return LocalObject(f"file://{path}", path)
+        if parts.netloc or parts.query or parts.fragment or not parts.path.startswith("/"):
+            raise LumaValueError(
+                f"state_path must be an absolute path like 'file:///data/_luma', not {folder!r:.200}"
+            )
+        return LocalObject(Path(unquote(parts.path) if parts.scheme else folder), name)
     if not parts.scheme or not bucket:
         raise LumaValueError(f"state_path must be the URL of a folder in object storage, not {folder!r:.200}")
-    if parts.scheme not in _OBJECTS:
+    if parts.scheme not in EXTRAS:
         return OtherObject(f"{folder.rstrip('/')}/{name}")
-    key = f"{parts.path.strip('/')}/{name}".lstrip("/")
     try:
-        return _OBJECTS[parts.scheme](
-            f"{parts.scheme}://{bucket}/{key}", parts.netloc.rpartition("@")[0] or None, bucket, key
-        )
+        found = _open_by_sdk(parts, bucket, f"{parts.path.strip('/')}/{name}".lstrip("/"))
     except ImportError as error:
-        raise LumaValueError(f"state_path {parts.scheme}:// needs a provider: {error}") from None
+        raise LumaValueError(
+            f"state_path {parts.scheme}:// needs another provider: "
+            f"pip install 'airflow-provider-luma[{EXTRAS[parts.scheme]}]' ({error})"
+        ) from None
+    return found or OtherObject(f"{folder.rstrip('/')}/{name}")
+
+
+def _open_by_sdk(parts: SplitResult, bucket: str, key: str) -> VersionedObject | None:
+    conn_id = parts.netloc.rpartition("@")[0] or None
+    uri = f"{parts.scheme}://{bucket}/{key}"
+    if EXTRAS[parts.scheme] == "s3":
+        return S3Object(uri, s3_client(conn_id), bucket, key)
+    if EXTRAS[parts.scheme] == "gcs":
+        return GCSObject(uri, gcs_client(conn_id)[0], bucket, key)
+    client = azure_client(conn_id)
+    return None if client is None else AzureObject(uri, client, bucket, key)
 
 
 @contextmanager
@@ -227,7 +237,7 @@ def _conflicts() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _status_of(error) in _CONFLICTS:
+        if status_of(error) in _CONFLICTS:
             raise ConflictError from None
         raise
 
@@ -239,17 +249,6 @@ def _or_none(request: Callable[[], Any], code: str | None = None) -> Any:
     except Exception as error:
         response: Any = getattr(error, "response", None)
         found = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-        if _status_of(error) == _NOT_FOUND and found in {code, None, "404"}:
+        if status_of(error) == _NOT_FOUND and found in {code, None, "404"}:
             return None
         raise
-
-
-def _status_of(error: Exception) -> int | None:
-    """Return the HTTP status of an SDK's error."""
-    response: Any = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    for name in ("status_code", "code"):  # azure, google
-        if isinstance(status := getattr(error, name, None), int):
-            return int(status)
-    return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.store_clients import EXTRAS, azure_client, gcs_client, s3_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,13 +38,12 @@ def open_store(destination: str, conn_id: str | None, *, max_parallel: int, fsyn
     conn_id = conn_id or url_conn_id or None
     if parts.scheme in _LOCAL_SCHEMES:
         return _local(destination, fsync)
-    if (found := _OPENERS.get(parts.scheme)) is None:
+    if (extra := EXTRAS.get(parts.scheme)) is None:
         return _any_other(destination, conn_id)
-    extra, opener = found
     if not bucket:
         raise LumaValueError(f"destination {destination!r:.200} names no bucket")
     try:
-        store = opener(conn_id, bucket, parts.path.strip("/"), max_parallel)
+        store = _OPENERS[extra](conn_id, bucket, parts.path.strip("/"), max_parallel)
     except ImportError as error:
         raise LumaValueError(
             f"{parts.scheme}:// needs another provider: "
@@ -76,53 +76,29 @@ def _any_other(destination: str, conn_id: str | None) -> Store:
 
 
 def _s3(conn_id: str | None, bucket: str, prefix: str, max_parallel: int) -> Store:
-    from airflow.providers.amazon.aws.hooks.s3 import S3Hook
-    from botocore.config import Config
-
     from airflow_provider_luma.download.stores.s3 import PARTS_AT_ONCE, S3Store
 
-    hook = S3Hook(aws_conn_id=conn_id)
-    settings = hook.config
-    connections = max(settings.max_pool_connections or 0, max_parallel * PARTS_AT_ONCE)
-    # Our SHA-256 is a signed header, so that the payload need not be hashed again for the signature.
-    s3 = {"payload_signing_enabled": False} | (settings.s3 or {})
-    config = settings.merge(Config(max_pool_connections=connections, s3=s3))
-    client = hook.get_client_type(config=config)
+    client = s3_client(conn_id, max_connections=max_parallel * PARTS_AT_ONCE)
     is_amazon = str(client.meta.endpoint_url).rpartition(".amazonaws.com")[1] != ""
     return S3Store(client, bucket, prefix, is_conditional=is_amazon)
 
 
 def _gcs(conn_id: str | None, bucket: str, prefix: str, max_parallel: int) -> Store:
-    from airflow.providers.google.cloud.hooks.gcs import GCSHook
-    from google.cloud.storage import Client
-
     from airflow_provider_luma.download.stores.gcs import GCSStore
 
-    if conn_id is None:
-        return GCSStore(Client(), bucket, prefix, is_conditional=True)  # application default credentials
-    hook = GCSHook(gcp_conn_id=conn_id)
-    endpoint = hook.extras.get("gcs.endpoint")  # as Airflow's object storage reads it; the hook does not
-    if endpoint is None:
-        return GCSStore(hook.get_conn(), bucket, prefix, is_conditional=True)
-    options = {"api_endpoint": endpoint}
-    client = Client(project=hook.project_id, credentials=hook.get_credentials(), client_options=options)
-    return GCSStore(client, bucket, prefix, is_conditional=False)
+    client, is_google = gcs_client(conn_id)
+    return GCSStore(client, bucket, prefix, is_conditional=is_google)
 
 
 def _azure(conn_id: str | None, container: str, prefix: str, max_parallel: int) -> Store | None:
-    from airflow.providers.microsoft.azure.hooks.wasb import WasbHook
-
     from airflow_provider_luma.download.stores.azure import AzureStore
 
-    # Without a connection, and with one of another type, Airflow's object storage knows what to do.
-    if conn_id is None or WasbHook.get_connection(conn_id).conn_type != WasbHook.conn_type:
-        return None
-    return AzureStore(WasbHook(wasb_conn_id=conn_id).get_conn(), container, prefix)
+    client = azure_client(conn_id)
+    return None if client is None else AzureStore(client, container, prefix)
 
 
-# By scheme: this package's extra that brings the provider, and what opens the store.
-_OPENERS: dict[str, tuple[str, Callable[[str | None, str, str, int], Store | None]]] = {
-    **dict.fromkeys(("s3", "s3a", "s3n"), ("s3", _s3)),
-    **dict.fromkeys(("gs", "gcs"), ("gcs", _gcs)),
-    **dict.fromkeys(("abfs", "abfss", "adl"), ("azure", _azure)),
+_OPENERS: dict[str, Callable[[str | None, str, str, int], Store | None]] = {
+    "s3": _s3,
+    "gcs": _gcs,
+    "azure": _azure,
 }

@@ -103,7 +103,7 @@ class LumaGenerateOperator(BaseOperator):
         True; without effect on Airflow 3.0 to 3.2 where there is no ``state_path``.
     :param state_path: a folder in object storage, such as ``s3://conn_id@bucket/_luma``, for the record; it
         survives every kind of clear on every Airflow. Wins over the connection's extra field ``state_path``.
-        Default: the task state store, where there is one. (templated)
+        Not templated, as each try must find the same record. Default: the task state store, if there is one.
     :param retries: Airflow's own. Default 2 where a record is kept (Airflow 3.3 and newer, or
         ``state_path``), 0 elsewhere.
     :raises LumaNonRetryableError: when the relay rejects the request, an argument is invalid, the record
@@ -115,7 +115,6 @@ class LumaGenerateOperator(BaseOperator):
     template_fields: Sequence[str] = (
         *(name for name in FIELDS if name not in {"loop", "expand_prompt"}),
         "luma_conn_id",
-        "state_path",
     )
     ui_color = "#e6e0ff"
 
@@ -191,7 +190,7 @@ class LumaGenerateOperator(BaseOperator):
     def execute(self, context: Context) -> str | dict[str, Any]:
         with fail_without_retry():
             ledger = self._open_ledger(context)
-            task_id = self._reconnect(ledger) or self._submit(context, ledger)
+            task_id = self._reconnect(context, ledger) or self._submit(context, ledger)
         if not self.wait_for_completion:
             return task_id
         return self._wait(context, ledger, task_id, None)
@@ -216,7 +215,7 @@ class LumaGenerateOperator(BaseOperator):
             self._ledger = open_ledger(context, state_path, durable=self.durable)
         return self._ledger
 
-    def _reconnect(self, ledger: SubmitLedger) -> str | None:
+    def _reconnect(self, context: Context, ledger: SubmitLedger) -> str | None:
         """
         Return the id that an earlier try got, ``None`` when this one may submit.
 
@@ -239,6 +238,7 @@ class LumaGenerateOperator(BaseOperator):
                 "The fields of this task render differently from what was submitted as Luma task %s",
                 record.id,
             )
+        context["ti"].xcom_push(XCOM_TASK_KEY, {"id": record.id, "state": None, "response": None})
         return record.id
 
     def _submit(self, context: Context, ledger: SubmitLedger) -> str:
@@ -270,8 +270,8 @@ class LumaGenerateOperator(BaseOperator):
         self.log.error("%s", message)
         self._try_mark(ledger, Phase.REPORTED, message)
         raise SubmitOutcomeUnknownError(
-            f"{message}. If it shows the task, wait for its id with LumaTaskSensor. If not, clear this task, "
-            "which submits again"
+            f"{message}. If the log shows the task, wait for its id with LumaTaskSensor. "
+            "If not, clear this task, which submits again"
         ) from error
 
     def _mark_created(self, ledger: SubmitLedger, task: LumaTask) -> None:
@@ -373,9 +373,16 @@ def _default_retries(*, durable: bool, state_path: Any) -> int:
 
 def _mark_returned(context: Context) -> None:
     """Save that the id was returned. Airflow calls success callbacks after it has recorded the success."""
-    operator: Any = context["ti"].task  # Airflow 3.0 keeps the one before rendering in context["task"]
-    ledger: SubmitLedger | None = operator._ledger  # noqa: SLF001 - the operator's own callback
-    if ledger is not None and ledger.record is not None and ledger.record.phase is Phase.CREATED:
+    ti: Any = context["ti"]
+    # Airflow 3.0 keeps the operator before rendering in context["task"].
+    ledger: SubmitLedger | None = ti.task._ledger  # noqa: SLF001 - the operator's own callback
+    if ledger is None or ledger.record is None or ledger.record.phase is not Phase.CREATED:
+        return
+    # From Airflow 3.3 on it calls them also when the api-server refused the success.
+    states = ti.get_task_states(
+        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+    )
+    if set(states.get(ti.run_id, {}).values()) == {"success"}:
         ledger.mark(Phase.RETURNED)
 
 

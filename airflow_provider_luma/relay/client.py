@@ -25,16 +25,16 @@ from airflow_provider_luma.relay.network import (
     redact,
     root_cause_message,
     secrets_in_proxies,
+    validate_environment_proxies,
     validate_proxies,
 )
 from airflow_provider_luma.relay.responses import (
-    outcome_unknown,
     parse_models,
     parse_rows,
-    parse_submitted,
     parse_task_or_none,
 )
 from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.relay.submit_response import outcome_unknown, parse_submitted
 from airflow_provider_luma.relay.task import LumaTask, read_tasks
 from airflow_provider_luma.relay.transport import (
     ContentEncodingError,
@@ -96,6 +96,7 @@ class RelayClient:
     ) -> None:
         _validate_limits(batch_size, timeout, request_timeout, max_response_bytes)
         self.base_url = read_base_url(base_url)
+        validate_environment_proxies(self.base_url)
         self.batch_size = batch_size
         self.retry = retry or RetryPolicy()
         self._unknown_states: set[str] = set()
@@ -249,7 +250,7 @@ class RelayClient:
                 if exchange.may_have_been_sent:
                     raise outcome_unknown(what) from error
                 raise RelayTransientError(what) from error
-        return parse_submitted(response)
+        return parse_submitted(response, extended_id=generation.extend_task_id)
 
     def _request(self, method: str, path: str, body: Mapping[str, object] | None = None) -> RelayResponse:
         with Exchange(self._request_timeout) as exchange:
@@ -274,7 +275,7 @@ class RelayClient:
         content: Mapping[str, object],
     ) -> RelayResponse:
         response = session.request(method, self.base_url + path, **content, **self._options)  # type: ignore[arg-type]
-        complete = read_response(response, self.base_url, self._max_response_bytes)
+        complete = read_response(response, self.base_url, self._max_response_bytes, secret=self._api_key)
         if exchange.is_expired:  # its connection was closed, which also ends a body of unknown length
             raise TimeoutError
         return complete
@@ -296,10 +297,16 @@ class RelayClient:
         try:
             result = request()
         except RelayError as error:
-            self._event_hook(error, time.monotonic() - started)
+            self._call_event_hook(error, started)
             raise self._redacted(error) from None
-        self._event_hook(None, time.monotonic() - started)
+        self._call_event_hook(None, started)
         return result
+
+    def _call_event_hook(self, error: RelayError | None, started: float) -> None:
+        try:
+            self._event_hook(error, time.monotonic() - started)
+        except Exception:
+            log.exception("The event hook failed")  # which must not lose the id of a task that was paid for
 
     def _redacted(self, error: RelayError) -> RelayError:
         """Redact proxies' passwords and the API key, which some relays echo, in part where it was cut."""

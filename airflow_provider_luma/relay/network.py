@@ -48,6 +48,20 @@ def validate_proxies(proxies: Mapping[str, Any]) -> dict[str, str]:
     return dict(proxies)
 
 
+def validate_environment_proxies(url: str) -> None:
+    """
+    Check the environment's proxies for a URL before requests parses, and repeats, what they hold.
+
+    :raises LumaValueError: when one is not the URL of a proxy; its password is not repeated.
+    """
+    for scheme, proxy in requests.utils.get_environ_proxies(url).items():
+        if not _is_proxy_url(proxy):
+            raise LumaValueError(
+                f"The environment's proxy for {scheme!r:.40} is not a URL like "
+                "'http://user:password@proxy:3128'. Percent-encode special characters of the password"
+            )
+
+
 def _is_proxy_url(url: Any) -> bool:
     if not isinstance(url, str):
         return False

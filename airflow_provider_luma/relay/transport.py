@@ -28,6 +28,7 @@ from airflow_provider_luma import __version__
 USER_AGENT = f"airflow-provider-luma/{__version__}"
 
 _CHUNK_BYTES = 64 * 1024
+_ABORT_INTERVAL = 0.2
 
 
 class ResponseTooLargeError(Exception):
@@ -68,19 +69,17 @@ class Exchange:
         self.is_expired = False
         self._connection: Any = None
         self._socket: Any = None
-        self._is_over = False
-        self._timer = threading.Timer(seconds, self._expire)
-        self._timer.daemon = True
+        self._seconds = seconds
+        self._over = threading.Event()
 
     def __enter__(self) -> Self:
         self._of_thread.exchange = self
-        self._timer.start()
+        threading.Thread(target=self._watch, name="luma-request-timeout", daemon=True).start()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
-            self._is_over = True
-        self._timer.cancel()
+            self._over.set()
         self._of_thread.exchange = None
 
     @classmethod
@@ -102,9 +101,17 @@ class Exchange:
         self._socket = connected
         self.may_have_been_sent = True
 
+    def _watch(self) -> None:
+        if self._over.wait(self._seconds):
+            return
+        # Again and again: a connection that is being made has no socket yet that could be shut down.
+        while not self._over.is_set():
+            self._expire()
+            self._over.wait(_ABORT_INTERVAL)
+
     def _expire(self) -> None:
         with self._lock:
-            if self._is_over:
+            if self._over.is_set():
                 return
             self.is_expired = True
             if getattr(self._connection, "exchange", None) is not self:
@@ -130,11 +137,14 @@ def open_session(auth: AuthBase, max_connections: int) -> requests.Session:
     return session
 
 
-def read_response(response: requests.Response, base_url: str, max_bytes: int) -> RelayResponse:
+def read_response(
+    response: requests.Response, base_url: str, max_bytes: int, *, secret: str
+) -> RelayResponse:
     """
     Read a response to its end.
 
     :param max_bytes: of the body once it is decompressed.
+    :param secret: the API key, which some relays echo; it is redacted here, before anything is made of it.
     :raises ResponseTooLargeError: when there are more.
     :raises ContentEncodingError: when they cannot be decompressed.
     """
@@ -146,11 +156,13 @@ def read_response(response: requests.Response, base_url: str, max_bytes: int) ->
             body += decode(chunk, max_bytes + 1 - len(body))
             if len(body) > max_bytes:
                 raise ResponseTooLargeError
-    return RelayResponse(response.status_code, response.headers, bytes(body), base_url)
+        decode(b"", 1)
+    redacted = bytes(body).replace(secret.encode(), b"***")
+    return RelayResponse(response.status_code, response.headers, redacted, base_url)
 
 
 def _decoder(encoding: str) -> Any:
-    """Return a function of a chunk and the most bytes that it may give."""
+    """Return a function of a chunk, empty at the end, and the most bytes that it may give."""
     encoding = encoding.strip().lower()
     if encoding in {"", "identity"}:
         return lambda chunk, limit: chunk
@@ -158,7 +170,13 @@ def _decoder(encoding: str) -> Any:
         raise ContentEncodingError(f"its Content-Encoding {encoding!r:.40} was not asked for")
     inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
 
+    has_begun = False
+
     def decode(chunk: bytes, limit: int) -> bytes:
+        nonlocal has_begun
+        has_begun = has_begun or bool(chunk)
+        if not chunk and has_begun and not inflate.eof:
+            raise ContentEncodingError(f"its {encoding} is truncated")
         try:
             return inflate.decompress(chunk, limit)
         except zlib.error as error:

@@ -135,6 +135,7 @@ def test_errors_while_waiting_never_lead_to_a_second_submit(
     sandbox: Sandbox, quick_retries: Any, keeps: str, deferrable: bool, tmp_path: Path
 ) -> None:
     sandbox.script(*[ScriptedAnswer(status=500)] * 3)
+    (tmp_path / "state").mkdir()
     place = {"state_path": (tmp_path / "state").as_uri()} if keeps == "state_path" else {}
     run = generate(wait_for_completion=True, retries=1, poke_interval=0.5, deferrable=deferrable, **place)
     if HAS_STORE or place:
@@ -166,6 +167,7 @@ def test_an_xcom_that_cannot_be_pushed_never_leads_to_a_second_submit(sandbox: S
 
 
 def test_a_record_says_that_airflow_has_heard_of_the_success(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
     generate(state_path=(tmp_path / "state").as_uri())
     (record,) = (tmp_path / "state").rglob("*.json")
     assert json.loads(record.read_text())["phase"] == "returned"

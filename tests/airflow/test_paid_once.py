@@ -28,8 +28,13 @@ def store(tmp_path: Path) -> Store:
 def task(request: pytest.FixtureRequest, store: Store, tmp_path: Path, sandbox: Sandbox) -> GenerateTask:
     """A task whose record lives in either place."""
     if request.param == "state_path":
-        return GenerateTask(None, state_path=(tmp_path / "state").as_uri())
+        return GenerateTask(None, state_path=state_path(tmp_path))
     return GenerateTask(store)
+
+
+def state_path(tmp_path: Path) -> str:
+    (tmp_path / "state").mkdir(exist_ok=True)
+    return (tmp_path / "state").as_uri()
 
 
 def write_record(task: GenerateTask, record: SubmitRecord) -> None:
@@ -179,7 +184,7 @@ def test_clearing_with_deletion_of_the_state_pays_again_only_without_state_path(
     unsafe.clear(keeps_state=False)
     unsafe.run()
     assert len(sandbox.submits) == 2
-    safe = GenerateTask(Store(tmp_path / "other.json"), state_path=(tmp_path / "state").as_uri())
+    safe = GenerateTask(Store(tmp_path / "other.json"), state_path=state_path(tmp_path))
     first = safe.run_without_being_heard()
     safe.clear(keeps_state=False)
     assert safe.run() == first
@@ -191,7 +196,7 @@ def test_a_task_that_is_given_a_state_path_later_finds_its_earlier_record(
 ) -> None:
     task = GenerateTask(store)
     first = task.run_without_being_heard()
-    assert task.run(state_path=(tmp_path / "state").as_uri()) == first
+    assert task.run(state_path=state_path(tmp_path)) == first
     assert len(sandbox.submits) == 1
 
 
@@ -200,12 +205,14 @@ def test_a_task_that_is_given_a_state_path_later_finds_its_earlier_record(
     [
         *("", "{", "null", "[]", "{}", '{"version": 2}', '{"version": 1, "phase": "paid"}', "x" * 70_000),
         '{"version": 1, "phase": "created", "max_tries": 0, "fingerprint": "f"}',
+        '{"version": true, "phase": "returned", "max_tries": 0, "fingerprint": "f", "id": "a"}',
+        '{"version": 1, "phase": "sending", "max_tries": Infinity, "fingerprint": "f"}',
     ],
 )
 def test_a_record_that_cannot_be_read_is_an_error_and_nothing_is_sent(
     tmp_path: Path, sandbox: Sandbox, content: str
 ) -> None:
-    task = GenerateTask(None, state_path=(tmp_path / "state").as_uri())
+    task = GenerateTask(None, state_path=state_path(tmp_path))
     _object_of(task).parent.mkdir(parents=True)
     _object_of(task).write_text(content)
     with pytest.raises(LumaNonRetryableError, match=r"generate/-1\.json, cannot be read"):
@@ -216,12 +223,44 @@ def test_a_record_that_cannot_be_read_is_an_error_and_nothing_is_sent(
 def test_two_tries_at_the_same_time_cannot_both_submit(tmp_path: Path, sandbox: Sandbox) -> None:
     from airflow_provider_luma.task_state import open_ledger
 
-    task = GenerateTask(None, state_path=(tmp_path / "state").as_uri())
+    task = GenerateTask(None, state_path=state_path(tmp_path))
     context: Any = {"ti": task.instance}
     first, second = (open_ledger(context, task.arguments["state_path"], durable=True) for _ in range(2))
     first.begin(Generation("cat dance"))
     with pytest.raises(Exception, match="another process has written it meanwhile"):
         second.begin(Generation("cat dance"))
+
+
+@pytest.mark.parametrize("way_back", ["retry", "clear"])
+def test_a_success_that_airflow_refused_was_not_returned(
+    task: GenerateTask, sandbox: Sandbox, way_back: str
+) -> None:
+    """As when it was cleared, or taken for dead, while it ran: success callbacks are called all the same."""
+    task.instance.is_success_recorded = False
+    first = task.run()
+    assert read_record(task).phase is Phase.CREATED  # type: ignore[union-attr]
+    if way_back == "clear":
+        task.clear()
+    assert task.run() == first
+    assert len(sandbox.submits) == 1
+
+
+def test_a_reconnect_pushes_the_id_as_a_submit_does(task: GenerateTask, sandbox: Sandbox) -> None:
+    first = task.run_without_being_heard()
+    task.instance.xcoms.clear()
+    task.run()
+    assert task.instance.xcoms["luma_task"]["id"] == first
+
+
+def test_a_folder_that_is_not_there_is_an_error_and_not_an_absent_record(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    task = GenerateTask(None, state_path=state_path(tmp_path))
+    task.run_without_being_heard()
+    (tmp_path / "state").rename(tmp_path / "elsewhere")
+    with pytest.raises(LumaNonRetryableError, match="Create or mount it"):
+        task.run()
+    assert len(sandbox.submits) == 1
 
 
 class FailingStore(Store):
@@ -262,6 +301,8 @@ def test_the_id_is_in_log_and_error_when_its_record_cannot_be_saved(
         ({}, {"extra_body": {"at": float("nan")}}, "cannot be sent as JSON"),
         ({}, {"extra_body": {"at": object()}}, "cannot be sent as JSON"),
         ({"state_path": "bucket/_luma"}, {}, "state_path must be the URL"),
+        ({"state_path": "file://data/_luma"}, {}, "state_path must be an absolute path"),
+        ({"state_path": "ftp://data/_luma"}, {}, "No object storage for state_path"),
     ],
 )
 def test_what_cannot_be_sent_fails_before_the_record_is_begun(

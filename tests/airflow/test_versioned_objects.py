@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.versioned_objects import ConflictError, open_object
 
+
+@pytest.fixture
+def folder(destination_url: str) -> str:
+    if destination_url.startswith("file:"):
+        Path(destination_url.removeprefix("file://")).mkdir()
+    return destination_url
+
+
 NAME = "dag/manual__2026-11-21T10%3A00%3A00%2B00%3A00/task/-1.json"
 
 
-def test_an_object_is_found_again_by_the_next_process(destination_url: str) -> None:
-    first = open_object(destination_url, NAME)
+def test_an_object_is_found_again_by_the_next_process(folder: str) -> None:
+    first = open_object(folder, NAME)
     assert first.read() is None
     first.write(b"1")
     first.write(b"2")
-    second = open_object(destination_url, NAME)
+    second = open_object(folder, NAME)
     assert second.read() == b"2"
     second.write(b"3")
-    assert open_object(destination_url, NAME).read() == b"3"
+    assert open_object(folder, NAME).read() == b"3"
 
 
-def test_of_two_writers_one_wins(destination_url: str) -> None:
-    if destination_url.startswith("s3://rclone"):
-        pytest.skip("rclone's S3 server ignores conditions")
-    first, second = (open_object(destination_url, NAME) for _ in range(2))
+def test_of_two_writers_one_wins(folder: str) -> None:
+    if folder.startswith(("s3://rclone", "gs://")):
+        pytest.skip("rclone's S3 server and the emulator of Google's store ignore conditions")
+    first, second = (open_object(folder, NAME) for _ in range(2))
     assert first.read() is second.read() is None
     first.write(b"1")
     with pytest.raises(ConflictError):
@@ -33,7 +43,7 @@ def test_of_two_writers_one_wins(destination_url: str) -> None:
     second.write(b"2")
     with pytest.raises(ConflictError):
         first.write(b"3")
-    assert open_object(destination_url, NAME).read() == b"2"
+    assert open_object(folder, NAME).read() == b"2"
 
 
 @pytest.mark.parametrize("url", ["s3://moto@no-such-bucket/x", "s3://rclone@no-such-bucket/x"])

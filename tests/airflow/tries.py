@@ -52,9 +52,13 @@ class Instance:
     map_index: int = -1
     xcoms: dict[str, Any] = field(default_factory=dict)
     task: LumaGenerateOperator | None = None
+    is_success_recorded: bool = True
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = json.loads(json.dumps(value))
+
+    def get_task_states(self, **_: Any) -> dict[str, dict[str, str]]:
+        return {self.run_id: {self.task_id: "success" if self.is_success_recorded else "failed"}}
 
     def xcom_pull(self, key: str, **_: Any) -> Any:
         return self.xcoms.get(key)

@@ -21,6 +21,7 @@ PLACES = ["state_path", *(["task state store"] if HAS_TASK_STATE_STORE else [])]
 def kills(tmp_path: Path, sandbox: Sandbox, *arguments: str) -> list[dict[str, Any]]:
     """Run the zygote; count the charges of each of its kills."""
     (tmp_path / "dags").mkdir()
+    (tmp_path / "state").mkdir()
     environment = os.environ | {
         "AIRFLOW_HOME": str(tmp_path),
         "AIRFLOW__CORE__DAGS_FOLDER": str(tmp_path / "dags"),

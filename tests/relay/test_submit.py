@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import socket
 import threading
 import time
@@ -85,7 +86,7 @@ NAMED = {
         status=302, headers={"Location": "http://[bad"}, body={"id": "4665a07c-7641"}
     ),
     "a lost client": ScriptedAnswer(status=499, body={"id": "4665a07c-7641"}),
-    "a server error": ScriptedAnswer(status=500, body={"task_id": "4665a07c-7641"}),
+    "a server error": ScriptedAnswer(status=500, body={"task_id": "4665a07c-7641", "error": "late"}),
     "a rejection that names a task": ScriptedAnswer(
         status=400, body={"error": {"message": "x"}, "data": {"task_id": "4665a07c-7641"}}
     ),
@@ -97,9 +98,14 @@ NAMED = {
     ),
     "a request id beside it": ScriptedAnswer(body={"id": "req-17", "data": {"task_id": "4665a07c-7641"}}),
     "another wrapper": ScriptedAnswer(body={"result": {"generation": {"id": "4665a07c-7641"}}}),
-    "a text": ScriptedAnswer(body='"4665a07c-7641"'),
-    "no JSON": ScriptedAnswer(body="4665a07c-7641", content_type="text/plain"),
 }
+UUID = "4665a07c-7641-4809-a133-10786201bb56"
+
+
+@pytest.mark.parametrize("body", [UUID, f'"{UUID}"', {"code": "success", "data": UUID}, {"result": UUID}])
+def test_an_id_by_itself_is_one(sandbox: Sandbox, client: RelayClient, body: Any) -> None:
+    sandbox.script_submits(ScriptedAnswer(body=body), created=True)
+    assert client.submit(CAT).id == UUID
 
 
 @pytest.mark.parametrize("answer", NAMED.values(), ids=NAMED)
@@ -135,6 +141,38 @@ UNKNOWN = {
     "a redirect": ScriptedAnswer(status=302, headers={"Location": "https://elsewhere.example"}),
     "a redirect to no URL": ScriptedAnswer(status=302, headers={"Location": "http://[bad"}),
     "a failure after it was passed on": ScriptedAnswer(status=400, body={"code": "do_request_failed"}),
+    "an id and nothing else": ScriptedAnswer(status=400, body={"id": "4665a07c-7641"}),
+    "a request id of a server error": ScriptedAnswer(
+        status=500, body={"id": "req_8f2a91", "error": {"message": "x"}}
+    ),
+    "no id at all": ScriptedAnswer(body={"code": "success", "data": {"id": 0, "task_id": ""}}),
+    "the nil UUID": ScriptedAnswer(body={"id": "00000000-0000-0000-0000-000000000000"}),
+    "a null in words": ScriptedAnswer(body={"id": "null"}),
+    "a negative number": ScriptedAnswer(body={"code": "fail", "data": {"id": -1}}),
+    "a date": ScriptedAnswer(body={"code": "success", "data": "2026-11-21"}),
+    "a message with a number": ScriptedAnswer(status=502, body="error-502", content_type="text/plain"),
+    "a redirect to a login": ScriptedAnswer(status=302, headers={"Location": "/luma/generations/login"}),
+    "a redirect that names a task in its query": ScriptedAnswer(
+        status=302, headers={"Location": f"https://sso.example/?rd=/luma/generations/{UUID}"}
+    ),
+    "a redirect to an id with NUL": ScriptedAnswer(
+        status=303, headers={"Location": "/luma/generations/abc%00def1"}
+    ),
+    "an id with a line break": ScriptedAnswer(body={"id": "4665a07c\nERROR forged"}),
+    "an id that turns the line around": ScriptedAnswer(body={"id": "4665a07c\u202e"}),
+    **{
+        f"200 {code}": ScriptedAnswer(body={"code": code, "message": "x"})
+        for code in (
+            *(
+                "bad_response_body",
+                "bad_response_status_code",
+                "invalid_response",
+                "post_consume_quota_failed",
+            ),
+            *("load_balancer_timeout", "upstream_response_missing_id", 408, 409, 499),
+        )
+    },
+    "400 bad_response_body": ScriptedAnswer(status=400, body={"error": {"code": "bad_response_body"}}),
     "an invalid encoding": ScriptedAnswer(body=b"x", headers={"Content-Encoding": "gzip"}),
     "an encoding that nobody asked for": ScriptedAnswer(body=b"x", headers={"Content-Encoding": "br"}),
 }
@@ -279,7 +317,31 @@ REFUSED = [
     # The id of a request that was rejected, which some gateways give.
     (ScriptedAnswer(status=400, body={"id": "req-17", "error": {"message": "x"}}), RelayInvalidRequestError),
     (ScriptedAnswer(body={"code": "insufficient_user_quota", "message": "x"}), RelayInsufficientBalanceError),
-    (ScriptedAnswer(body={"code": "bad_prompt", "message": "x", "data": None}), RelayInvalidRequestError),
+    (
+        ScriptedAnswer(body={"code": "invalid_request", "message": "x", "data": None}),
+        RelayInvalidRequestError,
+    ),
+    *[
+        (
+            ScriptedAnswer(body={"code": "invalid_request", "message": "x", "data": data}),
+            RelayInvalidRequestError,
+        )
+        for data in ({"id": 0, "task_id": ""}, {"id": 17, "username": "joe"}, "trace-9f31aa", "2026-11-21")
+    ],
+    (ScriptedAnswer(status=401, body={"error": "invalid", "id": "req_8f2a91"}), RelayAuthenticationError),
+    (ScriptedAnswer(status=401, body={"message": "x", "id": "req_8f2a91"}), RelayAuthenticationError),
+    (
+        ScriptedAnswer(status=402, body={"id": "req_8f2a91", "status": 402, "error": {"message": "x"}}),
+        RelayInsufficientBalanceError,
+    ),
+    (
+        ScriptedAnswer(status=400, body={"error": {"message": "x"}, "data": "ERR-10023"}),
+        RelayInvalidRequestError,
+    ),
+    (
+        ScriptedAnswer(status=429, body={"error": {"code": "insufficient_quota", "message": "x"}}),
+        RelayInsufficientBalanceError,
+    ),
 ]
 
 
@@ -390,3 +452,34 @@ def test_a_video_is_made_longer(sandbox: Sandbox, client: RelayClient) -> None:
     assert len(sandbox.submits) == 2
     with pytest.raises(RelayInvalidRequestError, match="task_not_exist"):
         client.submit(Generation("and on", extend_task_id="nobody"))
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_the_task_that_cannot_be_extended_is_not_the_one_that_was_created(
+    sandbox: Sandbox, client: RelayClient, status: int
+) -> None:
+    body = {"code": "invalid_request", "message": "cannot be extended", "data": {"task_id": "4665a07c-7641"}}
+    sandbox.script_submits(ScriptedAnswer(status=status, body=body))
+    with pytest.raises(RelayInvalidRequestError, match="cannot be extended"):
+        client.submit(Generation("and on", extend_task_id="4665a07c-7641"))
+
+
+def test_a_truncated_gzip_body_is_an_unknown_outcome(sandbox: Sandbox, client: RelayClient) -> None:
+    body = gzip.compress(b'{"id": "4665a07c-7641"}')[:-9]
+    sandbox.script_submits(ScriptedAnswer(body=body, headers={"Content-Encoding": "gzip"}), created=True)
+    with pytest.raises(SubmitOutcomeUnknownError, match="gzip is truncated"):
+        client.submit(CAT)
+
+
+def test_a_failing_event_hook_loses_no_id(sandbox: Sandbox) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("statsd is gone")
+
+    client = RelayClient(sandbox.api_key, sandbox.base_url, event_hook=fail)
+    assert client.submit(CAT).id == sandbox.task_ids[0]
+
+
+def test_a_key_that_the_relay_echoes_is_nowhere_in_the_task(sandbox: Sandbox, client: RelayClient) -> None:
+    body = {"id": "4665a07c-7641", "request": {"headers": {"Authorization": f"Bearer {sandbox.api_key}"}}}
+    sandbox.script_submits(ScriptedAnswer(body=body))
+    assert sandbox.api_key not in str(client.submit(CAT).raw)

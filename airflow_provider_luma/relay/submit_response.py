@@ -1,0 +1,203 @@
+"""
+From the response to a submit to the task that it created, or to the proof that it created none.
+
+========================================================  ==========================================
+response                                                  outcome
+========================================================  ==========================================
+names a task id, whatever its status, code or form        created
+a status or code by which relays reject, and no task id   not created: the error of the rejection
+everything else                                           unknown
+========================================================  ==========================================
+
+Beside an error a plain ``id`` is the request's, or a row's of some other table, so that only what is called
+a task's id names a task there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote
+
+from airflow_provider_luma.exceptions import (
+    UNKNOWN_OUTCOME_HINT,
+    RelayInsufficientBalanceError,
+    RelayInvalidRequestError,
+    SubmitOutcomeUnknownError,
+)
+from airflow_provider_luma.relay.responses import (
+    NO_BALANCE,
+    SUCCESS_CODES,
+    hint_for,
+    is_html,
+    message_and_code,
+    parse_json,
+    request_id,
+    status_error,
+    subject,
+    text_excerpt,
+)
+from airflow_provider_luma.relay.task import LumaTask, TaskState, read_task
+from airflow_provider_luma.relay.transport import RelayResponse
+
+# Statuses by which a relay, or a gateway before it, says that it did not take a request. Any other above 400
+# proves nothing: nginx's 499, for one, says that the connection was lost.
+_REJECTED_STATUSES = frozenset(
+    {400, 401, 402, 403, 404, 405, 406, 407, 410, 411, 413, 414, 415, 421, 422, 429, 431, 451}
+)
+# Codes by which relays say, also in a 200, that they did not pass a submit on. Each as a whole: a relay that
+# says "post_consume_quota_failed" has passed it on.
+_REJECTED_CODES = frozenset(
+    {
+        *("400", "401", "402", "403", "404", "422"),
+        *("insufficient_user_quota", "insufficient_quota", "insufficient_balance", "quota_exceeded"),
+        *("invalid_request", "invalid_request_error", "invalid_api_platform", "invalid_api_key"),
+        *("invalid_parameter", "invalid_parameters", "invalid_params", "missing_parameter"),
+        *("access_denied", "permission_denied", "unauthorized", "forbidden"),
+        *("model_not_found", "model_not_allowed", "task_not_exist"),
+        *("sensitive_words_detected", "content_moderation", "moderation_blocked", "prompt_blocked"),
+    }
+)
+# Codes that a relay's own code gives after it passed the submit on, whatever the status.
+_PASSED_ON_CODE = re.compile(
+    r"do_request|response|unmarshal|upstream|timeout|consume|insert_|channel", re.IGNORECASE
+)
+
+_TASK_ID_KEYS, _PLAIN_ID_KEYS = ("taskid", "generationid"), ("id",)
+_HOLDER_KEYS = (
+    "data",
+    "task",
+    "tasks",
+    "result",
+    "results",
+    "generation",
+    "generations",
+    "output",
+    "response",
+)
+_MAX_DEPTH = 5
+_ID = re.compile(r"[!-~]{1,200}")
+_NO_ID = re.compile(r"null|none|undefined|nil|0|-.*|[0-]+", re.IGNORECASE)
+# A text by itself is an id, and no message or date, when it has a digit and only what ids are made of.
+_LONE_ID = re.compile(r"(?!\d{4}-\d\d-\d\d)(?=.*\d)[\w.-]{6,200}", re.ASCII)
+_UUID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE)
+_TASK_LOCATION = re.compile(
+    r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/luma/generations/((?=[\w.-]*\d)[\w.-]{6,200})/?", re.ASCII
+)
+
+
+def parse_submitted(response: RelayResponse, *, extended_id: str | None = None) -> LumaTask:
+    """
+    Return the task that a submit created.
+
+    :param extended_id: the task that was to be extended, which a rejection may name.
+    :raises SubmitOutcomeUnknownError: when the response does not say whether one was created.
+    :raises RelayError: when it says that none was.
+    """
+    body = parse_json(response)
+    message, code = message_and_code(body)
+    is_rejection = _is_rejection(response.status, code)
+    # Beside an error a plain "id" is the request's, or a row's of some other table.
+    is_error = is_rejection or (response.status >= 400 and bool(message))
+    task = _find_task(response, body, code, is_error=is_error)
+    if task is not None and task.id != extended_id:
+        return task
+    if not is_rejection or _names_a_plain_id_only(body):
+        raise outcome_unknown(
+            f"{subject(response)} responded {response.status} {_describe(response, message)}", response
+        )
+    if response.status >= 300:
+        raise status_error(response, body, is_submit=True)
+    no_balance = NO_BALANCE.search(f"{code} {message}")
+    kind = RelayInsufficientBalanceError if no_balance else RelayInvalidRequestError
+    raise kind(
+        f"{subject(response)} rejected the request: {message or code}. {hint_for(kind, message)}",
+        status=response.status,
+        request_id=request_id(response),
+    )
+
+
+def outcome_unknown(what: str, response: RelayResponse | None = None) -> SubmitOutcomeUnknownError:
+    """Build the error of a submit that may have created a task, with what to do about it."""
+    return SubmitOutcomeUnknownError(
+        f"{what}. {UNKNOWN_OUTCOME_HINT}",
+        status=None if response is None else response.status,
+        request_id=None if response is None else request_id(response),
+    )
+
+
+def _is_rejection(status: int, code: str) -> bool:
+    if _PASSED_ON_CODE.search(code):
+        return False
+    return status in _REJECTED_STATUSES or (status < 300 and code.lower() in _REJECTED_CODES)
+
+
+def _names_a_plain_id_only(body: Any) -> bool:
+    """Say whether a rejection is nothing but an id, without any word of what is wrong."""
+    return (
+        isinstance(body, Mapping)
+        and bool(body.get("id"))
+        and body.keys() <= {"id", "code", "status", "state"}
+    )
+
+
+def _describe(response: RelayResponse, message: str) -> str:
+    if is_html(response):
+        return "with a web page (is this host a Luma relay?)"
+    return f"without a task id: {message or text_excerpt(response) or 'an empty body'}"
+
+
+def _find_task(response: RelayResponse, body: Any, code: str, *, is_error: bool) -> LumaTask | None:
+    """Find the task that a response names: bare, wrapped, in a list, by its URL, or nothing but its id."""
+    holders = list(_holders(body))
+    for task_id, holder in _named_ids(holders, is_error=is_error):
+        if _ID.fullmatch(task_id) and not _NO_ID.fullmatch(task_id):
+            known = read_task(holder)
+            return LumaTask(task_id, known.state if known else TaskState.PENDING, raw=holder)
+    lone = None if is_error else _lone_id(response, body, holders, code)
+    return LumaTask(lone, TaskState.PENDING) if lone else None
+
+
+def _named_ids(
+    holders: list[Mapping[str, Any]], *, is_error: bool
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield what may be the task's id, the likeliest first."""
+    keys = _TASK_ID_KEYS if is_error else (*_TASK_ID_KEYS, *_PLAIN_ID_KEYS)
+    # An integer is a row of the relay's database where there is a text, too.
+    for kind in (str,) if is_error else (str, int):
+        for key in keys:
+            for holder in reversed(holders):  # a wrapped row's own id is its database's
+                value = _fold_keys(holder).get(key)
+                if isinstance(value, kind) and not isinstance(value, bool):
+                    yield str(value).strip(), holder
+
+
+def _fold_keys(holder: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``taskId`` and ``task_id`` under one key."""
+    return {re.sub(r"[_-]", "", str(key)).lower(): value for key, value in holder.items()}
+
+
+def _holders(body: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """Yield the objects that may name a task, the outer ones first."""
+    if isinstance(body, list):
+        body = body[0] if body else None
+    if not isinstance(body, Mapping) or depth > _MAX_DEPTH:
+        return
+    yield body
+    for key, value in body.items():
+        if str(key).lower() in _HOLDER_KEYS:
+            yield from _holders(value, depth + 1)
+
+
+def _lone_id(response: RelayResponse, body: Any, holders: list[Mapping[str, Any]], code: str) -> str | None:
+    """Return an id that stands by itself, in a success or in a redirect to the task."""
+    if response.status >= 400:
+        return None
+    if named := _TASK_LOCATION.fullmatch(response.headers.get("Location", "")):
+        return unquote(named[1])
+    if isinstance(body, str):
+        return body.strip() if _UUID.fullmatch(body.strip()) else None
+    texts = [holder.get(key) for holder in holders for key in _HOLDER_KEYS if code.lower() in SUCCESS_CODES]
+    lone = (text.strip() for text in texts if isinstance(text, str))
+    return next((text for text in lone if _LONE_ID.fullmatch(text) and not _NO_ID.fullmatch(text)), None)
