@@ -27,7 +27,7 @@ test-stack: $(VENV)/stores postgresql ## test a real api-server, scheduler and t
 test-celery: $(VENV)/stores postgresql redis ## test 1,000 prompts on Celery while parts of it are killed (a quarter of an hour)
 	$(BIN)/python -m pytest -m celery tests/stack -v -s $(ARGS)
 
-test-kills: $(VENV)/stores ## kill a generate task before each of its lines on a real Airflow (a quarter of an hour)
+test-kills: $(VENV)/stores ## kill a generate task before each of its lines on a real Airflow (an hour; LUMA_KILLS_STEP=5 for some)
 	$(BIN)/python -m pytest -m kills tests/kills -v -s $(ARGS)
 
 MINUTES ?= 20
