@@ -191,6 +191,12 @@ class Sandbox:
         """
         self._relay.submit_script.extend((answer, created) for answer in answers)
 
+    def clear_scripts(self) -> None:
+        """Forget every scripted response that was not sent."""
+        self._relay.script.clear()
+        self._relay.submit_script.clear()
+        self._cdn.script.clear()
+
     def script_downloads(self, *answers: ScriptedAnswer) -> None:
         """Answer the next requests to the CDN with these, in order, whatever they ask for."""
         self._cdn.script.extend(answers)

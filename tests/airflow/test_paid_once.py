@@ -143,6 +143,27 @@ def test_a_kill_at_any_line_is_paid_for_once(
     assert reconnects > 20
 
 
+def test_a_kill_at_any_line_of_an_unknown_outcome_is_never_paid_for_again_by_a_retry(
+    sandbox: Sandbox, tmp_path: Path, quick_retries: Any
+) -> None:
+    line, died = 0, True
+    while died:
+        line += 1
+        task = GenerateTask(Store(tmp_path / f"{line}.json"))
+        before = len(sandbox.submits)
+        sandbox.script_submits(ScriptedAnswer(status=502), created=True)
+        died = task.run_killed_at(line) == KILLED
+        charged = len(sandbox.submits) - before
+        if charged:
+            for _ in range(2):  # a retry, and one more: whoever hears of the doubt first
+                with pytest.raises(LumaNonRetryableError, match="may have created and charged for a task"):
+                    task.run()
+            assert len(sandbox.submits) - before == 1, f"line {line}"
+        else:
+            sandbox.clear_scripts()
+    assert line > 200
+
+
 def test_a_success_that_airflow_never_heard_of_is_not_paid_for_again_when_cleared(
     task: GenerateTask, sandbox: Sandbox
 ) -> None:
