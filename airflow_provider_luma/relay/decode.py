@@ -18,6 +18,7 @@ FAST_VALUES = 50_000
 # Beyond, even freeing the values takes too long, and so many containers start a full garbage collection.
 MAX_VALUES = 200_000
 _VALUES_OF_A_CONTAINER = 10
+_MAX_DIGITS = 19
 
 
 class TooManyValuesError(ValueError):
@@ -34,13 +35,18 @@ def decode_json(body: bytes) -> Any:
     """
     values = count_values(body)
     if values <= FAST_VALUES:
-        return json.loads(body)
+        return json.loads(body, parse_int=_parse_int)
     if values > MAX_VALUES:
         raise TooManyValuesError(f"more than {MAX_VALUES} JSON values")
-    decoder = json.JSONDecoder()
+    decoder = json.JSONDecoder(parse_int=_parse_int)
     # Slower, and lets other threads run in between.
     decoder.scan_once = py_make_scanner(decoder)  # type: ignore[attr-defined]
     return decoder.decode(body.decode(errors="surrogatepass"))
+
+
+def _parse_int(text: str) -> int | None:
+    """Read an integer; ``None`` for one that no field has: it takes long, and no store takes it."""
+    return int(text) if len(text) < _MAX_DIGITS else None
 
 
 def count_values(body: bytes) -> int:

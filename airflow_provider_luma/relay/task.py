@@ -48,6 +48,9 @@ class TaskState(StrEnum):
     FAILED = "failed"
 
 
+_HTTP = re.compile(r"https?://", re.IGNORECASE)
+_IMAGE = re.compile(r"\.(jpe?g|png|gif|webp)$", re.IGNORECASE)
+
 MEDIA_KINDS = ("video", "thumbnail", "last_frame")
 
 TERMINAL_STATES = frozenset({TaskState.COMPLETED, TaskState.FAILED})
@@ -60,7 +63,8 @@ _STATE_OF_WORD: Mapping[str, TaskState] = {
         TaskState.PENDING: "pending queued submitted not_start",
         TaskState.PROCESSING: "processing in_progress dreaming running",
         TaskState.COMPLETED: "completed complete success succeeded succeed done finished",
-        TaskState.FAILED: ("failed failure error cancelled canceled rejected expired timeout timed_out"),
+        TaskState.FAILED: "failed fail failure error cancelled canceled rejected moderated expired "
+        "timeout timed_out",
     }.items()
     for word in words.split()
 }
@@ -104,7 +108,7 @@ class LumaTask:
 
     @property
     def knows_state_word(self) -> bool:
-        return self.state_word.lower() in _STATE_OF_WORD
+        return _fold(self.state_word) in _STATE_OF_WORD
 
     @property
     def failure_reason(self) -> str | None:
@@ -190,7 +194,7 @@ def read_task(row: Json) -> LumaTask | None:
     holders = (row,) if luma is row else (row, luma)
     state, word = _state([holder.get(key) for holder in holders for key in ("status", "state")])
     if state is None:
-        state = TaskState.COMPLETED if any(map(_valid_url, _video_links(row))) else TaskState.PROCESSING
+        state = TaskState.COMPLETED if _has_video(row) else TaskState.PROCESSING
     return LumaTask(task_id, state, word, row)
 
 
@@ -200,15 +204,34 @@ def is_valid_id(task_id: str) -> bool:
 
 
 def _state(words: Iterable[Any]) -> tuple[TaskState | None, str]:
-    """Judge by the first terminal word, else by the first word; ``None`` when that is undocumented."""
-    first: tuple[TaskState | None, str] | None = None
-    for word in words:
-        if isinstance(word, str) and word:
-            state = _STATE_OF_WORD.get(word.lower())
-            if state in TERMINAL_STATES:
-                return state, word
-            first = first or (state, word if state else clean_text(word, _MAX_WORD_CHARS))
-    return first or (TaskState.PENDING, "")
+    """
+    Judge by a word for failed, else by one for completed, else by the first; ``None``: it is undocumented.
+
+    An envelope may say "success" of the query whose task has failed.
+    """
+    said = [
+        (_STATE_OF_WORD.get(_fold(word)), clean_text(word, _MAX_WORD_CHARS))
+        for word in words
+        if isinstance(word, str) and word.strip()
+    ]
+    for terminal in (TaskState.FAILED, TaskState.COMPLETED):
+        if found := next((one for one in said if one[0] is terminal), None):
+            return found
+    return said[0] if said else (TaskState.PENDING, "")
+
+
+def _fold(word: str) -> str:
+    return word[:_MAX_WORD_CHARS].strip().lower()
+
+
+def _has_video(row: Json) -> bool:
+    """Say whether a task whose state is undocumented has its video, and no reason why it failed."""
+    reasons = (
+        holder.get(key) for holder in (row, _luma_object(row)) for key in ("failure_reason", "fail_reason")
+    )
+    return not any(reasons) and any(
+        _valid_url(link) and not _IMAGE.search(link.partition("?")[0]) for link in _video_links(row)
+    )
 
 
 def _luma_object(row: Json) -> Json:
@@ -268,7 +291,7 @@ def _first_size(parts: Iterable[Json], name: str) -> int | None:
 
 
 def _valid_url(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and value == clean_text(value, _MAX_URL_CHARS)
+    return isinstance(value, str) and bool(_HTTP.match(value)) and value == clean_text(value, _MAX_URL_CHARS)
 
 
 def _prose(value: Any) -> str | None:

@@ -44,6 +44,7 @@ from airflow_provider_luma import metrics
 from airflow_provider_luma.exceptions import (
     LumaValueError,
     RelayAuthenticationError,
+    RelayInvalidRequestError,
     RelayPermissionError,
     RelayRateLimitError,
 )
@@ -119,6 +120,8 @@ class Poller:
         for request in subscription.requests:
             request.ids_by_subscription.pop(subscription, None)
             if not request.ids_by_subscription and request.task is not None:
+                # At once, as a task that has not begun yet never comes to what it would do at its end.
+                self._forget(request)
                 request.task.cancel()
         subscription.requests.clear()
 
@@ -202,11 +205,28 @@ class Poller:
         except Exception as caught:  # noqa: BLE001 - a bug reaches the triggers as it is
             error = caught
         finally:
-            for task_id in request.ids:
-                self._in_flight.pop(task_id, None)
-        now = time.time()
+            self._forget(request)
         for subscription, ids in list(request.ids_by_subscription.items()):
-            self._deliver(subscription, request, ids, error or tasks, now)
+            response = await self._isolated(request, ids, error) if error else tasks
+            self._deliver(subscription, request, ids, response, time.time())
+
+    async def _isolated(
+        self, request: Request, ids: Sequence[str], error: Exception
+    ) -> Mapping[str, LumaTask] | Exception:
+        """Query the ids of one subscription alone, where an id of another may be what was rejected."""
+        if not isinstance(error, RelayInvalidRequestError) or len(request.ids_by_subscription) < 2:
+            return error
+        alone = Request(request.round)
+        alone.ids.extend(ids)
+        try:
+            return await self._query(alone)
+        except Exception as caught:  # noqa: BLE001 - as in _serve
+            return caught
+
+    def _forget(self, request: Request) -> None:
+        for task_id in request.ids:
+            if self._in_flight.get(task_id) is request:
+                del self._in_flight[task_id]
 
     def _deliver(
         self,

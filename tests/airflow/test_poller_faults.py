@@ -233,3 +233,39 @@ def test_a_state_of_other_ids_fails_its_own_trigger_alone(sandbox: Sandbox) -> N
     fault, event = together(event_of(other), event_of(trigger(sandbox.add_task(seconds=0))))
     assert "not that of its luma_task_ids" in str(fault)
     assert event["status"] == "done"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.1, 0.15])
+def test_a_trigger_that_is_cancelled_as_its_request_begins_leaves_its_id_to_the_next(
+    sandbox: Sandbox, delay: float
+) -> None:
+    task_id = sandbox.add_task(seconds=0)
+
+    async def scenario() -> dict[str, Any]:
+        other = trigger(sandbox.add_task(seconds=math.inf), poke_interval=2)
+        keeper = asyncio.create_task(event_of(other))
+        await asyncio.sleep(1)
+        cancelled = asyncio.create_task(event_of(trigger(task_id)))
+        await asyncio.sleep(delay)
+        asyncio.get_running_loop().call_later(0.39, cancelled.cancel)
+        time.sleep(0.4)  # noqa: ASYNC251 - another trigger that blocks the loop, so that both fall together
+        with suppress(asyncio.CancelledError):
+            await cancelled
+        event = await event_of(trigger(task_id, timeout=8))
+        keeper.cancel()
+        return event
+
+    assert asyncio.run(scenario())["status"] == "done"
+
+
+def test_an_id_that_a_relay_rejects_fails_only_its_own_trigger(sandbox: Sandbox) -> None:
+    good = sandbox.add_task(seconds=0)
+    sandbox.script(
+        ScriptedAnswer(status=400, body={"message": "bad is no id"}),
+        ScriptedAnswer(body=[{"id": good, "state": "completed"}]),
+        ScriptedAnswer(status=400, body={"message": "bad is no id"}),
+    )
+    first, second = together(event_of(trigger(good)), event_of(trigger("bad")))
+    assert first["status"] == "done"
+    assert second["status"] == "error"
+    assert [request.ids for request in sandbox.requests] == [[good, "bad"], [good], ["bad"]]

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from airflow_provider_luma.relay.decode import decode_json
 from airflow_provider_luma.relay.task import Media, TaskState, read_task, read_tasks
 
 SEED = Path(__file__).with_name("seed_answer.json").read_text()
@@ -329,3 +331,40 @@ def test_older_rows_of_a_completed_task_keep_its_link_as_the_reason():
     assert read_task(row).video.url == SIGNED
     assert read_task(row | {"fail_reason": "none"}).video is None
     assert read_task(row | {"status": "FAILURE"}).video is None
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "a", "status": "success", "state": "failed", "failure_reason": "moderation"},
+        {"task_id": "a", "status": "SUCCESS", "data": {"id": "a", "state": "failed"}},
+        {"id": "a", "state": "failed ", "video": {"url": "https://cdn.example/a.mp4"}},
+        {"id": "a", "state": "fail", "failure_reason": "x", "video": {"url": "https://cdn.example/a.mp4"}},
+        {"id": "a", "state": "Failed\n"},
+    ],
+)
+def test_a_failed_task_is_failed_whatever_stands_beside_it(row: dict[str, Any]) -> None:
+    task = read_task(row)
+    assert task is not None
+    assert task.state is TaskState.FAILED
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "a", "state": "rendering", "video_url": "N/A"},
+        {"id": "a", "state": "rendering", "video_url": "null"},
+        {"id": "a", "state": "rendering", "output": ["pending"]},
+        {"id": "a", "state": "rendering", "output": ["https://cdn.example/thumb.jpg?x=1"]},
+        {"id": "a", "state": "blurred", "failure_reason": "x", "url": "https://relay.example/generations/a"},
+    ],
+)
+def test_an_undocumented_state_without_a_video_is_running(row: dict[str, Any]) -> None:
+    task = read_task(row)
+    assert task is not None
+    assert task.state is TaskState.PROCESSING
+
+
+def test_a_number_of_thousands_of_digits_costs_its_row_nothing() -> None:
+    body = b'[{"id": "a", "state": "completed", "quota": ' + b"9" * 5000 + b"}]"
+    assert decode_json(body) == [{"id": "a", "state": "completed", "quota": None}]
