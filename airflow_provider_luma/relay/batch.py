@@ -9,7 +9,7 @@ Each id is in one of four phases::
        └─────failed─────────▶ failed
 
 ``completed``, ``failed`` and ``missing`` are final. An id becomes missing only after absences that span
-``missing_grace``, without a sighting in between: an hour in which nobody polled is no absence, and one
+``missing_grace``, without a sighting in between: one
 response that leaves an id out proves nothing, because a relay may ask another backend next time.
 
 :meth:`TaskBatch.dump` is the one form in which a wait outlives its process: the task state store (mode

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 TRIGGER_TIMEOUT_MARGIN = timedelta(minutes=2)
 
 # What fits into the TEXT column that MySQL has for a trigger's arguments, encrypted and as UUIDs.
-MYSQL_MAX_IDS = 1000
+MYSQL_MAX_IDS = 700
 
 
 class LumaTaskSensor(BaseSensorOperator):
