@@ -19,7 +19,7 @@ import json
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-from airflow_provider_luma.airflow_version import NEVER_EXPIRE
+from airflow_provider_luma.airflow_version import CLEAR_DELETES_STATE, NEVER_EXPIRE
 from airflow_provider_luma.exceptions import LumaError, LumaValueError, SubmitRecordError
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit_record import Action, Phase, SubmitRecord, next_action
@@ -122,11 +122,17 @@ class SubmitLedger:
         return self._state is not None
 
     @property
+    def may_be_lost_by_a_clear(self) -> bool:
+        """Say whether clearing the task deletes the record unless the user keeps it."""
+        survives = self._state is None or self._state.survives_clear
+        return not survives and CLEAR_DELETES_STATE
+
+    @property
     def clear_hint(self) -> str:
         """Say how the task is cleared without losing the record."""
-        if self._state is None or self._state.survives_clear:
-            return "Clear this task"
-        return "Clear this task (on Airflow 3.4 and newer with 'keep task state', else it is paid for again)"
+        if self.may_be_lost_by_a_clear:
+            return "Clear this task with 'keep task state', else it is paid for again"
+        return "Clear this task"
 
     def next_action(self) -> Action:
         return next_action(self.record, self._max_tries)

@@ -106,7 +106,7 @@ def follow(screen: Any, started: float, stop: threading.Event) -> None:
 def report(screen: Any, run: Any) -> None:
     records, summary = xcom(run, "archive", "return_value"), xcom(run, "wait", "luma_summary")
     print(f"\nThe DAG run ended: {run.state}.\n", file=screen)
-    print(f"Archived in {CLIPS.relative_to(ROOT)}:", file=screen)
+    print(f"Downloaded to {CLIPS.relative_to(ROOT)}:", file=screen)
     table(
         screen,
         [("task", "prompt", "seconds", "KB", "file")]

@@ -260,7 +260,7 @@ class LumaGenerateOperator(BaseOperator):
             raise
         self.log.info("Luma task %s was created", task.id)
         self._mark_created(ledger, task)
-        if ledger.is_durable:
+        if ledger.may_be_lost_by_a_clear:
             self.log.info("Should this task fail from here on: %s, and it reconnects", ledger.clear_hint)
         context["ti"].xcom_push(XCOM_TASK_KEY, _xcom_of(task))
         return task.id

@@ -215,6 +215,20 @@ def test_clearing_with_deletion_of_the_state_pays_again_only_without_state_path(
     assert len(sandbox.submits) == 3
 
 
+def test_on_an_airflow_whose_clear_deletes_the_state_the_log_says_which_button_to_use(
+    store: Store,
+    tmp_path: Path,
+    sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("airflow_provider_luma.task_state.CLEAR_DELETES_STATE", True)  # as on Airflow 3.4
+    GenerateTask(store).run()
+    assert "Clear this task with 'keep task state'" in capsys.readouterr().out
+    GenerateTask(store, state_path=state_path(tmp_path), prompt="dog dance").run()
+    assert "keep task state" not in capsys.readouterr().out
+
+
 def test_a_task_that_is_given_a_state_path_later_finds_its_earlier_record(
     store: Store, tmp_path: Path, sandbox: Sandbox
 ) -> None:
