@@ -61,10 +61,19 @@ _REJECTED_CODES = frozenset(
 )
 # Codes that a relay's own code gives after it passed the submit on, whatever the status.
 _PASSED_ON_CODE = re.compile(
-    r"do_request|response|unmarshal|upstream|timeout|consume|insert_|channel", re.IGNORECASE
+    r"do_request|response|unmarshal|upstream|timeout|consume|channel|insert_|save_|record_|update_|database|"
+    r"billing|settle|internal",
+    re.IGNORECASE,
+)
+_PASSED_ON_MESSAGE = re.compile(
+    r"do request failed|deadline exceeded|timed? ?out|connection (reset|closed)", re.IGNORECASE
+)
+# A task's id anywhere in the bytes of a body, also where they are no valid JSON, or JSON inside of a text.
+_TASK_ID_IN_BYTES = re.compile(
+    rb'(?:task|generation|job)[_-]?ids?\\*"\s*:\s*[\[{]?\s*\\*"?([^\s",\]}\\]+)', re.IGNORECASE
 )
 
-_TASK_ID_KEYS, _PLAIN_ID_KEYS = ("taskid", "generationid"), ("id",)
+_TASK_ID_KEYS, _PLAIN_ID_KEY = ("taskid", "generationid"), "id"
 _HOLDER_KEYS = (
     "data",
     "task",
@@ -78,7 +87,7 @@ _HOLDER_KEYS = (
 )
 _MAX_DEPTH = 5
 _ID = re.compile(r"[!-~]{1,200}")
-_NO_ID = re.compile(r"null|none|undefined|nil|0|-.*|[0-]+", re.IGNORECASE)
+_NO_ID = re.compile(r"null|none|undefined|nil|false|-\d*|[0-]+", re.IGNORECASE)
 # A text by itself is an id, and no message or date, when it has a digit and only what ids are made of.
 _LONE_ID = re.compile(r"(?!\d{4}-\d\d-\d\d)(?=.*\d)[\w.-]{6,200}", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE)
@@ -97,13 +106,13 @@ def parse_submitted(response: RelayResponse, *, extended_id: str | None = None) 
     """
     body = parse_json(response)
     message, code = message_and_code(body)
-    is_rejection = _is_rejection(response.status, code)
+    is_rejection = _is_rejection(response.status, body, message)
     # Beside an error a plain "id" is the request's, or a row's of some other table.
     is_error = is_rejection or (response.status >= 400 and bool(message))
-    task = _find_task(response, body, code, is_error=is_error)
-    if task is not None and task.id != extended_id:
+    task = _find_task(response, body, code, extended_id, is_error=is_error)
+    if task is not None:
         return task
-    if not is_rejection or _names_a_plain_id_only(body):
+    if not is_rejection or _hints_at_a_task(response, body, message, extended_id):
         raise outcome_unknown(
             f"{subject(response)} responded {response.status} {_describe(response, message)}", response
         )
@@ -127,19 +136,33 @@ def outcome_unknown(what: str, response: RelayResponse | None = None) -> SubmitO
     )
 
 
-def _is_rejection(status: int, code: str) -> bool:
-    if _PASSED_ON_CODE.search(code):
+def _is_rejection(status: int, body: Any, message: str) -> bool:
+    codes = [str(value) for value in _codes_and_types(body)]
+    if any(map(_PASSED_ON_CODE.search, codes)) and status != 429:
         return False
-    return status in _REJECTED_STATUSES or (status < 300 and code.lower() in _REJECTED_CODES)
-
-
-def _names_a_plain_id_only(body: Any) -> bool:
-    """Say whether a rejection is nothing but an id, without any word of what is wrong."""
-    return (
-        isinstance(body, Mapping)
-        and bool(body.get("id"))
-        and body.keys() <= {"id", "code", "status", "state"}
+    if _PASSED_ON_MESSAGE.search(message) and status != 429:
+        return False
+    return status in _REJECTED_STATUSES or (
+        status < 300 and any(code.lower() in _REJECTED_CODES for code in codes)
     )
+
+
+def _codes_and_types(body: Any) -> Iterator[Any]:
+    for holder in (
+        (body, *(body.get(key) for key in ("error", "detail"))) if isinstance(body, Mapping) else ()
+    ):
+        if isinstance(holder, Mapping):
+            yield from (holder.get(key) for key in ("code", "type") if holder.get(key) not in (None, ""))
+
+
+def _hints_at_a_task(response: RelayResponse, body: Any, message: str, extended_id: str | None) -> bool:
+    """Say whether a rejection names something that may be a task of this submit, in a form of its own."""
+    ids = (found[1].decode(errors="replace") for found in _TASK_ID_IN_BYTES.finditer(response.body))
+    if any(task_id != extended_id and not _NO_ID.fullmatch(task_id) for task_id in ids):
+        return True
+    if _TASK_LOCATION.fullmatch(response.headers.get("Location", "")):
+        return True
+    return isinstance(body, Mapping) and bool(body.get("id")) and not message
 
 
 def _describe(response: RelayResponse, message: str) -> str:
@@ -148,11 +171,13 @@ def _describe(response: RelayResponse, message: str) -> str:
     return f"without a task id: {message or text_excerpt(response) or 'an empty body'}"
 
 
-def _find_task(response: RelayResponse, body: Any, code: str, *, is_error: bool) -> LumaTask | None:
+def _find_task(
+    response: RelayResponse, body: Any, code: str, extended_id: str | None, *, is_error: bool
+) -> LumaTask | None:
     """Find the task that a response names: bare, wrapped, in a list, by its URL, or nothing but its id."""
     holders = list(_holders(body))
     for task_id, holder in _named_ids(holders, is_error=is_error):
-        if _ID.fullmatch(task_id) and not _NO_ID.fullmatch(task_id):
+        if task_id != extended_id and _ID.fullmatch(task_id) and not _NO_ID.fullmatch(task_id):
             known = read_task(holder)
             return LumaTask(task_id, known.state if known else TaskState.PENDING, raw=holder)
     lone = None if is_error else _lone_id(response, body, holders, code)
@@ -163,14 +188,20 @@ def _named_ids(
     holders: list[Mapping[str, Any]], *, is_error: bool
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield what may be the task's id, the likeliest first."""
-    keys = _TASK_ID_KEYS if is_error else (*_TASK_ID_KEYS, *_PLAIN_ID_KEYS)
     # An integer is a row of the relay's database where there is a text, too.
     for kind in (str,) if is_error else (str, int):
-        for key in keys:
+        for key in (*_TASK_ID_KEYS, _PLAIN_ID_KEY):
             for holder in reversed(holders):  # a wrapped row's own id is its database's
+                if is_error and key == _PLAIN_ID_KEY and not _has_known_state(holder):
+                    continue
                 value = _fold_keys(holder).get(key)
                 if isinstance(value, kind) and not isinstance(value, bool):
                     yield str(value).strip(), holder
+
+
+def _has_known_state(holder: Mapping[str, Any]) -> bool:
+    task = read_task(holder)
+    return task is not None and bool(task.state_word) and task.knows_state_word
 
 
 def _fold_keys(holder: Mapping[str, Any]) -> dict[str, Any]:

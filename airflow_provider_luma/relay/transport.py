@@ -9,6 +9,7 @@ like a proxy that is not there, and an invalid response header like an invalid a
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 import zlib
@@ -21,6 +22,7 @@ from typing import Any, ClassVar, Self
 import requests
 from requests.adapters import HTTPAdapter
 from requests.auth import AuthBase
+from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 
 from airflow_provider_luma import __version__
@@ -29,6 +31,8 @@ USER_AGENT = f"airflow-provider-luma/{__version__}"
 
 _CHUNK_BYTES = 64 * 1024
 _ABORT_INTERVAL = 0.2
+_SHORTEST_SECRET = 8
+_KNOWN_ENCODINGS = frozenset({"br", "zstd", "compress", "gzip", "deflate", "identity", "aws-chunked"})
 
 
 class ResponseTooLargeError(Exception):
@@ -123,6 +127,15 @@ class Exchange:
                     socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
 
+def _is_harmless(record: logging.LogRecord) -> bool:
+    """Keep urllib3 from logging malformed headers, which may echo the key."""
+    return "Failed to parse headers" not in str(record.msg)
+
+
+for _logger in ("urllib3.connection", "urllib3.connectionpool"):
+    logging.getLogger(_logger).addFilter(_is_harmless)
+
+
 def open_session(auth: AuthBase, max_connections: int) -> requests.Session:
     """Return a session whose requests an :class:`Exchange` can follow."""
     session = _Session()
@@ -157,8 +170,16 @@ def read_response(
             if len(body) > max_bytes:
                 raise ResponseTooLargeError
         decode(b"", 1)
-    redacted = bytes(body).replace(secret.encode(), b"***")
-    return RelayResponse(response.status_code, response.headers, redacted, base_url)
+    headers = CaseInsensitiveDict({name: _redact(value, secret) for name, value in response.headers.items()})
+    text = _redact(bytes(body).decode("latin-1"), secret).encode("latin-1")  # keeps every byte
+    return RelayResponse(response.status_code, headers, text, base_url)
+
+
+def _redact(text: str, secret: str) -> str:
+    """Redact a secret, also as JSON writers escape it. One that is short is a word of every response."""
+    if len(secret) < _SHORTEST_SECRET:
+        return text
+    return text.replace(secret, "***").replace(secret.replace("/", "\\/"), "***")
 
 
 def _decoder(encoding: str) -> Any:
@@ -167,7 +188,9 @@ def _decoder(encoding: str) -> Any:
     if encoding in {"", "identity"}:
         return lambda chunk, limit: chunk
     if encoding not in {"gzip", "x-gzip", "deflate"}:
-        raise ContentEncodingError(f"its Content-Encoding {encoding!r:.40} was not asked for")
+        is_known = {part.strip() for part in encoding.split(",")} <= _KNOWN_ENCODINGS
+        shown = f" {encoding!r:.40}" if is_known else ""  # else it may echo anything
+        raise ContentEncodingError(f"its Content-Encoding{shown} was not asked for")
     inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
 
     has_begun = False

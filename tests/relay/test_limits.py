@@ -421,7 +421,8 @@ def test_a_content_encoding_that_was_not_asked_for_is_a_transient_error_that_nam
     twice = gzip.compress(gzip.compress(b"[]"))
     server = serve(response(twice, f"Content-Encoding: {encoding}", status=status))
     told = error_of(make_client(base_url=server.base_url))
-    assert f"its Content-Encoding '{encoding[:30]}" in told
+    shown = "" if encoding.startswith("x") else f" '{encoding}'"
+    assert f"its Content-Encoding{shown} was not asked for" in told
     assert "was not asked for" in told
     assert len(told) < 300
 

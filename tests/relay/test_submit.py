@@ -87,6 +87,17 @@ NAMED = {
     ),
     "a lost client": ScriptedAnswer(status=499, body={"id": "4665a07c-7641"}),
     "a server error": ScriptedAnswer(status=500, body={"task_id": "4665a07c-7641", "error": "late"}),
+    "a rate limit with a task": ScriptedAnswer(
+        status=429,
+        body={"id": "4665a07c-7641", "state": "queued", "created_at": "2026-11-21", "assets": None},
+    ),
+    "a wrapped rate limit with a task": ScriptedAnswer(
+        status=429,
+        body={"code": "success", "message": "", "data": {"id": "4665a07c-7641", "state": "queued"}},
+    ),
+    "a rejection with a task": ScriptedAnswer(
+        status=400, body={"id": "4665a07c-7641", "state": "dreaming", "assets": {}, "message": "x"}
+    ),
     "a rejection that names a task": ScriptedAnswer(
         status=400, body={"error": {"message": "x"}, "data": {"task_id": "4665a07c-7641"}}
     ),
@@ -141,6 +152,28 @@ UNKNOWN = {
     "a redirect": ScriptedAnswer(status=302, headers={"Location": "https://elsewhere.example"}),
     "a redirect to no URL": ScriptedAnswer(status=302, headers={"Location": "http://[bad"}),
     "a failure after it was passed on": ScriptedAnswer(status=400, body={"code": "do_request_failed"}),
+    "an id in an error": ScriptedAnswer(
+        status=400, body={"error": {"task_id": "4665a07c-7641", "message": "x"}}
+    ),
+    "an id in a detail": ScriptedAnswer(status=402, body={"detail": {"task_id": "4665a07c-7641"}}),
+    "an id as a number": ScriptedAnswer(status=400, body={"message": "x", "task_id": 12345}),
+    "ids in a list": ScriptedAnswer(status=400, body={"message": "x", "task_ids": ["4665a07c-7641"]}),
+    "a truncated rate limit": ScriptedAnswer(status=429, body='{"task_id": "4665a07c-7641", "sta'),
+    "JSON that is nested too deep": ScriptedAnswer(
+        status=400, body='{"task_id": "4665a07c-7641", "x": ' + "[" * 5000 + "]" * 5000 + "}"
+    ),
+    "JSON in a text": ScriptedAnswer(
+        status=400, body={"message": "x", "data": '{"task_id": "4665a07c-7641"}'}
+    ),
+    "a message that it was passed on": ScriptedAnswer(
+        status=400, body={"error": {"type": "x", "message": "do request failed: context deadline exceeded"}}
+    ),
+    "a type that it was passed on": ScriptedAnswer(
+        status=400, body={"error": {"type": "upstream_error", "message": "x"}}
+    ),
+    "a code behind another": ScriptedAnswer(
+        status=400, body={"code": "post_consume_quota_failed", "error": {"code": "x", "message": "x"}}
+    ),
     "an id and nothing else": ScriptedAnswer(status=400, body={"id": "4665a07c-7641"}),
     "a request id of a server error": ScriptedAnswer(
         status=500, body={"id": "req_8f2a91", "error": {"message": "x"}}
@@ -483,3 +516,32 @@ def test_a_key_that_the_relay_echoes_is_nowhere_in_the_task(sandbox: Sandbox, cl
     body = {"id": "4665a07c-7641", "request": {"headers": {"Authorization": f"Bearer {sandbox.api_key}"}}}
     sandbox.script_submits(ScriptedAnswer(body=body))
     assert sandbox.api_key not in str(client.submit(CAT).raw)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"task_id": "source-7641", "id": "4665a07c-7641"},
+        {"id": "4665a07c-7641", "data": {"task_id": "source-7641"}},
+        {"id": "4665a07c-7641", "generation": {"id": "source-7641"}},
+    ],
+)
+def test_the_task_that_is_extended_is_not_taken_for_the_new_one(
+    sandbox: Sandbox, client: RelayClient, body: Any
+) -> None:
+    sandbox.script_submits(ScriptedAnswer(body=body), created=True)
+    assert client.submit(Generation("and on", extend_task_id="source-7641")).id == "4665a07c-7641"
+
+
+@pytest.mark.parametrize("spelling", ["sk-with/slash-1234", "sk-with\\/slash-1234"])
+def test_an_echo_of_the_key_is_redacted_as_json_writes_it(spelling: str) -> None:
+    with Sandbox(tasks=0, api_key="sk-with/slash-1234") as sandbox:
+        sandbox.script_submits(ScriptedAnswer(body=f'{{"id": "4665a07c-7641", "echo": "{spelling}"}}'))
+        task = RelayClient(sandbox.api_key, sandbox.base_url).submit(CAT)
+    assert task.raw["echo"] == "***"
+
+
+def test_a_key_that_is_a_common_word_spoils_no_response() -> None:
+    with Sandbox(tasks=0, api_key="id") as sandbox:
+        sandbox.script_submits(ScriptedAnswer(body={"id": "4665a07c-7641"}))
+        assert RelayClient("id", sandbox.base_url).submit(CAT).id == "4665a07c-7641"
