@@ -32,6 +32,8 @@ _UNNAMED_FAILURE = "the relay gave no reason"
 _MAX_PROMPT_CHARS = 10_000
 _MAX_WORD_CHARS = 60
 _MAX_URL_CHARS = 8_000
+_MAX_PIXELS = 2**31 - 1
+_MAX_SECONDS = 366 * 24 * 3600
 _PLAIN_ID = re.compile(rf"[!-~]{{1,{MAX_ID_CHARS}}}")
 
 # A reason may be any JSON, of any size and depth.
@@ -139,7 +141,7 @@ class LumaTask:
     def duration(self) -> float | None:
         """Length of the video in seconds."""
         for part in _parts(self.raw, "video_raw", "video"):
-            if (seconds := _number(part.get("duration"))) is not None:
+            if (seconds := _number(part.get("duration"), _MAX_SECONDS)) is not None:
                 return seconds
         return None
 
@@ -286,7 +288,7 @@ def _media(parts: list[Json], links: Iterable[Any]) -> Media | None:
 
 
 def _first_size(parts: Iterable[Json], name: str) -> int | None:
-    sizes = (_number(part.get(name)) for part in parts)
+    sizes = (_number(part.get(name), _MAX_PIXELS) for part in parts)
     return next((int(size) for size in sizes if size), None)
 
 
@@ -298,10 +300,11 @@ def _prose(value: Any) -> str | None:
     return clean_text(value, _MAX_PROMPT_CHARS) or None
 
 
-def _number(value: Any) -> float | None:
+def _number(value: Any, maximum: float = math.inf) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return value if abs(value) < math.inf else None  # Python's JSON reads NaN, and 1e999 as infinity
+    # Python's JSON reads NaN, 1e999 as infinity, and integers that msgpack, and so XCom, has no room for.
+    return value if abs(value) <= maximum and abs(value) < math.inf else None
 
 
 def _time(value: Any) -> pendulum.DateTime | None:
@@ -313,6 +316,9 @@ def _time(value: Any) -> pendulum.DateTime | None:
             moment = pendulum.from_timestamp(number / 1000 if number > 1e11 else number)
         else:
             return None
+        if not isinstance(moment, pendulum.DateTime) or moment.year <= 1:
+            return None
+        f"{moment.isoformat()}{moment:%c %z}"  # an offset of a day or more is found out only here
     except (ValueError, TypeError, OverflowError, OSError):
         return None
-    return moment if isinstance(moment, pendulum.DateTime) and moment.year > 1 else None
+    return moment

@@ -194,6 +194,8 @@ def test_times_are_read_as_text_seconds_and_milliseconds(told, read):
         "4024122/T133840",
         "12::1.5",
         "P1D",
+        "2024-12-22T13:38:40-99:99",
+        "2024-12-22T13:38:40+24:00",
         10**400,
         float("nan"),
         float("inf"),
@@ -368,3 +370,17 @@ def test_an_undocumented_state_without_a_video_is_running(row: dict[str, Any]) -
 def test_a_number_of_thousands_of_digits_costs_its_row_nothing() -> None:
     body = b'[{"id": "a", "state": "completed", "quota": ' + b"9" * 5000 + b"}]"
     assert decode_json(body) == [{"id": "a", "state": "completed", "quota": None}]
+
+
+@pytest.mark.parametrize(
+    "number", [1e300, 2**31, 2**70, -(2**70), 10**400, float("nan"), float("inf"), True, "9"]
+)
+def test_a_number_that_no_column_has_room_for_is_absent(number):
+    part = {"url": "https://r2.example/a.mp4", "width": number, "height": number, "duration": number}
+    task = read_task(BARE | {"video": part})
+    assert (task.video.width, task.video.height, task.duration) == (None, None, None)
+
+
+def test_the_largest_numbers_are_kept():
+    task = read_task(BARE | {"video": {"width": 2**31 - 1, "height": 752.0, "duration": 31_536_000}})
+    assert (task.video.width, task.video.height, task.duration) == (2**31 - 1, 752, 31_536_000)
