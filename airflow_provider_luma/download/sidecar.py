@@ -37,6 +37,7 @@ from airflow_provider_luma.download.naming import MEDIA_KINDS, MediaKind, candid
 from airflow_provider_luma.download.records import DOWNLOADED, PARTIAL, File, make_record, put_json
 from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import SHA256, TASK_ID, NamedStore, StoredObject
+from airflow_provider_luma.download.urls import redact_url
 from airflow_provider_luma.exceptions import ObjectExistsError
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text
@@ -45,6 +46,7 @@ DOWNLOADING = "downloading"
 _STATUSES = frozenset({DOWNLOADING, DOWNLOADED, PARTIAL})
 _MAX_BYTES = 256 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,50}/[a-z0-9.+-]{1,50}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Sidecar:
             "uri": self._store.uri(name),
             "size": found.size,
             "sha256": sha256,
-            "content_type": clean_text(found.content_type),
+            "content_type": found.content_type if _MEDIA_TYPE.fullmatch(found.content_type) else "",
             "source": source,
         }
 
@@ -237,4 +239,11 @@ def _parse_file(value: Any) -> File | None:
     )
     if not uri or not _SHA256.fullmatch(sha256):
         return None
-    return {"uri": uri, "size": size, "sha256": sha256, "content_type": content_type, "source": source}
+    # Anybody may have edited it. The URI is compared later, with those that this task may have given.
+    return {
+        "uri": uri,
+        "size": size,
+        "sha256": sha256,
+        "content_type": content_type if _MEDIA_TYPE.fullmatch(content_type) else "",
+        "source": redact_url(source) if source.startswith(("http://", "https://")) else "",
+    }

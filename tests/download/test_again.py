@@ -170,6 +170,28 @@ def test_a_hostile_sidecar_is_the_error_of_its_task_only(
     assert has_videos(store, sandbox.task_ids)
 
 
+@pytest.mark.parametrize(
+    ("key", "edited", "kept"),
+    [
+        ("source", "https://cdn.example/a\ud83d\0.mp4?X-Amz-Signature=hush", "https://cdn.example/a .mp4"),
+        ("source", "https://user:hush@cdn.example/a.mp4", "https://cdn.example/a.mp4"),
+        ("source", "see https://user:hush@cdn.example/a.mp4", ""),
+        ("content_type", "x" * 100_000, ""),
+        ("content_type", "video/mp4\0", ""),
+        ("content_type", "video/\udc80", ""),
+    ],
+)
+def test_an_edited_sidecar_gives_no_text_that_is_not_clean(
+    sandbox: Sandbox, run: Run, put: Any, key: str, edited: str, kept: str
+) -> None:
+    (record,) = run(sandbox.task_ids[:1]).records
+    row = {**record, "video": {**(record["video"] or {}), key: edited}}
+    put(f"{record['id']}.json", json.dumps(row).encode())
+    (again,) = run(sandbox.task_ids[:1]).records
+    assert again["status"] == "unchanged"
+    assert again["video"] == {**(record["video"] or {}), key: kept}
+
+
 def test_more_media_of_a_downloaded_task_come_without_the_video(sandbox: Sandbox, run: Run) -> None:
     run()
     again = run(media=["video", "thumbnail"])
