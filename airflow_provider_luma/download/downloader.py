@@ -138,6 +138,8 @@ class Downloader:
                 for chunk in self._iter_chunks(response, url, deadline):
                     file.write(chunk)
                     self._check_size(file.size, url)
+                    if file.source and file.source.size is not None and file.size > file.source.size:
+                        break  # more than was announced: an error, however much is still to come
         except requests.exceptions.InvalidHeader:  # of the response
             raise TransientDownloadError(f"{redact_url(url)}: invalid headers") from None
         except ValueError as error:  # of an address that no library can read

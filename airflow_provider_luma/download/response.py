@@ -3,9 +3,9 @@ What a response means for a download: every header is judged here, and nowhere e
 
 ============================  ==========================================================================
 200                           the file, from its beginning
-206                           the rest of it, when that range was requested of this very file: the same
-                              first byte, the same size in all and the same validator; else from the
-                              beginning
+206                           the rest of it, when that range was requested of this very file: from the
+                              byte that is missing to the last, of the same size in all, with the same
+                              validator, which it must repeat; else from the beginning
 401, 403, 404, 410            the URL has expired or is gone: presigned URLs answer so
 408, 416, 425, 429, 5xx       transient; ``Retry-After`` is honoured
 anything else                 permanent
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
 import pendulum
@@ -34,7 +35,7 @@ _MEDIA_PREFIX = {"video": "video/", "thumbnail": "image/", "last_frame": "image/
 _SIZE = re.compile(r"\d{1,15}")
 _ETAG = re.compile(r'"[\x21\x23-\x7e]{1,256}"')
 _DATE = re.compile(r"[\x20-\x7e]{10,64}")
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-\d{1,15}/(\d{1,15}|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15}|\*)")
 _MAX_RETRY_AFTER = 24 * 3600
 
 
@@ -115,16 +116,28 @@ def _check_content_type(response: requests.Response, kind: str) -> None:
 
 def _continues(response: requests.Response, file: StagedFile) -> bool:
     """Judge a 206: the same file, from the byte that is missing."""
+    source = file.source
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    if response.status_code != 206 or match is None or file.source is None:
+    if response.status_code != 206 or match is None or source is None:
         return False
-    if int(match[1]) != file.size or match[2] not in {"*", str(file.source.size)}:
+    start, end = int(match[1]), int(match[2])
+    total = source.size if match[3] == "*" else int(match[3])
+    if start != file.size or total is None or end != total - 1 or source.size not in {None, total}:
         return False
-    # A 206 must carry the ETag that a 200 would have. A date it may leave out, but not change.
+    if response.headers.get("Content-Length", str(total - start)).strip() != str(total - start):
+        return False
+    if not _confirms(response, source):
+        return False
+    file.source = replace(source, size=total)
+    return True
+
+
+def _confirms(response: requests.Response, source: Source) -> bool:
+    """Judge whether it repeats the validator: not every server that resumes honours ``If-Range``."""
     etag, date = response.headers.get("ETag"), response.headers.get("Last-Modified")
-    if (file.source.validator or "").startswith('"'):
-        return etag == file.source.validator
-    return date in {None, file.source.validator}
+    if (source.validator or "").startswith('"'):
+        return etag == source.validator and date in {None, source.date}
+    return date == source.validator and etag == source.etag
 
 
 def _parse_source(response: requests.Response) -> Source:
@@ -133,7 +146,13 @@ def _parse_source(response: requests.Response) -> Source:
         raise TransientDownloadError(
             f"{_where(response)} has the invalid Content-Length {clean_text(length, 40)!r}"
         )
-    return Source(int(length) if length else None, _content_type(response.headers), _validator(response))
+    return Source(
+        int(length) if length else None,
+        _content_type(response.headers),
+        _validator(response),
+        etag=response.headers.get("ETag"),
+        date=response.headers.get("Last-Modified"),
+    )
 
 
 def _validator(response: requests.Response) -> str | None:

@@ -8,7 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from airflow_provider_luma.download.hashing import Hasher
@@ -25,11 +25,15 @@ class Source:
     :param size: its Content-Length in bytes; ``None`` when there is none.
     :param content_type: its media type.
     :param validator: its strong ETag or its Last-Modified, with which the rest of it can be requested.
+    :param etag: as it was sent, also a weak one.
+    :param date: its Last-Modified as it was sent.
     """
 
     size: int | None
     content_type: str
     validator: str | None
+    etag: str | None = field(default=None, compare=False)
+    date: str | None = field(default=None, compare=False)
 
 
 class StagedFile:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.download.downloader import Downloader
+from airflow_provider_luma.download.downloader import READ_BYTES, Downloader
 from airflow_provider_luma.download.retry import MAX_ATTEMPTS_IN_ALL, Link
 from airflow_provider_luma.download.ssrf import AddressPolicy
 from airflow_provider_luma.download.staging import Source, StagedFile, Staging
@@ -207,6 +207,73 @@ def test_what_is_not_the_rest_of_this_file_restarts_it(
     sandbox.script_downloads(film(cut=True), NOT_THE_REST[name], film())
     download(downloader, url, file)
     assert is_complete(file)
+
+
+DATE, OTHER_DATE = (f"Sun, 22 Dec 2024 13:38:4{i} GMT" for i in range(2))
+DATED, ENTITY = {"Last-Modified": DATE, "ETag": ""}, {"ETag": '"a-film"', "Last-Modified": DATE}
+
+UNCONFIRMED: dict[str, tuple[dict[str, str], dict[str, str]]] = {
+    "an ETag that was not there": (DATED, {"Last-Modified": DATE, "ETag": '"another-film"'}),
+    "an ETag instead of the date": (DATED, {"ETag": '"another-film"'}),
+    "no validator": (DATED, {"ETag": ""}),
+    "another date": (DATED, {"Last-Modified": OTHER_DATE, "ETag": ""}),
+    "another weak ETag": (
+        {"Last-Modified": DATE, "ETag": 'W/"a"'}, {"Last-Modified": DATE, "ETag": 'W/"b"'}),
+    "another date beside the ETag": (ENTITY, {"ETag": '"a-film"', "Last-Modified": OTHER_DATE}),
+    "a range that ends early": (ETAG, {"Content-Range": f"bytes {HALF}-{SIZE - 2}/{SIZE}"}),
+    "a range beyond the end": (ETAG, {"Content-Range": f"bytes {HALF}-{SIZE + 9}/*"}),
+    "a range that its length contradicts": (ETAG, {"Content-Length": str(HALF - 1)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNCONFIRMED)
+def test_a_206_that_does_not_confirm_the_validator_and_the_range_restarts_it(
+    file: StagedFile, name: str
+) -> None:
+    first, then = UNCONFIRMED[name]
+    headers = {"Content-Range": f"bytes {HALF}-{SIZE - 1}/{SIZE}", "Content-Length": str(HALF)} | ETAG | then
+    cut = raw_response(FILM[:HALF], {**first, "Content-Length": str(SIZE)})
+    with raw_server(
+        cut,
+        raw_response(OTHER[HALF:], headers, "206 Partial Content"),
+        response(FILM, 'ETag: "a-film"'),
+    ) as server:
+        download(create_downloader(), server.url, file)
+        assert len(server.requests) == 3
+    assert is_complete(file)
+
+
+@pytest.mark.parametrize("first", [DATED, ENTITY, {"Last-Modified": DATE, "ETag": 'W/"a"'}])
+def test_a_206_that_repeats_the_validators_resumes_it_also_without_a_type(
+    file: StagedFile, first: dict[str, str]
+) -> None:
+    headers = {**first, "Content-Range": f"bytes {HALF}-{SIZE - 1}/{SIZE}", "Content-Type": ""}
+    with raw_server(
+        raw_response(FILM[:HALF], {**first, "Content-Length": str(SIZE)}),
+        raw_response(FILM[HALF:], headers, "206 Partial Content"),
+    ) as server:
+        download(create_downloader(), server.url, file)
+        assert len(server.requests) == 2
+    assert is_complete(file)
+
+
+def test_no_more_is_read_than_the_range_has(file: StagedFile) -> None:
+    headers = {**ETAG, "Content-Range": f"bytes {HALF}-{SIZE - 1}/{SIZE}"}
+    with raw_server(
+        raw_response(FILM[:HALF], {**ETAG, "Content-Length": str(SIZE)}),
+        raw_response(FILM[HALF:] + bytes(20_000_000), headers, "206 Partial Content"),
+        response(FILM, 'ETag: "a-film"'),
+    ) as server:
+        download(create_downloader(), server.url, file)
+        assert len(server.requests) == 3
+    assert is_complete(file)
+    assert file.reached < 2 * SIZE + READ_BYTES
+
+
+def raw_response(body: bytes, headers: dict[str, str], status: str = "200 OK") -> bytes:
+    sent = {"Content-Type": "video/mp4", "Connection": "close"} | headers
+    lines = [f"HTTP/1.1 {status}", *(f"{key}: {value}" for key, value in sent.items() if value)]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 def test_a_changed_date_restarts_it(
