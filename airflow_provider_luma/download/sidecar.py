@@ -23,6 +23,17 @@ the others, so that no sidecar ever vouches for another object's bytes.
 
 A claim is created on condition that there is none. It is read again before each object is published, as a
 server may not honour conditions, and as a writer that overwrites may have taken the name.
+
+Such a writer may take the name even while an object is being put. So each writer looks after it has written:
+
+- after its object, at the claim: if that is another's, this task is an error, and a record of the other that
+  vouches for the bytes that were just replaced goes back to ``downloading``, without them;
+- after its record, at the objects: if one is not what the record says, this task is an error, and the record
+  goes back to ``downloading`` in the same way.
+
+Whichever of two writes is the later one, its writer sees the other. Until it has looked, or if it is killed
+before that, a record may vouch for the other's bytes. The next run finds that out by the metadata; in a store
+without metadata only by the size.
 """
 
 from __future__ import annotations
@@ -47,6 +58,10 @@ _STATUSES = frozenset({DOWNLOADING, DOWNLOADED, PARTIAL})
 _MAX_BYTES = 256 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MEDIA_TYPE = re.compile(r"[a-z0-9.+-]{1,50}/[a-z0-9.+-]{1,50}")
+
+
+class ClaimLostError(ObjectExistsError):
+    """Another writer took the name, so that nothing may be written any more."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,7 @@ class Sidecar:
         self._overwrite = overwrite
         self.name = f"{name}.json"
         self.files: dict[MediaKind, File] = {}
+        self._replaced_other = False
 
     def load(self) -> SidecarState | None:
         """
@@ -126,6 +142,7 @@ class Sidecar:
 
         :raises ObjectExistsError: when another writer was faster.
         """
+        self._replaced_other = state is not None and state.task_id != self._task.id
         if state is None:
             try:
                 self._put(DOWNLOADING, if_absent=not self._overwrite)
@@ -140,12 +157,57 @@ class Sidecar:
         """
         Check that no other writer took the name since.
 
-        :raises ObjectExistsError: when one did.
+        :raises ClaimLostError: when one did.
         """
         content = self._store.read(self.name, _MAX_BYTES + 1)
         state = parse_sidecar(content) if content is not None else SidecarState(None)
         if state.task_id != self._task.id:
-            raise ObjectExistsError(self._explain(state))
+            raise ClaimLostError(self._explain(state))
+
+    def check_put(self, kind: MediaKind, file: File) -> None:
+        """
+        Check after an object was published that no other writer took the name while it was.
+
+        :raises ClaimLostError: when one did. Its record no longer vouches for what was replaced.
+        """
+        content = self._store.read(self.name, _MAX_BYTES + 1)
+        state = parse_sidecar(content) if content is not None else SidecarState(None)
+        if state.task_id == self._task.id:
+            return
+        listed = state.files.get(kind)
+        if content and listed and listed["uri"] == file["uri"] and listed["sha256"] != file["sha256"]:
+            row = {**json.loads(content), kind: None, "status": DOWNLOADING}
+            put_json(self._staging, self._store, self.name, [row])
+        raise ClaimLostError(f"Replaced by another writer: {self._explain(state)}")
+
+    def check_record(self, identities: Mapping[MediaKind, str]) -> None:
+        """
+        Check after the final record that the objects are what it says.
+
+        :param identities: of each file that was published, while it was staged.
+        :raises ClaimLostError: when another writer replaced one. The record no longer vouches for it.
+        """
+        for kind, identity in identities.items():
+            file = self.files[kind]
+            found = self._head(kind, file)
+            if found is not None and self._has_bytes(found, file, kind, identity):
+                continue
+            self.check_claim()
+            del self.files[kind]
+            self._put(DOWNLOADING)
+            owner = found.metadata.get(TASK_ID) if found else None
+            writer = f"the Luma task {clean_text(owner, 100)}" if owner else "another writer"
+            raise ClaimLostError(f"{file['uri']} was replaced by {writer}. Add {{id}} to name_template")
+
+    def _has_bytes(self, found: StoredObject, file: File, kind: MediaKind, identity: str) -> bool:
+        if found.size != file["size"] or found.metadata.get(SHA256, file["sha256"]) != file["sha256"]:
+            return False
+        if found.identity == identity or SHA256 in found.metadata:
+            return True
+        # Hashing is cheap only where the file is local, and else for when another writer was seen.
+        name = self._name_of(kind, file)
+        needs_hash = bool(found.identity) or self._replaced_other
+        return not needs_hash or (name is not None and self._store.sha256(name) == file["sha256"])
 
     def announce(self, kind: MediaKind, file: File) -> None:
         """Write what is about to be published, where the object itself cannot say it."""

@@ -76,6 +76,12 @@ class StagedFile:
         return self._hasher.crc32()
 
     @property
+    def identity(self) -> str:
+        """The same as of the local file that it becomes, unless it has to be copied."""
+        with self._open():
+            return file_identity(os.fstat(self._fd))
+
+    @property
     def remaining_bytes(self) -> int:
         """How many bytes are still to come, as far as the source says."""
         return max((self.source.size or 0) - self.size, 0) if self.source else 0
@@ -194,6 +200,10 @@ def open_anonymous(folder: str, *, must_be_linkable: bool = False) -> int:
             raise OSError(f"no anonymous files in {folder}") from None
         with tempfile.TemporaryFile(dir=folder) as file:
             return os.dup(file.fileno())
+
+
+def file_identity(status: os.stat_result) -> str:
+    return f"{status.st_dev}-{status.st_ino}-{status.st_mtime_ns}"
 
 
 def format_bytes(size: int) -> str:

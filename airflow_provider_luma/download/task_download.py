@@ -13,7 +13,7 @@ from airflow_provider_luma.download.downloader import Downloader
 from airflow_provider_luma.download.naming import MediaKind, candidate_names, file_name
 from airflow_provider_luma.download.records import DOWNLOADED, PARTIAL, UNCHANGED, File, Record, make_record
 from airflow_provider_luma.download.retry import Link
-from airflow_provider_luma.download.sidecar import DOWNLOADING, Sidecar, SidecarState
+from airflow_provider_luma.download.sidecar import DOWNLOADING, ClaimLostError, Sidecar, SidecarState
 from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import SHA256, TASK_ID, NamedStore, StoredObject, Upload
 from airflow_provider_luma.download.urls import redact_text, redact_url
@@ -156,10 +156,11 @@ class TaskDownloader:
         sidecar.claim(state)
         errors: dict[MediaKind, Exception] = {}
         downloaded: list[File] = []
+        identities: dict[MediaKind, str] = {}
         for kind in missing:
             try:
-                file = self._download_file(sidecar, task, name, kind)
-            except StoppedError:
+                file, identities[kind] = self._download_file(sidecar, task, name, kind)
+            except (StoppedError, ClaimLostError):
                 raise
             except (LumaError, OSError) as error:
                 errors[kind] = bare(error)
@@ -169,7 +170,10 @@ class TaskDownloader:
         if not sidecar.files:
             return TaskResult(error=_joined(errors))
         status = PARTIAL if errors else DOWNLOADED
+        if errors:  # the last check may be long ago
+            sidecar.check_claim()
         sidecar.finish(status)
+        sidecar.check_record(identities)
         record = make_record(task, sidecar.files, status)
         if not errors:
             return TaskResult(record, downloaded=downloaded)
@@ -177,7 +181,10 @@ class TaskDownloader:
         record["error"] = str(reason)
         return TaskResult(record, reason, downloaded)
 
-    def _download_file(self, sidecar: Sidecar, task: LumaTask, name: str, kind: MediaKind) -> File:
+    def _download_file(
+        self, sidecar: Sidecar, task: LumaTask, name: str, kind: MediaKind
+    ) -> tuple[File, str]:
+        """Return the published file, and its identity while it was staged."""
         limits = self.downloader.limits
         link = Link(lambda: _url(self._refresh(task.id), kind), _url(task, kind), timeout=limits.link_timeout)
         with self.staging.file() as file:
@@ -203,7 +210,8 @@ class TaskDownloader:
                     stopped=self.downloader.stopped,
                 )
             )
-        return entry
+            sidecar.check_put(kind, entry)
+            return entry, file.identity
 
     def _publish(self, upload: Upload) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -305,3 +306,74 @@ def test_a_link_that_never_comes_is_an_error_for_that_task(
     result = run(link_timeout=0.2)
     assert isinstance(result.errors[late], LinkExpiredError)
     assert has_videos(store, sandbox.task_ids[:6])
+
+
+class Interfering:
+    """Lets another writer act before or after the put of a name."""
+
+    def __init__(self, store: NamedStore) -> None:
+        self._put = store.store.put
+        self.before: dict[str, list[Any]] = {}
+        self.after: dict[str, list[Any]] = {}
+
+    def put(self, upload: Upload) -> None:
+        for act in self.before.pop(upload.name, []):
+            act()
+        self._put(upload)
+        later = self.after.get(upload.name, [])
+        if later:
+            later.pop(0)()
+
+
+@pytest.fixture
+def interfering(store: NamedStore, monkeypatch: pytest.MonkeyPatch) -> Interfering:
+    interfering = Interfering(store)
+    monkeypatch.setattr(store.store, "put", interfering.put)
+    return interfering
+
+
+def test_a_put_that_ends_after_another_writer_has_finished_is_an_error_and_no_record_vouches_for_it(
+    sandbox: Sandbox, run: Run, store: NamedStore, interfering: Interfering
+) -> None:
+    one, other = sandbox.task_ids[:2]
+    others: list[DownloadResult] = []
+    overwrite = lambda: others.append(run([other], name_template="clip", if_exists=IfExists.OVERWRITE))  # noqa: E731
+    interfering.before["clip.mp4"] = [overwrite]
+    result = run([one], name_template="clip")
+    assert others[0].errors == {}
+    assert result.records == []
+    assert other in str(result.errors[one])
+    assert store.read("clip.mp4", MIB) == film(one)
+    row = sidecar(store, "clip")
+    assert (row["id"], row["status"], row["video"]) == (other, "downloading", None)
+    assert run([other], name_template="clip").errors == {}
+    assert store.read("clip.mp4", MIB) == film(other)
+    assert sidecar(store, "clip")["status"] == "downloaded"
+
+
+def test_an_object_that_another_writer_replaced_before_the_record_is_an_error(
+    sandbox: Sandbox, run: Run, store: NamedStore, put: Any, interfering: Interfering
+) -> None:
+    one, other = sandbox.task_ids[:2]
+    content = film(other)
+    digest = hashlib.sha256(content).hexdigest()
+    replace = lambda: put("clip.mp4", content, **{TASK_ID: other, SHA256: digest})  # noqa: E731
+    interfering.after["clip.mp4"] = [replace]
+    result = run([one], name_template="clip", if_exists=IfExists.OVERWRITE)
+    assert result.records == []
+    error = str(result.errors[one])
+    assert (other if store.store.keeps_metadata else "another writer") in error
+    row = sidecar(store, "clip")
+    assert (row["id"], row["status"], row["video"]) == (one, "downloading", None)
+
+
+def test_a_lost_claim_is_not_written_over_by_the_files_that_came_before(
+    sandbox: Sandbox, run: Run, store: NamedStore, put: Any, interfering: Interfering
+) -> None:
+    one, other = sandbox.task_ids[:2]
+    claim = json.dumps({"id": other, "status": "downloading"}).encode()
+    interfering.after["clip.thumbnail.jpg"] = [lambda: put("clip.json", claim)]
+    result = run([one], name_template="clip", media=["video", "thumbnail"])
+    assert result.records == []
+    assert other in str(result.errors[one])
+    assert store.read("clip.json", MIB) == claim

@@ -32,11 +32,13 @@ class StoredObject:
     An object as its store describes it.
 
     :param metadata: with the keys ``luma-task-id`` and ``sha256``, where the object has them.
+    :param identity: of a local file, see :attr:`StagedFile.identity`.
     """
 
     size: int
     content_type: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    identity: str = ""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from airflow_provider_luma.download.staging import open_anonymous
+from airflow_provider_luma.download.staging import file_identity, open_anonymous
 from airflow_provider_luma.download.stores.base import NO_MULTIPART, StoredObject, Upload
 
 
@@ -47,7 +47,8 @@ class LocalStore:
 
     def head(self, name: str) -> StoredObject | None:
         try:
-            return StoredObject((self.folder / name).stat().st_size)
+            found = (self.folder / name).stat()
+            return StoredObject(found.st_size, identity=file_identity(found))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
