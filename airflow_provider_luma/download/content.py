@@ -12,8 +12,11 @@ WebP             a RIFF chunk of the file's size
 JPEG             starts and ends with the markers of an image
 ===============  ========================================================================================
 
-A last box or segment may say "to the end of the file", and a fragmented file may end after any fragment. Both
-hold only if the server told the file's size.
+``moov`` and ``mdat`` with nothing in them are no video.
+
+A last box or segment may say "to the end of the file", a fragmented file may end after any fragment, and a
+JPEG may have more after its end marker. All of it holds only if the server told the file's size. Without a
+size, a truncation exactly between two boxes, with ``moov`` and ``mdat`` before it, cannot be told from the end.
 """
 
 from __future__ import annotations
@@ -26,10 +29,12 @@ from airflow_provider_luma.exceptions import TransientDownloadError
 ReadAt = Callable[[int, int], bytes]
 
 _MAX_BOXES = 100_000
+_MEDIA_BOXES = frozenset({b"moov", b"mdat"})
 _QUICKTIME_BRAND = b"qt  "
 _FIRST_BOXES = frozenset({b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"})
 _EBML, _SEGMENT, _EBML_VOID, _EBML_CRC = 0x1A45DFA3, 0x18538067, 0xEC, 0xBF
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_END = b"\xff\xd9"
 _JPEG_TAIL_BYTES = 1024
 
 
@@ -61,14 +66,15 @@ def _detect_video(size: int, read_at: ReadAt, size_is_known: bool) -> str:
         return "video/webm"
     if head[4:8] not in _FIRST_BOXES:
         raise _InvalidError(f"it starts with {head[:12]!r}, which is neither MP4, QuickTime nor WebM")
-    _check_boxes(list(_iter_boxes(size, read_at, size_is_known)), size_is_known)
+    boxes = list(_iter_boxes(size, read_at, size_is_known))
+    _check_boxes([kind for kind, content in boxes if content or kind not in _MEDIA_BOXES], size_is_known)
     is_mp4 = head[4:8] in {b"ftyp", b"styp"} and head[8:12] != _QUICKTIME_BRAND
     return "video/mp4" if is_mp4 else "video/quicktime"
 
 
 def _check_boxes(kinds: list[bytes], size_is_known: bool) -> None:
     if b"moov" not in kinds or b"mdat" not in kinds:
-        raise _InvalidError("it has no moov or no mdat box")
+        raise _InvalidError("it has no moov or no mdat box, or an empty one")
     if b"moof" in kinds:
         if b"mdat" not in kinds[kinds.index(b"moof") :] or kinds[-1] == b"moof":
             raise _InvalidError("its last fragment has no mdat box")
@@ -76,19 +82,22 @@ def _check_boxes(kinds: list[bytes], size_is_known: bool) -> None:
             raise _InvalidError("fragments may be missing, as neither the server nor the file says how many")
 
 
-def _iter_boxes(size: int, read_at: ReadAt, size_is_known: bool) -> Iterator[bytes]:
+def _iter_boxes(size: int, read_at: ReadAt, size_is_known: bool) -> Iterator[tuple[bytes, int]]:
+    """Yield the type of each box, and how many bytes it has after its header."""
     offset = 0
     for _ in range(_MAX_BOXES):
         if offset == size:
             return
         length, kind = struct.unpack(">I4s", read_at(offset, 8))
+        header = 8
         if length == 1:
+            header = 16
             (length,) = struct.unpack(">Q", read_at(offset + 8, 8))
         elif length == 0 and size_is_known:
             length = size - offset
-        if length < 8 or not kind.isascii() or offset + length > size:
+        if length < header or not kind.isascii() or offset + length > size:
             raise _InvalidError(f"the box {kind!r} at {offset} has {length} bytes, the file has {size}")
-        yield kind
+        yield kind, length - header
         offset += length
     raise _InvalidError(f"it has more than {_MAX_BOXES} boxes")
 
@@ -127,10 +136,12 @@ def _ebml_number(data: bytes, *, keep_marker: bool) -> tuple[int, int, bool]:
     return (value if keep_marker else bits), width, bits == (1 << 7 * width) - 1
 
 
-def _detect_image(size: int, read_at: ReadAt, _: bool) -> str:
+def _detect_image(size: int, read_at: ReadAt, size_is_known: bool) -> str:
     head = read_at(0, 16)
     if head.startswith(b"\xff\xd8\xff"):
-        if b"\xff\xd9" not in read_at(max(size - _JPEG_TAIL_BYTES, 2), _JPEG_TAIL_BYTES):
+        tail = read_at(max(size - _JPEG_TAIL_BYTES, 2), _JPEG_TAIL_BYTES)
+        # An embedded preview has an end too, so that one in the middle proves nothing.
+        if not (tail.endswith(_JPEG_END) or (size_is_known and _JPEG_END in tail)):
             raise _InvalidError("the JPEG has no end")
         return "image/jpeg"
     if head.startswith(_PNG_SIGNATURE):
@@ -138,7 +149,7 @@ def _detect_image(size: int, read_at: ReadAt, _: bool) -> str:
         return "image/png"
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         (length,) = struct.unpack("<I", head[4:8])
-        if length + 8 + length % 2 not in {size, size + 1}:
+        if size not in {length + 8, length + 8 + length % 2}:  # some leave out the last padding byte
             raise _InvalidError(f"the WebP has {length + 8} bytes, the file {size}")
         return "image/webp"
     raise _InvalidError(f"it starts with {head[:12]!r}, which is neither JPEG, PNG nor WebP")

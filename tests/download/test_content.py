@@ -27,14 +27,14 @@ def box(kind: bytes, content: bytes = b"", *, wide: bool = False) -> bytes:
 
 MP4 = box(b"ftyp", b"isom") + box(b"moov", b"x" * 50) + box(b"mdat", b"y" * 500, wide=True)
 FRAGMENT = box(b"moof", b"f") + box(b"mdat", b"y" * 30)
-OPEN_FRAGMENTED = box(b"styp", b"isom") + box(b"moov") + 2 * FRAGMENT
+OPEN_FRAGMENTED = box(b"styp", b"isom") + box(b"moov", b"x") + 2 * FRAGMENT
 FRAGMENTED = OPEN_FRAGMENTED + box(b"mfra", b"index")
 QUICKTIME = box(b"ftyp", b"qt  ") + box(b"wide") + box(b"mdat", b"y" * 50) + box(b"moov", b"x")
 OLD_QUICKTIME = box(b"moov", b"x") + box(b"mdat", b"y" * 50)
 EBML = b"\x1a\x45\xdf\xa3\x84webm"
 WEBM = EBML + b"\x18\x53\x80\x67" + struct.pack(">Q", (1 << 56) | 300) + b"z" * 300
 LIVE_WEBM = EBML + b"\x18\x53\x80\x67\x01\xff\xff\xff\xff\xff\xff\xff" + b"z" * 300
-OPEN_MP4 = box(b"ftyp", b"isom") + box(b"moov") + struct.pack(">I4s", 0, b"mdat") + b"y" * 99
+OPEN_MP4 = box(b"ftyp", b"isom") + box(b"moov", b"x") + struct.pack(">I4s", 0, b"mdat") + b"y" * 99
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -81,7 +81,7 @@ def test_no_truncated_file_passes(name: str) -> None:
     content, _ = (VIDEOS | IMAGES)[name]
     kind = "video" if name in VIDEOS else "last_frame"
     step = max(len(content) // 500, 1)
-    for length in range(0, len(content) - 2, step):
+    for length in [*range(0, len(content), step), len(content) - 2, len(content) - 1]:
         with pytest.raises(TransientDownloadError, match=f"not a complete {kind}"):
             detect(content[:length], kind)
 
@@ -104,7 +104,10 @@ def test_an_open_end_needs_a_length_that_the_server_told(content: bytes) -> None
 @pytest.mark.parametrize(
     "content",
     [b"<!DOCTYPE html>", b"<svg xmlns=''/>", b'{"error": 1}', b"PK\3\4" + bytes(99), JPEG, b"\0" * 5000,
-     box(b"ftyp") + box(b"moov"), box(b"ftyp") + box(b"mdat"), box(b"ftyp"), EBML],
+     box(b"ftyp") + box(b"moov") + box(b"mdat", b"y"), box(b"ftyp") + box(b"moov", b"x") + box(b"mdat"),
+     box(b"ftyp") + box(b"moov", b"x") + box(b"mdat", wide=True),
+     box(b"ftyp") + box(b"moov", b"x") + struct.pack(">I4sQ", 1, b"mdat", 9) + b"y",
+     box(b"ftyp") + box(b"moov", b"x"), box(b"ftyp") + box(b"mdat", b"y"), box(b"ftyp"), EBML],
 )  # fmt: skip
 def test_what_is_no_video_does_not_pass(content: bytes) -> None:
     with pytest.raises(TransientDownloadError):
@@ -115,6 +118,19 @@ def test_what_is_no_video_does_not_pass(content: bytes) -> None:
 def test_what_is_no_image_does_not_pass(content: bytes) -> None:
     with pytest.raises(TransientDownloadError):
         detect(content, "thumbnail", size_is_known=True)
+
+
+@pytest.mark.parametrize("tail", [b"\0", b"x" * 500, b"\xff"])
+def test_bytes_after_the_end_of_a_jpeg_need_a_length_that_the_server_told(tail: bytes) -> None:
+    assert detect(JPEG + tail, "thumbnail", size_is_known=True) == "image/jpeg"
+    with pytest.raises(TransientDownloadError, match="the JPEG has no end"):
+        detect(JPEG + tail, "thumbnail", size_is_known=False)
+
+
+def test_the_end_of_an_embedded_preview_is_not_the_end_of_a_jpeg() -> None:
+    truncated = JPEG[:200] + b"\xff\xd8preview\xff\xd9" + JPEG[200:900]
+    with pytest.raises(TransientDownloadError, match="the JPEG has no end"):
+        detect(truncated, "thumbnail", size_is_known=False)
 
 
 def test_a_file_of_endless_tiny_boxes_ends_soon() -> None:
