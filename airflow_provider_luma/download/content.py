@@ -16,7 +16,7 @@ JPEG             starts and ends with the markers of an image
 
 A last box or segment may say "to the end of the file", a fragmented file may end after any fragment, and a
 JPEG may have more after its end marker. All of it holds only if the server told the file's size. Without a
-size, a truncation exactly between two boxes, with ``moov`` and ``mdat`` before it, cannot be told from the end.
+size, a truncation exactly between two boxes, after ``moov`` and ``mdat``, cannot be told from the end.
 """
 
 from __future__ import annotations

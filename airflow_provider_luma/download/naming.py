@@ -19,6 +19,7 @@ _FIELDS = ("id", "prompt", "aspect_ratio", "created_at")
 # Without capitals, as some file systems do not tell them apart.
 _PLAIN = re.compile(r"[a-z0-9_][a-z0-9._-]{0,150}")
 _HASHED = re.compile(r".*\.[0-9a-f]{16}")
+_MAX_NAME_BYTES = 255
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 # By media type, the usual one first.
 _SUFFIXES = {
@@ -61,6 +62,34 @@ def validate_name(argument: str, name: str) -> str:
     if any(segment.strip() in {"", ".", ".."} for segment in name.split("/")) or "\\" in name:
         raise LumaValueError(f"{argument} {name!r} must name something below the destination")
     return name
+
+
+def validate_manifest_name(name: str) -> str:
+    """
+    Validate the name of a manifest.
+
+    :raises LumaValueError: when no store can have it below the destination.
+    """
+    if not name.isprintable() or any(len(part.encode()) > _MAX_NAME_BYTES for part in name.split("/")):
+        raise LumaValueError(
+            f"manifest {name[:100]!r} must have only printable characters, and at most {_MAX_NAME_BYTES} "
+            "bytes between two slashes"
+        )
+    return validate_name("manifest", name)
+
+
+def published_names(template: str, tasks: Iterable[LumaTask]) -> set[str]:
+    """
+    Return all names that downloading these tasks may publish, without capitals.
+
+    :raises LumaValueError: as :func:`object_names` does.
+    """
+    names: set[str] = set()
+    for name in object_names(parse_name_template(template), tasks).values():
+        names.add(f"{name}.json".casefold())
+        for kind in MEDIA_KINDS:
+            names.update(candidate.casefold() for candidate in candidate_names(name, kind, ""))
+    return names
 
 
 def object_names(template: str, tasks: Iterable[LumaTask]) -> dict[str, str]:

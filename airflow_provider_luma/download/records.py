@@ -6,13 +6,15 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NotRequired, TypedDict
 
-from airflow_provider_luma.download.naming import MediaKind
+from airflow_provider_luma.download.naming import MEDIA_KINDS, MediaKind
 from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import NamedStore, Upload
+from airflow_provider_luma.exceptions import ObjectExistsError
 from airflow_provider_luma.relay.task import LumaTask, Media
 from airflow_provider_luma.relay.text import clean_text
 
 _MAX_PROMPT_CHARS = 10_000
+_MAX_ROW_BYTES = 256 * 1024
 
 # A file of this run, of an earlier run, and a task some of whose files are there.
 DOWNLOADED, UNCHANGED, PARTIAL = "downloaded", "unchanged", "partial"
@@ -126,3 +128,31 @@ def put_json(
         for row in rows:
             file.write(json.dumps(row).encode() + b"\n")
         store.put(Upload(file, name, "application/json", if_absent=if_absent))
+
+
+def check_manifest_replaceable(store: NamedStore, name: str) -> None:
+    """
+    Check that there is no object of this name, or that it is a manifest.
+
+    :raises ObjectExistsError: when it is anything else.
+    """
+    content = store.read(name, _MAX_ROW_BYTES)
+    if content and not _is_manifest(content, store.uri(name)):
+        raise ObjectExistsError(
+            f"{store.uri(name)} exists and is not a manifest. Choose another name for the manifest, or "
+            "replace it with if_exists='overwrite'"
+        )
+
+
+def _is_manifest(content: bytes, uri: str) -> bool:
+    """Judge by the first row. That of a sidecar record is the same, but has its files beside it."""
+    try:
+        row = json.loads(content.partition(b"\n")[0])
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(row, dict) or not {"id", "state", "status"} <= row.keys():
+        return False
+    files = [row.get(kind) for kind in MEDIA_KINDS]
+    uris = [str(file.get("uri")) for file in files if isinstance(file, dict)]
+    stem = uri.removesuffix("json")
+    return row["status"] != "downloading" and not (stem != uri and any(u.startswith(stem) for u in uris))

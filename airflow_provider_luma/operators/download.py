@@ -100,6 +100,7 @@ class LumaDownloadOperator(BaseOperator):
 
     # Of the class, so that an operator can be copied before it runs: an event cannot.
     _stopped: threading.Event | None = None
+    _is_killed = False
     _result: DownloadResult | None = None
 
     def __init__(
@@ -158,6 +159,8 @@ class LumaDownloadOperator(BaseOperator):
         from airflow_provider_luma.download.summary import Report
 
         self._stopped = stopped = threading.Event()
+        if self._is_killed:  # before there was anything to stop
+            stopped.set()
         with fail_without_retry():
             ids = read_task_ids(self.luma_task_ids)
             if not ids:
@@ -167,6 +170,9 @@ class LumaDownloadOperator(BaseOperator):
             store = NamedStore(call_abandonable(self._open_store, stopped=stopped))
             manifest = self._manifest_name(context)
             completed = [task for task in tasks.values() if task.state is TaskState.COMPLETED]
+            if manifest:
+                check = partial(self._check_manifest, store, manifest, completed)
+                call_abandonable(check, stopped=stopped)
             staging = self._create_staging(store)
             result = self._result = self._download(store, staging, completed)
         report = Report(ids, tasks, result)
@@ -179,13 +185,14 @@ class LumaDownloadOperator(BaseOperator):
         )
         returned: list[Record] | ManifestSummary = result.records
         if manifest:
-            write = partial(_write_manifest, staging, store, manifest, report)
+            write = partial(self._write_manifest, staging, store, manifest, report)
             returned = call_abandonable(write, stopped=stopped)
         self._emit_lineage_and_metrics(context, store, report)
         self._raise_on_failures(context, report, returned)
         return returned
 
     def on_kill(self) -> None:
+        self._is_killed = True
         if self._stopped is not None:
             self._stopped.set()
 
@@ -252,15 +259,42 @@ class LumaDownloadOperator(BaseOperator):
         return Downloader(transport, limits, stopped=self._stopped)
 
     def _manifest_name(self, context: Context) -> str | None:
-        from airflow_provider_luma.download.naming import manifest_name, validate_name
+        from airflow_provider_luma.download.naming import manifest_name, validate_manifest_name
 
         if not self.manifest:
             return None
         if self.manifest is not True:
-            return validate_name("manifest", self.manifest)
+            return validate_manifest_name(self.manifest)
         ti = context["ti"]
         map_index = -1 if ti.map_index is None else ti.map_index
         return manifest_name(ti.run_id, ti.dag_id, ti.task_id, map_index)
+
+    def _check_manifest(self, store: NamedStore, name: str, completed: Sequence[LumaTask]) -> None:
+        """
+        Check before any download that the manifest replaces nothing but a manifest.
+
+        :raises LumaValueError: when this run gives its name to another object.
+        """
+        from airflow_provider_luma.download.naming import published_names
+
+        if name.casefold() in published_names(self.name_template, completed):
+            raise LumaValueError(f"manifest {name!r} is also the name of a video or of its sidecar record")
+        self._check_replaceable(store, name)
+
+    def _check_replaceable(self, store: NamedStore, name: str) -> None:
+        from airflow_provider_luma.download.records import check_manifest_replaceable
+
+        if self.manifest is not True and IfExists.parse(self.if_exists) is not IfExists.OVERWRITE:
+            check_manifest_replaceable(store, name)
+
+    def _write_manifest(
+        self, staging: Staging, store: NamedStore, name: str, report: Report
+    ) -> ManifestSummary:
+        from airflow_provider_luma.download.records import put_json
+
+        self._check_replaceable(store, name)
+        put_json(staging, store, name, report.manifest_rows())
+        return {"manifest": store.uri(name), **report.summary}
 
     def _emit_lineage_and_metrics(self, context: Context, store: NamedStore, report: Report) -> None:
         """Tell others what was downloaded. It is done, so that nothing here can fail the task."""
@@ -281,13 +315,6 @@ class LumaDownloadOperator(BaseOperator):
         summary = f"{report.summary['completed']} of {len(report.batch.ids)} Luma tasks downloaded. "
         text = f"{summary}{'; '.join(messages)}"
         raise DownloadError(text) if has_errors else LumaTaskFailedError(text)
-
-
-def _write_manifest(staging: Staging, store: NamedStore, name: str, report: Report) -> ManifestSummary:
-    from airflow_provider_luma.download.records import put_json
-
-    put_json(staging, store, name, report.manifest_rows())
-    return {"manifest": store.uri(name), **report.summary}
 
 
 def _validate_media(media: Any) -> None:

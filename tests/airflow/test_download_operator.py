@@ -405,6 +405,68 @@ def test_a_stop_while_the_store_hangs_ends_within_two_seconds(
         assert time.monotonic() - stopped_at[0] < 2
 
 
+def execute(operator: LumaDownloadOperator) -> Any:
+    return operator.execute({"outlet_events": {}})  # type: ignore[typeddict-item]
+
+
+@pytest.mark.parametrize(
+    "name", ["{}.mp4", "{}.json", "{}.MP4", "{}.thumbnail.png", "a\0b", "x" * 256, "é\ud83d"]
+)
+def test_a_manifest_takes_no_name_of_a_video_and_none_that_cannot_be(
+    sandbox: Sandbox, tmp_path: Path, name: str
+) -> None:
+    task_id = sandbox.add_task(seconds=0)
+    operator = LumaDownloadOperator(
+        task_id="archive",
+        luma_task_ids=[task_id],
+        destination=tmp_path.as_uri(),
+        manifest=name.replace("{}", task_id),
+        if_exists="overwrite",
+    )
+    with pytest.raises(Exception, match=r"^manifest "):
+        execute(operator)
+    assert sandbox.downloads == []
+
+
+@pytest.mark.parametrize(
+    "content", ["somebody's notes", '{"id": 7}', '{"id": "a", "state": "", "status": "downloading"}']
+)
+def test_a_manifest_replaces_only_a_manifest_unless_it_overwrites(
+    sandbox: Sandbox, tmp_path: Path, content: str
+) -> None:
+    def operator(**arguments: Any) -> LumaDownloadOperator:
+        return LumaDownloadOperator(
+            task_id="archive",
+            luma_task_ids=[task_id],
+            destination=tmp_path.as_uri(),
+            **{"manifest": "all.json"} | arguments,
+        )
+
+    task_id = sandbox.add_task(seconds=0)
+    (tmp_path / "all.json").write_text(content)
+    with pytest.raises(Exception, match="not a manifest"):
+        execute(operator())
+    assert (tmp_path / "all.json").read_text() == content
+    assert sandbox.downloads == []
+    execute(operator(if_exists="overwrite"))
+    assert execute(operator())["unchanged"] == 1
+    (tmp_path / "clip.json").write_bytes(
+        (tmp_path / f"{task_id}.json").read_bytes().replace(task_id.encode(), b"clip")
+    )
+    with pytest.raises(Exception, match="not a manifest"):
+        execute(operator(manifest="clip.json"))
+
+
+def test_a_kill_before_it_begins_is_remembered(sandbox: Sandbox, tmp_path: Path) -> None:
+    operator = LumaDownloadOperator(
+        task_id="archive", luma_task_ids=[sandbox.add_task(seconds=0)], destination=tmp_path.as_uri()
+    )
+    operator.on_kill()
+    with pytest.raises(DownloadError, match="stopped"):
+        execute(operator)
+    assert sandbox.downloads == []
+
+
 @pytest.mark.parametrize("manifest", ["../all.jsonl", "/etc/all.jsonl", "a//b"])
 def test_a_manifest_stays_below_the_destination(sandbox: Sandbox, tmp_path: Path, manifest: str) -> None:
     run = download([sandbox.add_task(seconds=0)], tmp_path.as_uri(), manifest=manifest)
