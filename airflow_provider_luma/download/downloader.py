@@ -110,6 +110,8 @@ class Downloader:
         try:
             return retrying(self._attempt, link, file, kind, budget, deadline)
         except DownloadError as error:
+            if self.stopped.is_set():  # and not that it failed for good
+                raise StoppedError from None
             raise budget.explain(error) from None
 
     def _attempt(self, link: Link, file: StagedFile, kind: str, budget: RetryBudget, deadline: float) -> str:
