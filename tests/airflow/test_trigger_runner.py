@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +16,9 @@ from airflow_provider_luma.relay import TaskBatch
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from tests.airflow.harness import AIRFLOW
+
+OWN_PROCESS = "LUMA_TEST_TRIGGER_RUNNER"
+IS_OWN_PROCESS = OWN_PROCESS in os.environ
 
 pytestmark = [
     pytest.mark.usefixtures("airflow_db"),
@@ -69,6 +75,7 @@ def trigger(*ids: str) -> LumaTaskTrigger:
     )
 
 
+@pytest.mark.skipif(not IS_OWN_PROCESS, reason="test_the_trigger_runner_in_a_process_of_its_own runs it")
 def test_no_reason_and_no_error_ends_the_trigger_runner(sandbox: Sandbox, runner: Runner) -> None:
     for number, reason in enumerate([r'"half \ud83d"', r'"\u0000"', json.dumps("x" * 3_000_000)], start=1):
         body = f'[{{"id": "a", "state": "failed", "failure_reason": {reason}, "prompt": {reason}}}]'
@@ -79,3 +86,13 @@ def test_no_reason_and_no_error_ends_the_trigger_runner(sandbox: Sandbox, runner
     good = sandbox.add_task(seconds=0)
     assert runner.run(11, trigger(good))["status"] == "done"
     assert runner.supervisor.is_alive()
+
+
+@pytest.mark.skipif(IS_OWN_PROCESS, reason="is what runs the others")
+def test_the_trigger_runner_in_a_process_of_its_own() -> None:
+    """The supervisor forks, which in a process with other tests' threads may hang."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    environment = os.environ | {OWN_PROCESS: "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "1 passed" in done.stdout
