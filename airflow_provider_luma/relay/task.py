@@ -232,7 +232,8 @@ def _has_video(row: Json) -> bool:
         holder.get(key) for holder in (row, _luma_object(row)) for key in ("failure_reason", "fail_reason")
     )
     return not any(reasons) and any(
-        _valid_url(link) and not _IMAGE.search(link.partition("?")[0]) for link in _video_links(row)
+        _valid_url(link) and _HTTP.match(link) and not _IMAGE.search(link.partition("?")[0])
+        for link in _video_links(row)
     )
 
 
@@ -293,7 +294,7 @@ def _first_size(parts: Iterable[Json], name: str) -> int | None:
 
 
 def _valid_url(value: Any) -> bool:
-    return isinstance(value, str) and bool(_HTTP.match(value)) and value == clean_text(value, _MAX_URL_CHARS)
+    return isinstance(value, str) and value != "" and value == clean_text(value, _MAX_URL_CHARS)
 
 
 def _prose(value: Any) -> str | None:
