@@ -95,6 +95,10 @@ _TASK_LOCATION = re.compile(
     r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/luma/generations/((?=[\w.-]*\d)[\w.-]{6,200})/?", re.ASCII
 )
 
+_UUID_IN_BYTES = re.compile(rb"(?i)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+# Some relays number requests by UUIDs, and say so.
+_REQUEST_ID_IN_BYTES = re.compile(rb'(?i)(?:request|req|trace|correlation)[_ -]?id\\*"?\s*:?\s*\\*"?[\w-]+')
+
 
 def parse_submitted(response: RelayResponse, *, extended_id: str | None = None) -> LumaTask:
     """
@@ -108,7 +112,7 @@ def parse_submitted(response: RelayResponse, *, extended_id: str | None = None) 
     message, code = message_and_code(body)
     is_rejection = _is_rejection(response.status, body, message)
     # Beside an error a plain "id" is the request's, or a row's of some other table.
-    is_error = is_rejection or (response.status >= 400 and bool(message))
+    is_error = is_rejection or (response.status >= 400 and bool(message)) or _has_error_object(body)
     task = _find_task(response, body, code, extended_id, is_error=is_error)
     if task is not None:
         return task
@@ -157,12 +161,33 @@ def _codes_and_types(body: Any) -> Iterator[Any]:
 
 def _hints_at_a_task(response: RelayResponse, body: Any, message: str, extended_id: str | None) -> bool:
     """Say whether a rejection names something that may be a task of this submit, in a form of its own."""
-    ids = (found[1].decode(errors="replace") for found in _TASK_ID_IN_BYTES.finditer(response.body))
-    if any(task_id != extended_id and not _NO_ID.fullmatch(task_id) for task_id in ids):
+    said = response.body + b" " + response.headers.get("Location", "").encode(errors="replace")
+    said = _REQUEST_ID_IN_BYTES.sub(b"", said)
+    ids = [found[1] for found in _TASK_ID_IN_BYTES.finditer(said)] + _UUID_IN_BYTES.findall(said)
+    named = {task_id.decode(errors="replace") for task_id in ids} - {extended_id}
+    if any(not _NO_ID.fullmatch(task_id) for task_id in named):
         return True
     if _TASK_LOCATION.fullmatch(response.headers.get("Location", "")):
         return True
-    return isinstance(body, Mapping) and bool(body.get("id")) and not message
+    if isinstance(body, Mapping) and body.get("id") and not message:
+        return True
+    return any(_is_like_a_task(item, extended_id) for item in _objects(body))
+
+
+def _is_like_a_task(item: Mapping[str, Any], extended_id: str | None) -> bool:
+    has_id = isinstance(item.get("id"), str) and item["id"] not in {"", extended_id}
+    return has_id and ("created_at" in item or _has_known_state(item))
+
+
+def _objects(body: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """Yield every object of a body."""
+    if depth > _MAX_DEPTH:
+        return
+    if isinstance(body, Mapping):
+        yield body
+    values = body.values() if isinstance(body, Mapping) else body if isinstance(body, list) else ()
+    for value in values:
+        yield from _objects(value, depth + 1)
 
 
 def _describe(response: RelayResponse, message: str) -> str:
@@ -181,7 +206,7 @@ def _find_task(
             known = read_task(holder)
             return LumaTask(task_id, known.state if known else TaskState.PENDING, raw=holder)
     lone = None if is_error else _lone_id(response, body, holders, code)
-    return LumaTask(lone, TaskState.PENDING) if lone else None
+    return LumaTask(lone, TaskState.PENDING) if lone and lone != extended_id else None
 
 
 def _named_ids(
@@ -200,8 +225,20 @@ def _named_ids(
 
 
 def _has_known_state(holder: Mapping[str, Any]) -> bool:
+    """Say whether an object has the state of a task; an error, too, may say "failed" of a request."""
     task = read_task(holder)
-    return task is not None and bool(task.state_word) and task.knows_state_word
+    return (
+        task is not None
+        and bool(task.state_word)
+        and task.knows_state_word
+        and task.state is not TaskState.FAILED
+    )
+
+
+def _has_error_object(body: Any) -> bool:
+    return isinstance(body, Mapping) and (
+        isinstance(body.get("error"), Mapping) or body.get("success") is False
+    )
 
 
 def _fold_keys(holder: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,6 +133,7 @@ def test_a_number_is_an_id_where_there_is_no_other(sandbox: Sandbox, client: Rel
     assert client.submit(CAT).id == "13917"
 
 
+LATE = "9d4b7516-77e5-481a-b015-48313946f33b"
 UNKNOWN = {
     "500": ScriptedAnswer(status=500, body={"message": "upstream"}),
     "502": ScriptedAnswer(status=502, body="<html>", content_type="text/html"),
@@ -174,6 +175,25 @@ UNKNOWN = {
     "a code behind another": ScriptedAnswer(
         status=400, body={"code": "post_consume_quota_failed", "error": {"code": "x", "message": "x"}}
     ),
+    **{
+        f"{status} {number}": ScriptedAnswer(status=status, body=body)
+        for status in (429, 402)
+        for number, body in enumerate(
+            [
+                {"code": "success", "message": "", "data": LATE},
+                {"code": "success", "message": "", "data": {"id": LATE}},
+                {"message": "queued", "task": LATE},
+                {"message": "x", "generation": {"id": LATE}},
+                {"id": "short-1", "state": "starting", "created_at": "2026", "message": "x"},
+                [{"id": LATE}],
+                LATE,
+                {"message": f"task created {LATE} but notify failed"},
+                {"message": "x", "items": [{"id": "short-1", "state": "queued"}]},
+            ]
+        )
+    },
+    "an error of a request": ScriptedAnswer(body={"id": "req_8f2a91", "error": {"code": "server_busy"}}),
+    "no success, and a text": ScriptedAnswer(body={"success": False, "message": "x", "data": "ERR-10023"}),
     "an id and nothing else": ScriptedAnswer(status=400, body={"id": "4665a07c-7641"}),
     "a request id of a server error": ScriptedAnswer(
         status=500, body={"id": "req_8f2a91", "error": {"message": "x"}}
@@ -364,6 +384,14 @@ REFUSED = [
     (ScriptedAnswer(status=401, body={"error": "invalid", "id": "req_8f2a91"}), RelayAuthenticationError),
     (ScriptedAnswer(status=401, body={"message": "x", "id": "req_8f2a91"}), RelayAuthenticationError),
     (
+        ScriptedAnswer(status=400, body={"status": "error", "id": "req_8f2a91", "message": "blocked"}),
+        RelayInvalidRequestError,
+    ),
+    (
+        ScriptedAnswer(status=400, body={"request_id": UUID, "message": f"blocked (request id: {UUID})"}),
+        RelayInvalidRequestError,
+    ),
+    (
         ScriptedAnswer(status=402, body={"id": "req_8f2a91", "status": 402, "error": {"message": "x"}}),
         RelayInsufficientBalanceError,
     ),
@@ -545,3 +573,27 @@ def test_a_key_that_is_a_common_word_spoils_no_response() -> None:
     with Sandbox(tasks=0, api_key="id") as sandbox:
         sandbox.script_submits(ScriptedAnswer(body={"id": "4665a07c-7641"}))
         assert RelayClient("id", sandbox.base_url).submit(CAT).id == "4665a07c-7641"
+
+
+def test_a_rate_limit_with_a_request_id_that_is_a_uuid_is_waited_out(
+    sandbox: Sandbox, client: RelayClient
+) -> None:
+    body = {"error": {"message": f"slow down (request id: {UUID})", "request_id": UUID}}
+    sandbox.script_submits(ScriptedAnswer(status=429, body=body))
+    assert client.submit(CAT).id == sandbox.task_ids[0]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ScriptedAnswer(body={"code": "success", "data": UUID}),
+        ScriptedAnswer(body=UUID),
+        ScriptedAnswer(status=303, headers={"Location": f"/luma/generations/{UUID}"}),
+    ],
+)
+def test_the_task_that_is_extended_by_itself_is_no_new_one(
+    sandbox: Sandbox, client: RelayClient, answer: ScriptedAnswer
+) -> None:
+    sandbox.script_submits(answer)
+    with pytest.raises(SubmitOutcomeUnknownError):
+        client.submit(Generation("and on", extend_task_id=UUID))
