@@ -154,7 +154,7 @@ class LumaDownloadOperator(BaseOperator):
         return LumaHook(self.luma_conn_id)
 
     def execute(self, context: Context) -> list[Record] | ManifestSummary:
-        from airflow_provider_luma.download.abandon import call_abandonable
+        from airflow_provider_luma.download.abandon import StoppedError, call_abandonable
         from airflow_provider_luma.download.stores.base import NamedStore
         from airflow_provider_luma.download.summary import Report
 
@@ -172,7 +172,10 @@ class LumaDownloadOperator(BaseOperator):
             completed = [task for task in tasks.values() if task.state is TaskState.COMPLETED]
             if manifest:
                 check = partial(self._check_manifest, store, manifest, completed)
-                call_abandonable(check, stopped=stopped)
+                try:
+                    call_abandonable(check, stopped=stopped)
+                except StoppedError:
+                    raise _stopped_when(0, len(completed)) from None
             staging = self._create_staging(store)
             result = self._result = self._download(store, staging, completed)
         report = Report(ids, tasks, result)
@@ -233,11 +236,7 @@ class LumaDownloadOperator(BaseOperator):
         finally:
             downloader.close()
         if downloader.stopped.is_set():  # nobody reads a result: the task is being killed
-            done = result.counts.downloaded + result.counts.unchanged
-            raise DownloadError(
-                f"Stopped when {done} of {len(completed)} videos were downloaded; "
-                "the next run downloads the rest"
-            )
+            raise _stopped_when(result.counts.downloaded + result.counts.unchanged, len(completed))
         return result
 
     def _create_downloader(self) -> Downloader:
@@ -320,3 +319,9 @@ class LumaDownloadOperator(BaseOperator):
 def _validate_media(media: Any) -> None:
     if not isinstance(media, Collection) or not media or not all(kind in MEDIA_KINDS for kind in media):
         raise LumaValueError(f"media must name some of {', '.join(MEDIA_KINDS)}, not {media!r}")
+
+
+def _stopped_when(done: int, number: int) -> DownloadError:
+    return DownloadError(
+        f"Stopped when {done} of {number} videos were downloaded; the next run downloads the rest"
+    )
