@@ -1,44 +1,21 @@
 from __future__ import annotations
 
-import ssl
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
-
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from airflow_provider_luma.exceptions import RelayTransientError
+from tests.certificate import server_context, write_certificate
 
 EMPTY_LIST = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """Write a certificate of 127.0.0.1 that nobody signed, and its key, into one file."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "relay")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    path = tmp_path_factory.mktemp("tls") / "relay.pem"
-    path.write_bytes(private + certificate.public_bytes(Encoding.PEM))
-    return path
+    return write_certificate(tmp_path_factory.mktemp("tls") / "relay.pem")
 
 
 @pytest.fixture
 def base_url(certificate, listen):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
-    return listen(EMPTY_LIST, tls=context)[0]
+    return listen(EMPTY_LIST, tls=server_context(certificate))[0]
 
 
 def test_a_certificate_that_nobody_signed_is_refused(base_url, make_client):
