@@ -1,18 +1,11 @@
 """
-Submits generations to a Luma relay.
+Submits a generation to a Luma relay.
 
-What a submit leaves behind, and what a later try does with it, is the table in
-:mod:`airflow_provider_luma.submit_record`. The acts of a try, and what a crash after each leaves:
+The submit itself, and what a crash in it leaves: :mod:`airflow_provider_luma.durable_submit`. What follows:
 
 ==================================  =====================================================================
 act                                 after a crash behind it
 ==================================  =====================================================================
-everything is validated             no record: the next try submits
-``sending`` is saved                the doubt is reported
-the request leaves                  the doubt is reported
-the response arrives                the doubt is reported
-the id is logged                    the doubt is reported; the id stands in the log
-``created`` is saved                the next try reconnects
 the XCom ``luma_task`` is pushed    the next try reconnects
 ``execute`` returns                 the next try reconnects
 Airflow records the success         the task is a success; cleared, it reconnects once
@@ -22,21 +15,18 @@ Airflow records the success         the task is a success; cleared, it reconnect
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseOperator, conf
 
-from airflow_provider_luma.airflow_exceptions import (
-    LumaNonRetryableError,
-    LumaTaskFailedError,
-    fail_without_retry,
-)
+from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
 from airflow_provider_luma.airflow_version import HAS_TASK_STATE_STORE, get_merged_default_args
 from airflow_provider_luma.arguments import check_number
+from airflow_provider_luma.durable_submit import DurableSubmit
 from airflow_provider_luma.exceptions import (
-    UNKNOWN_OUTCOME_HINT,
     LumaValueError,
     RelayError,
     RelayTransientError,
@@ -46,7 +36,7 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.relay.generation import FIELDS, Generation
 from airflow_provider_luma.relay.task import LumaTask, TaskState
 from airflow_provider_luma.relay.text import clean_text
-from airflow_provider_luma.submit_record import Action, Phase, fingerprint_of
+from airflow_provider_luma.submit_record import Phase, fingerprint_of
 from airflow_provider_luma.task_state import Retries, SubmitLedger, open_ledger
 
 if TYPE_CHECKING:
@@ -61,7 +51,6 @@ XCOM_TASK_KEY = "luma_task"
 DURABLE_RETRIES = 2
 
 _MAX_RESPONSE_CHARS = 2000
-_NO_RESPONSE_SEEN = "An earlier try of this task ended after it began to submit, before it saw a response"
 
 
 class LumaGenerateOperator(BaseOperator):
@@ -216,81 +205,27 @@ class LumaGenerateOperator(BaseOperator):
         return self._ledger
 
     def _reconnect(self, context: Context, ledger: SubmitLedger) -> str | None:
-        """
-        Return the id that an earlier try got, ``None`` when this one may submit.
-
-        :raises SubmitOutcomeUnknownError: when an earlier try may have created a task.
-        :raises LumaTaskFailedError: when the generation of an earlier try failed.
-        """
-        record, action = ledger.record, ledger.next_action()
-        if record is None or action is Action.SUBMIT:
+        """Return the id that an earlier try got, ``None`` when this one may submit."""
+        task_id = DurableSubmit(ledger).reconnect()
+        if task_id is None or ledger.record is None:
             return None
-        if action is Action.REPORT:
-            self._report_doubt(
-                ledger,
-                record.reason or f"{_NO_RESPONSE_SEEN}. {UNKNOWN_OUTCOME_HINT}",
-            )
-        if action is Action.FAIL:
-            raise LumaTaskFailedError(f"{record.reason} {ledger.clear_hint} to submit again.")
-        self.log.info("Reconnecting to Luma task %s, which an earlier try submitted", record.id)
-        if self._fingerprint() not in {record.fingerprint, None}:
+        if self._fingerprint() not in {ledger.record.fingerprint, None}:
             self.log.warning(
-                "The fields of this task render differently from what was submitted as Luma task %s",
-                record.id,
+                "The fields of this task render differently from what was submitted as Luma task %s", task_id
             )
-        context["ti"].xcom_push(XCOM_TASK_KEY, {"id": record.id, "state": None, "response": None})
-        return record.id
+        context["ti"].xcom_push(XCOM_TASK_KEY, {"id": task_id, "state": None, "response": None})
+        return task_id
 
     def _submit(self, context: Context, ledger: SubmitLedger) -> str:
         generation = self._build_generation()
         generation.warn_undocumented()
-        client = self.hook.client
-        client.validate_submit(generation)
-        ledger.begin(generation)
-        retries = Retries(context)
-        if not ledger.is_durable:
-            retries.forbid()
-        try:
-            task = client.submit(generation)
-        except SubmitOutcomeUnknownError as error:
-            self._report_doubt(ledger, str(error), error)
-        except RelayError as error:
-            self._try_mark(ledger, Phase.NOT_CREATED, clean_text(str(error)))
-            retries.restore()
-            raise
-        self.log.info("Luma task %s was created", task.id)
-        self._mark_created(ledger, task)
+        self.hook.client.validate_submit(generation)
+        with _without_retries(context, ledger):
+            task = DurableSubmit(ledger).submit(self.hook.client, generation)
         if ledger.may_be_lost_by_a_clear:
             self.log.info("Should this task fail from here on: %s, and it reconnects", ledger.clear_hint)
         context["ti"].xcom_push(XCOM_TASK_KEY, _xcom_of(task))
         return task.id
-
-    def _report_doubt(
-        self, ledger: SubmitLedger, message: str, error: SubmitOutcomeUnknownError | None = None
-    ) -> Any:
-        """Log the doubt before the record says that it was reported, and fail."""
-        self.log.error("%s", message)
-        self._try_mark(ledger, Phase.REPORTED, message)
-        raise SubmitOutcomeUnknownError(
-            f"{message}. If the log shows the task, wait for its id with LumaTaskSensor. "
-            "If not, clear this task, which submits again"
-        ) from error
-
-    def _mark_created(self, ledger: SubmitLedger, task: LumaTask) -> None:
-        try:
-            ledger.mark(Phase.CREATED, id=task.id)
-        except Exception as error:
-            raise LumaNonRetryableError(
-                f"Luma task {task.id} was created and charged, but its record could not be saved: "
-                f"{clean_text(str(error))}. Wait for the id with LumaTaskSensor"
-            ) from error
-
-    def _try_mark(self, ledger: SubmitLedger, phase: Phase, reason: str) -> None:
-        """Save a phase beside an error that matters more; without it the next try reports a doubt."""
-        try:
-            ledger.mark(phase, reason=reason)
-        except Exception:
-            self.log.exception("The record of the submit could not be saved")
 
     def _submitted_id(self, context: Context, ledger: SubmitLedger) -> str:
         if ledger.record is not None and ledger.record.id is not None:
@@ -337,7 +272,7 @@ class LumaGenerateOperator(BaseOperator):
         except RelayError:
             self.log.warning("The state of Luma task %s is not known; it is not submitted again", task_id)
             return
-        self._try_mark(ledger, Phase.ENDED, clean_text(str(error)))
+        DurableSubmit(ledger).mark_ended(clean_text(str(error)))
 
     def _get_task(self, task_id: str) -> LumaTask:
         with fail_without_retry():
@@ -371,6 +306,23 @@ class LumaGenerateOperator(BaseOperator):
 
 def _default_retries(*, durable: bool, state_path: Any) -> int:
     return DURABLE_RETRIES if durable and (HAS_TASK_STATE_STORE or state_path) else 0
+
+
+@contextmanager
+def _without_retries(context: Context, ledger: SubmitLedger) -> Iterator[None]:
+    """Where no record is kept, forbid Airflow's retries from the submit on, unless it created nothing."""
+    if ledger.is_durable:
+        yield
+        return
+    retries = Retries(context)
+    retries.forbid()
+    try:
+        yield
+    except SubmitOutcomeUnknownError:
+        raise
+    except RelayError:
+        retries.restore()
+        raise
 
 
 def _mark_returned(context: Context) -> None:

@@ -314,16 +314,16 @@ class FailingStore(Store):
 
 
 def test_the_id_is_in_log_and_error_when_its_record_cannot_be_saved(
-    tmp_path: Path, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = GenerateTask(FailingStore(tmp_path / "s.json"))
-    with pytest.raises(LumaNonRetryableError) as error:
+    with caplog.at_level("INFO"), pytest.raises(LumaNonRetryableError) as error:
         task.run()
     (task_id,) = sandbox.task_ids
     assert f"Luma task {task_id} was created and charged, but its record could not be saved" in str(
         error.value
     )
-    assert f"Luma task {task_id} was created" in capsys.readouterr().out
+    assert f"Luma task {task_id} was created" in caplog.messages
     task.store = Store(tmp_path / "s.json")
     with pytest.raises(LumaNonRetryableError, match="before it saw a response"):
         task.run()

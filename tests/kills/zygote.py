@@ -19,14 +19,6 @@ from typing import Any
 
 DAG_ID, TASK_ID = "killed", "generate"
 KILLED = 99
-FILES = (
-    "generate.py",
-    "task_state.py",
-    "submit_record.py",
-    "client.py",
-    "responses.py",
-    "versioned_objects.py",
-)
 
 SOURCE = """
 from airflow.sdk import DAG
@@ -89,7 +81,7 @@ def _run_killed(dag: Any, line: int) -> None:
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         nonlocal seen, begun
         code = frame.f_code
-        if "airflow_provider_luma" not in code.co_filename or not code.co_filename.endswith(FILES):
+        if "airflow_provider_luma" not in code.co_filename:
             return None
         begun = begun or code.co_name == "begin"
         if begun and event == "line":

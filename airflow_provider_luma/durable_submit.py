@@ -1,0 +1,136 @@
+"""
+Submits one generation by its record, so that no crash and no later try pays for it again.
+
+What the record says, and what a later try does with it, is the table in
+:mod:`airflow_provider_luma.submit_record`. The acts of a try, and what a crash after each leaves:
+
+==================================  =====================================================================
+act                                 after a crash behind it
+==================================  =====================================================================
+everything is validated             no record: the next try submits
+``sending`` is saved                the doubt is reported
+the request leaves                  the doubt is reported
+the response arrives                the doubt is reported
+the id is logged                    the doubt is reported; the id stands in the log
+``created`` is saved                the next try reconnects
+==================================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
+from airflow_provider_luma.exceptions import UNKNOWN_OUTCOME_HINT, RelayError, SubmitOutcomeUnknownError
+from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.submit_record import Action, Phase, SubmitRecord
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.relay.client import RelayClient
+    from airflow_provider_luma.relay.generation import Generation
+    from airflow_provider_luma.relay.task import LumaTask
+
+log = logging.getLogger(__name__)
+
+_NO_RESPONSE_SEEN = "An earlier try of this task ended after it began to submit, before it saw a response"
+
+
+class Ledger(Protocol):
+    """
+    Where the record of one submit is kept.
+
+    ``clear_hint``: how the Airflow task is cleared without losing the record.
+    """
+
+    @property
+    def record(self) -> SubmitRecord | None: ...
+
+    @property
+    def clear_hint(self) -> str: ...
+
+    def next_action(self) -> Action:
+        """Return what this try does, by the table of the phases."""
+
+    def begin(self, generation: Generation) -> None:
+        """Save ``sending``: the submit may leave from now on."""
+
+    def mark(self, phase: Phase, *, id: str | None = None, reason: str | None = None) -> None:  # noqa: A002
+        """Save that the submit reached a phase."""
+
+
+class DurableSubmit:
+    """
+    One submit and its record.
+
+    :param ledger: keeps the record.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def reconnect(self) -> str | None:
+        """
+        Return the id that an earlier try got, ``None`` when this one may submit.
+
+        :raises SubmitOutcomeUnknownError: when an earlier try may have created a task.
+        :raises LumaTaskFailedError: when the generation of an earlier try failed.
+        """
+        record, action = self._ledger.record, self._ledger.next_action()
+        if record is None or action is Action.SUBMIT:
+            return None
+        if action is Action.REPORT:
+            self._report_doubt(record.reason or f"{_NO_RESPONSE_SEEN}. {UNKNOWN_OUTCOME_HINT}")
+        if action is Action.FAIL:
+            raise LumaTaskFailedError(f"{record.reason} {self._ledger.clear_hint} to submit again.")
+        log.info("Reconnecting to Luma task %s, which an earlier try submitted", record.id)
+        return record.id
+
+    def submit(self, client: RelayClient, generation: Generation) -> LumaTask:
+        """
+        Submit a generation that was validated.
+
+        :raises SubmitOutcomeUnknownError: when a task may have been created.
+        :raises RelayError: when it is proven that none was.
+        :raises LumaNonRetryableError: when one was created, and its id could not be saved.
+        """
+        self._ledger.begin(generation)
+        try:
+            task = client.submit(generation)
+        except SubmitOutcomeUnknownError as error:
+            self._report_doubt(str(error), error)
+        except RelayError as error:
+            self._try_mark(Phase.NOT_CREATED, clean_text(str(error)))
+            raise
+        log.info("Luma task %s was created", task.id)
+        self._mark_created(task)
+        return task
+
+    def mark_ended(self, reason: str) -> None:
+        """Save that the generation failed; a clear may submit it again."""
+        self._try_mark(Phase.ENDED, reason)
+
+    def _report_doubt(self, message: str, error: SubmitOutcomeUnknownError | None = None) -> NoReturn:
+        """Log the doubt before the record says that it was reported, and fail."""
+        log.error("%s", message)
+        self._try_mark(Phase.REPORTED, message)
+        raise SubmitOutcomeUnknownError(
+            f"{message}. If the log shows the task, wait for its id with LumaTaskSensor. "
+            "If not, clear this task, which submits again"
+        ) from error
+
+    def _mark_created(self, task: LumaTask) -> None:
+        try:
+            self._ledger.mark(Phase.CREATED, id=task.id)
+        except Exception as error:
+            raise LumaNonRetryableError(
+                f"Luma task {task.id} was created and charged, but its record could not be saved: "
+                f"{clean_text(str(error))}. Wait for the id with LumaTaskSensor"
+            ) from error
+
+    def _try_mark(self, phase: Phase, reason: str) -> None:
+        """Save a phase beside an error that matters more; without it the next try reports a doubt."""
+        try:
+            self._ledger.mark(phase, reason=reason)
+        except Exception:
+            log.exception("The record of the submit could not be saved")
