@@ -37,7 +37,7 @@ from airflow_provider_luma.relay.generation import FIELDS, Generation
 from airflow_provider_luma.relay.task import LumaTask, TaskState
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit_record import Phase, fingerprint_of
-from airflow_provider_luma.task_state import Retries, SubmitLedger, open_ledger
+from airflow_provider_luma.task_state import Retries, SubmitLedger, is_success_recorded, open_ledger
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -194,7 +194,7 @@ class LumaGenerateOperator(BaseOperator):
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         # Before the base class, which raises when the trigger failed.
         with fail_without_retry():
-            if not self._open_ledger(context).is_durable:
+            if not self._open_ledger(context).place.is_durable:
                 Retries(context).forbid()
         return super().resume_execution(next_method, next_kwargs, context)
 
@@ -221,8 +221,8 @@ class LumaGenerateOperator(BaseOperator):
         generation.warn_undocumented()
         self.hook.client.validate_submit(generation)
         with _without_retries(context, ledger):
-            task = DurableSubmit(ledger).submit(self.hook.client, generation)
-        if ledger.may_be_lost_by_a_clear:
+            task = DurableSubmit(ledger).submit(self.hook.client.submit, generation)
+        if ledger.place.may_be_lost_by_a_clear:
             self.log.info("Should this task fail from here on: %s, and it reconnects", ledger.clear_hint)
         context["ti"].xcom_push(XCOM_TASK_KEY, _xcom_of(task))
         return task.id
@@ -311,7 +311,7 @@ def _default_retries(*, durable: bool, state_path: Any) -> int:
 @contextmanager
 def _without_retries(context: Context, ledger: SubmitLedger) -> Iterator[None]:
     """Where no record is kept, forbid Airflow's retries from the submit on, unless it created nothing."""
-    if ledger.is_durable:
+    if ledger.place.is_durable:
         yield
         return
     retries = Retries(context)
@@ -332,11 +332,7 @@ def _mark_returned(context: Context) -> None:
     ledger: SubmitLedger | None = ti.task._ledger  # noqa: SLF001 - the operator's own callback
     if ledger is None or ledger.record is None or ledger.record.phase is not Phase.CREATED:
         return
-    # From Airflow 3.3 on it calls them also when the api-server refused the success.
-    states = ti.get_task_states(
-        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-    )
-    if set(states.get(ti.run_id, {}).values()) == {"success"}:
+    if is_success_recorded(ti):
         ledger.mark(Phase.RETURNED)
 
 

@@ -228,12 +228,18 @@ class RelayClient:
         :raises RelayTransientError: when it could not be sent.
         :raises RelayError: when the relay rejected it.
         """
-        task: LumaTask = Retrying(**self.retry.retrying_kwargs())(
-            self._observed, lambda: self._submit_once(generation)
-        )
+        task: LumaTask = Retrying(**self.retry.retrying_kwargs())(self.submit_once, generation)
         return task
 
-    def _submit_once(self, generation: Generation) -> LumaTask:
+    def submit_once(self, generation: Generation) -> LumaTask:
+        """
+        Send one submit, once; see :meth:`submit`.
+
+        :raises RelayRateLimitError: when the relay asks to slow down.
+        """
+        return self._observed(lambda: self._send_submit(generation))
+
+    def _send_submit(self, generation: Generation) -> LumaTask:
         # A session of its own: on a connection that was kept alive a submit may break off without a fault of
         # anybody's, and then nobody knows whether it arrived.
         with (
