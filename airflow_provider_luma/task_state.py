@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 KEY = "luma_submit"
 
 _MAX_NAME_CHARS = 150
+_WRITTEN_MEANWHILE = "another process has written it meanwhile"
 
 
 class TaskState(Protocol):
@@ -52,21 +53,30 @@ class TaskState(Protocol):
 
 
 class AirflowTaskState:
-    """The task state store of Airflow 3.3 and newer."""
+    """
+    The task state store of Airflow 3.3 and newer.
+
+    It takes no conditions, so that of two processes that save in the same instant both may win.
+    """
 
     survives_clear = False
 
     def __init__(self, store: Any) -> None:
         self._store = store
+        self._seen: Any = None
 
     def __str__(self) -> str:
         return f"the key {KEY!r} of the task state store"
 
     def load(self) -> Any:
-        return self._store.get(KEY)
+        self._seen = self._store.get(KEY)
+        return self._seen
 
     def save(self, record: dict[str, Any]) -> None:
+        if self._store.get(KEY) not in (self._seen, None):  # None: it was cleared meanwhile
+            raise SubmitRecordError(_WRITTEN_MEANWHILE)
         self._store.set(KEY, record, retention=NEVER_EXPIRE)
+        self._seen = record
 
 
 class ObjectTaskState:
@@ -101,7 +111,7 @@ class ObjectTaskState:
         try:
             self._object.write(json.dumps(record).encode())
         except ConflictError:
-            raise SubmitRecordError("another process has written it meanwhile") from None
+            raise SubmitRecordError(_WRITTEN_MEANWHILE) from None
 
 
 class SubmitLedger:
@@ -167,12 +177,13 @@ class SubmitLedger:
 
     def _save(self, record: SubmitRecord) -> None:
         if self._state is not None:
+            what = f"The record of this task's submit, {self._state}, cannot be written"
             try:
                 self._state.save(record.to_dict())
             except SubmitRecordError as error:
-                raise SubmitRecordError(
-                    f"The record of this task's submit, {self._state}, cannot be written: {error}"
-                ) from None
+                raise SubmitRecordError(f"{what}: {error}") from None
+            except Exception as error:  # the store's, so that a retry may help
+                raise LumaError(f"{what}: {type(error).__name__}: {clean_text(str(error))}") from error
         self.record = record
 
 
