@@ -36,6 +36,7 @@ T = TypeVar("T")
 KEY = "luma_submit"
 
 _MAX_NAME_CHARS = 150
+_WRITTEN_MEANWHILE = "another process has written it meanwhile"
 
 
 class TaskState(Protocol):
@@ -49,20 +50,29 @@ class TaskState(Protocol):
 
 
 class AirflowTaskState:
-    """The task state store of Airflow 3.3 and newer."""
+    """
+    The task state store of Airflow 3.3 and newer.
+
+    It takes no conditions, so that of two processes that save in the same instant both may win.
+    """
 
     def __init__(self, store: Any, key: str) -> None:
         self._store = store
         self._key = key
+        self._seen: Any = None
 
     def __str__(self) -> str:
         return f"the key {self._key!r} of the task state store"
 
     def load(self) -> Any:
-        return self._store.get(self._key)
+        self._seen = self._store.get(self._key)
+        return self._seen
 
     def save(self, record: dict[str, Any]) -> None:
+        if self._store.get(self._key) not in (self._seen, None):  # None: it was cleared meanwhile
+            raise SubmitRecordError(_WRITTEN_MEANWHILE)
         self._store.set(self._key, record, retention=NEVER_EXPIRE)
+        self._seen = record
 
 
 class ObjectTaskState:
@@ -95,7 +105,7 @@ class ObjectTaskState:
         try:
             self._object.write(json.dumps(record).encode())
         except ConflictError:
-            raise SubmitRecordError("another process has written it meanwhile") from None
+            raise SubmitRecordError(_WRITTEN_MEANWHILE) from None
 
 
 class StatePlace:
@@ -217,12 +227,13 @@ def save_record(state: TaskState | None, record: dict[str, Any]) -> None:
     """
     if state is None:
         return
+    what = f"The record of this task's submit, {state}, cannot be written"
     try:
         state.save(record)
     except SubmitRecordError as error:
-        raise SubmitRecordError(
-            f"The record of this task's submit, {state}, cannot be written: {error}"
-        ) from None
+        raise SubmitRecordError(f"{what}: {error}") from None
+    except Exception as error:  # the store's, so that a retry may help
+        raise LumaError(f"{what}: {type(error).__name__}: {clean_text(str(error))}") from error
 
 
 def open_ledger(context: Context, state_path: str | None, *, durable: bool) -> SubmitLedger:

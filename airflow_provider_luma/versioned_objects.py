@@ -104,7 +104,7 @@ class AzureObject:
         self._etag: str | None = None
 
     def read(self) -> bytes | None:
-        found = _or_none(lambda: self._blob.download_blob(offset=0, length=MAX_BYTES + 1))
+        found = _or_none(lambda: self._blob.download_blob(offset=0, length=MAX_BYTES + 1), "BlobNotFound")
         if found is None:
             return None
         self._etag = found.properties.etag
@@ -255,13 +255,21 @@ def _conflicts() -> Iterator[None]:
         raise
 
 
-def _or_none(request: Callable[[], Any], code: str | None = None) -> Any:
-    """Return what a request finds; a bucket that is not there is an error, not an object that is not."""
+def _or_none(request: Callable[[], Any], code: str) -> Any:
+    """
+    Return what a request finds; a bucket that is not there is an error, not an object that is not.
+
+    :param code: by which the store says that there is no such object.
+    """
     try:
         return request()
     except Exception as error:
         response: Any = getattr(error, "response", None)
-        found = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-        if status_of(error) == _NOT_FOUND and found in {code, None, "404"}:
+        said = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+        if status_of(error) == _NOT_FOUND and (said or getattr(error, "error_code", None)) in {
+            code,
+            "404",
+            None,
+        }:
             return None
         raise
