@@ -6,8 +6,7 @@ records of neighbours form a *segment*, a JSON value below 64 KB. Beside the seg
 belongs to the whole batch. The batch is *returned* by one write to the head: from then on a record counts as
 returned that was created no later.
 
-Saving is a *group commit*: one flush runs at a time, and writes each changed segment once. Threads that want
-to save meanwhile wait for the next flush, which carries the changes of them all.
+Saving is a *group commit*: one flush runs at a time, see :mod:`airflow_provider_luma.group_commit`.
 
 ==================================  =====================================================================
 act                                 after a crash behind it
@@ -30,14 +29,13 @@ segments to the next one.
 from __future__ import annotations
 
 import json
-import logging
-import threading
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_luma.exceptions import SubmitRecordError
+from airflow_provider_luma.group_commit import GroupCommit
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit_record import Action, Phase, SubmitRecord, next_action
 from airflow_provider_luma.task_state import StatePlace, TaskState, load_record, save_record
@@ -45,12 +43,10 @@ from airflow_provider_luma.task_state import StatePlace, TaskState, load_record,
 if TYPE_CHECKING:
     from airflow_provider_luma.relay.generation import Generation
 
-log = logging.getLogger(__name__)
-
 VERSION = 1
 HEAD_KEY = "luma_submits"
 
-# Prompts of a segment. A flush writes a segment or two: smaller ones are more objects, larger ones more bytes.
+# Prompts of a segment. A flush writes a segment or two: small ones are more objects, large ones more bytes.
 SEGMENT_SIZE = 64
 
 # Of a reason in JSON, so that a segment of nothing but reasons stays below 64 KB.
@@ -216,71 +212,6 @@ class PromptLedger:
 
     def mark(self, phase: Phase, *, id: str | None = None, reason: str | None = None) -> None:  # noqa: A002
         self._journal.mark(self._position, phase, id=id, reason=reason)
-
-
-@dataclass
-class _Flush:
-    is_done: bool = False
-    errors: dict[int, BaseException] = field(default_factory=dict)
-
-
-class GroupCommit:
-    """
-    Saves what many threads change, one flush at a time.
-
-    :param save: saves one segment as it is now.
-    """
-
-    def __init__(self, save: Callable[[int], None]) -> None:
-        self._save = save
-        self._changed = threading.Condition()
-        self._dirty: set[int] = set()
-        self._gathering = _Flush()
-        self._is_flushing = False
-
-    def add(self, segment: int) -> None:
-        """Leave a changed segment to the next flush."""
-        with self._changed:
-            self._dirty.add(segment)
-
-    def commit(self, segment: int | None = None) -> None:
-        """
-        Return when a flush that began after this call has saved the segment; without one, every segment.
-
-        :raises Exception: the error of the segment; it is left to the next flush.
-        """
-        with self._changed:
-            if segment is not None:
-                self._dirty.add(segment)
-            flush = self._gathering
-            while self._is_flushing and not flush.is_done:
-                self._changed.wait()
-            if leads := not flush.is_done:
-                self._is_flushing = True
-                self._gathering = _Flush()
-                segments, self._dirty = self._dirty, set()
-        if leads:
-            self._run(flush, segments)
-        for number, error in flush.errors.items():
-            if segment in {number, None}:
-                raise error
-
-    def _run(self, flush: _Flush, segments: set[int]) -> None:
-        flush.errors = {number: SubmitRecordError("the flush was interrupted") for number in segments}
-        try:
-            for number in sorted(segments):
-                try:
-                    self._save(number)
-                except Exception as error:  # noqa: BLE001 - for the threads that wait for this segment
-                    flush.errors[number] = error
-                else:
-                    del flush.errors[number]
-        finally:
-            with self._changed:
-                self._dirty |= flush.errors.keys()
-                self._is_flushing = False
-                flush.is_done = True
-                self._changed.notify_all()
 
 
 def _segment_of(position: int) -> int:

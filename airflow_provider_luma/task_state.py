@@ -236,15 +236,6 @@ def save_record(state: TaskState | None, record: dict[str, Any]) -> None:
         raise LumaError(f"{what}: {type(error).__name__}: {clean_text(str(error))}") from error
 
 
-def open_ledger(context: Context, state_path: str | None, *, durable: bool) -> SubmitLedger:
-    """
-    Open the record of the task instance that runs, see :class:`StatePlace`.
-
-    :raises SubmitRecordError: when there is a record that cannot be read.
-    """
-    return SubmitLedger(StatePlace(context, state_path, durable=durable), context["ti"].max_tries)
-
-
 def is_success_recorded(ti: Any) -> bool:
     """
     Say whether Airflow recorded the success of the task instance that runs.

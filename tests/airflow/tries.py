@@ -13,7 +13,7 @@ from typing import Any
 
 import airflow_provider_luma
 from airflow_provider_luma.operators.luma import LumaGenerateOperator
-from airflow_provider_luma.task_state import SubmitLedger, open_ledger
+from airflow_provider_luma.task_state import StatePlace, SubmitLedger
 
 PACKAGE = str(Path(airflow_provider_luma.__file__).parent)
 KILLED = 99
@@ -94,7 +94,8 @@ class GenerateTask:
     def open_ledger(self) -> SubmitLedger:
         """Open the record as a try does."""
         _, context = self._prepared({})
-        return open_ledger(context, self.arguments.get("state_path"), durable=True)  # type: ignore[arg-type]
+        place = StatePlace(context, self.arguments.get("state_path"), durable=True)  # type: ignore[arg-type]
+        return SubmitLedger(place, self.instance.max_tries)
 
     def clear(self, *, keeps_state: bool = True) -> None:
         self.instance.max_tries += 1
