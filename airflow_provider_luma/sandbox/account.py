@@ -131,7 +131,7 @@ class Account:
             }
             return {"code": True, "message": "ok", "data": usage}
         if call == SUBSCRIPTION:
-            limit = NO_LIMIT if granted is None else self._amount(granted)
+            limit = NO_LIMIT if granted is None else self._dashboard_amount(granted)
             limits = dict.fromkeys(("soft_limit_usd", "hard_limit_usd", "system_hard_limit_usd"), limit)
             return {
                 "object": "billing_subscription",
@@ -140,7 +140,7 @@ class Account:
                 "access_until": 0,
             }
         if call == USAGE:
-            return {"object": "list", "total_usage": self._amount(spent) * 100}
+            return {"object": "list", "total_usage": self._dashboard_amount(spent) * 100}
         return self._prices() if call == PRICING else self._status()
 
     def _prices(self) -> dict[str, Any]:
@@ -152,17 +152,14 @@ class Account:
         return {"success": True, "data": rows, "group_ratio": {"default": 1}, "usable_group": {"default": ""}}
 
     def _status(self) -> dict[str, Any]:
-        status: dict[str, Any] = {
+        status = {
             "quota_per_unit": QUOTA_PER_USD,
+            "quota_display_type": self._unit,
             "display_in_currency": self._unit != "TOKENS",
+            "usd_exchange_rate": RATES["CNY"],
+            "custom_currency_symbol": CUSTOM_SYMBOL,
+            "custom_currency_exchange_rate": RATES["CUSTOM"],
         }
-        if self._billing == "token":
-            status |= {
-                "quota_display_type": self._unit,
-                "usd_exchange_rate": RATES["CNY"],
-                "custom_currency_symbol": CUSTOM_SYMBOL,
-                "custom_currency_exchange_rate": RATES["CUSTOM"],
-            }
         return {"success": True, "message": "", "data": status}
 
     def _settle(self) -> None:
@@ -177,3 +174,7 @@ class Account:
 
     def _amount(self, quota: int) -> float:
         return quota * RATES[self._unit] / QUOTA_PER_USD
+
+    def _dashboard_amount(self, quota: int) -> float:
+        """Give an amount as the older form does, which knows no unit of the relay's own."""
+        return quota / QUOTA_PER_USD if self._unit == "CUSTOM" else self._amount(quota)

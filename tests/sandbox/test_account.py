@@ -94,12 +94,13 @@ def test_the_keys_balance_may_be_queried_twenty_times_in_twenty_minutes(clock: H
         assert get(sandbox, "/api/usage/token/").status_code == 200
 
 
-@pytest.mark.parametrize("unit", ["USD", "CNY", "TOKENS", "CUSTOM"])
-def test_the_older_form_tells_the_limit_and_the_hundredfold_use(unit: str) -> None:
+@pytest.mark.parametrize(("unit", "limit"), [("USD", 100), ("CNY", 100), ("TOKENS", 100), ("CUSTOM", 1)])
+def test_the_older_form_tells_the_limit_and_the_hundredfold_use(unit: str, limit: float) -> None:
     with Sandbox(tasks=0, balance=100, price=20, unit=unit, billing="dashboard") as sandbox:
         submit(sandbox)
-        assert get(sandbox, "/dashboard/billing/subscription").json()["hard_limit_usd"] == pytest.approx(100)
-        assert get(sandbox, "/dashboard/billing/usage").json()["total_usage"] == pytest.approx(2000)
+        told = get(sandbox, "/dashboard/billing/subscription").json()
+        assert told["hard_limit_usd"] == pytest.approx(limit)
+        assert get(sandbox, "/dashboard/billing/usage").json()["total_usage"] == pytest.approx(20 * limit)
         assert get(sandbox, "/api/usage/token/").status_code == 404
         assert get(sandbox, "/api/pricing").status_code == 404
 
