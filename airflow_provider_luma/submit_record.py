@@ -30,12 +30,15 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_luma.exceptions import SubmitRecordError
+from airflow_provider_luma.relay.task import is_valid_id
 from airflow_provider_luma.relay.text import clean_text
 
 if TYPE_CHECKING:
     from airflow_provider_luma.relay.generation import Generation
 
 VERSION = 1
+
+_MAX_REASON_CHARS = 2000
 
 
 class Phase(StrEnum):
@@ -122,17 +125,21 @@ class SubmitRecord:
                 raise SubmitRecordError(f"it has the version {data['version']!r:.20}, not {VERSION}")
             record = cls(
                 Phase(data["phase"]),
-                int(data["max_tries"]),
-                str(data["fingerprint"]),
+                data["max_tries"],
+                data["fingerprint"],
                 data.get("id"),
-                data.get("reason"),
+                clean_text(data.get("reason"), _MAX_REASON_CHARS) or None,
             )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SubmitRecordError(f"it is no record of a submit: {clean_text(repr(error), 80)}") from None
-        if not isinstance(data["fingerprint"], str):
+        if type(record.max_tries) is not int:
+            raise SubmitRecordError("its max_tries is no integer")
+        if not isinstance(record.fingerprint, str):
             raise SubmitRecordError("its fingerprint is no text")
-        if record.phase in _WITH_ID and not (isinstance(record.id, str) and record.id):
+        if record.id is None and record.phase in _WITH_ID:
             raise SubmitRecordError(f"it has the phase {record.phase.value!r} and no id")
+        if record.id is not None and not (isinstance(record.id, str) and is_valid_id(record.id)):
+            raise SubmitRecordError("its id can be no task's")
         return record
 
 

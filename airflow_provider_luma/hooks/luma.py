@@ -14,10 +14,10 @@ from airflow_provider_luma import metrics
 from airflow_provider_luma.balance import BalanceReader
 from airflow_provider_luma.exceptions import LumaError, LumaValueError, RelayPermissionError
 from airflow_provider_luma.get_provider_info import get_provider_info
-from airflow_provider_luma.relay.address import DEFAULT_BASE_URL, read_base_url
 from airflow_provider_luma.relay.batch import read_task_ids
-from airflow_provider_luma.relay.client import MAX_TIMEOUT, RelayClient
+from airflow_provider_luma.relay.client import RelayClient
 from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL, MAX_TIMEOUT, read_base_url
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection

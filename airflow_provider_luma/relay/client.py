@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,13 +12,11 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 import requests
-from requests.auth import AuthBase
 from tenacity import Retrying
 from urllib3.exceptions import HTTPError
 
 from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
 from airflow_provider_luma.relay.account import Account
-from airflow_provider_luma.relay.address import DEFAULT_BASE_URL, read_base_url
 from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.money import Money
@@ -37,6 +34,13 @@ from airflow_provider_luma.relay.responses import (
     parse_task_or_none,
 )
 from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.relay.settings import (
+    DEFAULT_BASE_URL,
+    read_base_url,
+    validate_api_key,
+    validate_limits,
+    validate_verify,
+)
 from airflow_provider_luma.relay.submit_response import outcome_unknown, parse_submitted
 from airflow_provider_luma.relay.task import Json, LumaTask, read_tasks
 from airflow_provider_luma.relay.transport import (
@@ -54,8 +58,6 @@ T = TypeVar("T")
 
 # A well-formed id that no relay can have given out.
 PROBE_ID = "00000000-0000-0000-0000-000000000000"
-
-MAX_TIMEOUT = 24 * 3600
 
 # From this many characters on, the start of a key gives something of it away.
 _REDACTABLE_PREFIX_LENGTH = 8
@@ -97,7 +99,7 @@ class RelayClient:
         event_hook: Callable[[RelayError | None, float], None] | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
-        _validate_limits(batch_size, timeout, request_timeout, max_response_bytes)
+        validate_limits(batch_size, timeout, request_timeout, max_response_bytes)
         self.base_url = read_base_url(base_url)
         validate_environment_proxies(self.base_url)
         self.batch_size = batch_size
@@ -105,15 +107,15 @@ class RelayClient:
         self._unknown_states: set[str] = set()
         self._account = Account(self._get_optional)
         self._event_hook = event_hook or (lambda error, seconds: None)
-        self._api_key = _validate_api_key(api_key)
+        self._api_key = validate_api_key(api_key)
         self._request_timeout = request_timeout
         self._max_response_bytes = max_response_bytes
-        self._session = open_session(_Bearer(self._api_key), max_connections)
+        self._session = open_session(self._api_key, max_connections)
         # Given with each request, because requests lets the environment win over a session's settings.
         # Redirects are not followed: a POST would become a GET, and the key belongs to this host alone.
         self._options: dict[str, Any] = {
             "timeout": min(timeout, request_timeout),
-            "verify": _validate_verify(verify),
+            "verify": validate_verify(verify),
             "proxies": validate_proxies(proxies or {}),
             "allow_redirects": False,
             "stream": True,
@@ -267,16 +269,22 @@ class RelayClient:
         :raises RelayTransientError: when it could not be sent.
         :raises RelayError: when the relay rejected it.
         """
-        task: LumaTask = Retrying(**self.retry.retrying_kwargs())(
-            self._observed, lambda: self._submit_once(generation)
-        )
+        task: LumaTask = Retrying(**self.retry.retrying_kwargs())(self.submit_once, generation)
         return task
 
-    def _submit_once(self, generation: Generation) -> LumaTask:
+    def submit_once(self, generation: Generation) -> LumaTask:
+        """
+        Send one submit, once; see :meth:`submit`.
+
+        :raises RelayRateLimitError: when the relay asks to slow down.
+        """
+        return self._observed(lambda: self._send_submit(generation))
+
+    def _send_submit(self, generation: Generation) -> LumaTask:
         # A session of its own: on a connection that was kept alive a submit may break off without a fault of
         # anybody's, and then nobody knows whether it arrived.
         with (
-            open_session(_Bearer(self._api_key), 1) as session,
+            open_session(self._api_key, 1) as session,
             Exchange(self._request_timeout) as exchange,
         ):
             session.headers.update({"Connection": "close", "Content-Type": "application/json"})
@@ -360,38 +368,3 @@ class RelayClient:
             if word and not task.knows_state_word and word not in self._unknown_states:
                 self._unknown_states.add(word)
                 log.warning("Unknown task state %r; treating the task as running", word)
-
-
-class _Bearer(AuthBase):
-    """Sets the header itself, so that requests does not put credentials of a ``.netrc`` in its place."""
-
-    def __init__(self, api_key: str) -> None:
-        self._value = f"Bearer {api_key}"
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = self._value
-        return request
-
-
-def _validate_limits(batch_size: int, timeout: float, request_timeout: float, max_bytes: int) -> None:
-    for name, number in {"batch_size": batch_size, "max_response_bytes": max_bytes}.items():
-        if not isinstance(number, int) or number < 1:
-            raise LumaValueError(f"{name} must be an integer above 0, not {number!r:.80}")
-    for name, seconds in {"timeout": timeout, "request_timeout": request_timeout}.items():
-        if not isinstance(seconds, int | float) or not 0 < seconds <= MAX_TIMEOUT:
-            raise LumaValueError(f"{name} must be above 0 and at most {MAX_TIMEOUT} seconds, not {seconds!r}")
-
-
-def _validate_verify(verify: bool | str) -> bool | str:
-    if isinstance(verify, str) and not os.path.exists(verify):  # noqa: PTH110
-        raise LumaValueError(f"verify is neither true nor false nor the path of a CA bundle: {verify!r:.200}")
-    return verify
-
-
-def _validate_api_key(api_key: str) -> str:
-    key = f"{api_key.strip()} ".removeprefix("Bearer ").strip()
-    if not key:
-        raise LumaValueError("The API key of the Luma relay is empty")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise LumaValueError("The API key of the Luma relay has spaces or characters that no key has")
-    return key

@@ -34,14 +34,16 @@ def decode_json(body: bytes) -> Any:
     :raises RecursionError: when it is nested too deep.
     """
     values = count_values(body)
+    # Always UTF-8: nothing redacts a key that is echoed in the other encodings that json.loads detects.
+    text = body.decode("utf-8-sig", errors="surrogatepass")
     if values <= FAST_VALUES:
-        return json.loads(body, parse_int=_parse_int)
+        return json.loads(text, parse_int=_parse_int)
     if values > MAX_VALUES:
         raise TooManyValuesError(f"more than {MAX_VALUES} JSON values")
     decoder = json.JSONDecoder(parse_int=_parse_int)
     # Slower, and lets other threads run in between.
     decoder.scan_once = py_make_scanner(decoder)  # type: ignore[attr-defined]
-    return decoder.decode(body.decode(errors="surrogatepass"))
+    return decoder.decode(text)
 
 
 def _parse_int(text: str) -> int | None:

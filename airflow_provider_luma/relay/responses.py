@@ -173,7 +173,7 @@ def parse_json(response: RelayResponse) -> Any:
     try:
         return decode_json(response.body)
     except (ValueError, RecursionError):
-        return response.body[:_EXCERPT_BYTES].decode(errors="replace")
+        return _excerpt(response)
 
 
 def is_html(response: RelayResponse) -> bool:
@@ -198,7 +198,12 @@ def _has_error(body: Any) -> bool:
 
 
 def text_excerpt(response: RelayResponse) -> str:
-    return clean_text(response.body[:_EXCERPT_BYTES].decode(errors="replace"))
+    return clean_text(_excerpt(response))
+
+
+def _excerpt(response: RelayResponse) -> str:
+    excerpt = response.body[:_EXCERPT_BYTES].decode(errors="replace")
+    return "" if "\0" in excerpt else excerpt  # binary, or an encoding in which no key is redacted
 
 
 def request_id(response: RelayResponse) -> str | None:

@@ -10,12 +10,14 @@ like a proxy that is not there, and an invalid response header like an invalid a
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import threading
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, ClassVar, Self
 
@@ -136,10 +138,10 @@ for _logger in ("urllib3.connection", "urllib3.connectionpool"):
     logging.getLogger(_logger).addFilter(_is_harmless)
 
 
-def open_session(auth: AuthBase, max_connections: int) -> requests.Session:
+def open_session(api_key: str, max_connections: int) -> requests.Session:
     """Return a session whose requests an :class:`Exchange` can follow."""
     session = _Session()
-    session.auth = auth
+    session.auth = _Bearer(api_key)
     session.headers.update(
         {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": USER_AGENT}
     )
@@ -179,7 +181,14 @@ def _redact(text: str, secret: str) -> str:
     """Redact a secret, also as JSON writers escape it. One that is short is a word of every response."""
     if len(secret) < _SHORTEST_SECRET:
         return text
-    return text.replace(secret, "***").replace(secret.replace("/", "\\/"), "***")
+    text = text.replace(secret, "***").replace(secret.replace("/", "\\/"), "***")
+    return _json_escaped(secret).sub("***", text) if "\\u00" in text else text
+
+
+@lru_cache(maxsize=16)
+def _json_escaped(secret: str) -> re.Pattern[str]:
+    """Match a secret of which any character may be escaped as in JSON."""
+    return re.compile("".join(rf"(?:{re.escape(char)}|(?i:\\u{ord(char):04x}))" for char in secret))
 
 
 def _decoder(encoding: str) -> Any:
@@ -206,6 +215,17 @@ def _decoder(encoding: str) -> Any:
             raise ContentEncodingError(f"it is no valid {encoding}") from error
 
     return decode
+
+
+class _Bearer(AuthBase):
+    """Sets the header itself, so that requests does not put credentials of a ``.netrc`` in its place."""
+
+    def __init__(self, api_key: str) -> None:
+        self._value = f"Bearer {api_key}"
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = self._value
+        return request
 
 
 class _Session(requests.Session):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
+from airflow_provider_luma.exceptions import LumaError, SubmitRecordError
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from airflow_provider_luma.submit_record import ACTIONS, Action, Phase, SubmitRecord
@@ -20,6 +21,20 @@ from tests.airflow.tries import KILLED, GenerateTask, Store
 # Each line takes a try of its own; `make test-kills` takes them all.
 STEP = int(os.environ.get("LUMA_KILLS_STEP", "4"))
 CREATED_BEFORE = "created-before-4665a07c"
+
+
+class FailingStore(Store):
+    """Fails from the second write on, as a database may that goes away right after the submit."""
+
+    def __init__(self, file: Path, writes: int = 0) -> None:
+        super().__init__(file)
+        self._writes = writes
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        self._writes += 1
+        if self._writes > 1:
+            raise ConnectionError("the api-server is gone")
+        super().set(key, value)
 
 
 @pytest.fixture
@@ -58,7 +73,8 @@ def read_record(task: GenerateTask) -> SubmitRecord | None:
 
 
 def _object_of(task: GenerateTask) -> Path:
-    return Path(str(task.arguments["state_path"]).removeprefix("file://")) / object_name(task.instance)
+    folder = Path(str(task.arguments["state_path"]).removeprefix("file://"))
+    return folder / f"{object_name(task.instance)}.json"
 
 
 CELLS = [
@@ -245,6 +261,11 @@ def test_a_task_that_is_given_a_state_path_later_finds_its_earlier_record(
         '{"version": 1, "phase": "created", "max_tries": 0, "fingerprint": "f"}',
         '{"version": true, "phase": "returned", "max_tries": 0, "fingerprint": "f", "id": "a"}',
         '{"version": 1, "phase": "sending", "max_tries": Infinity, "fingerprint": "f"}',
+        '{"version": 1, "phase": "sending", "max_tries": "1", "fingerprint": "f"}',
+        '{"version": 1, "phase": "sending", "max_tries": true, "fingerprint": "f"}',
+        f'{{"version": 1, "phase": "created", "max_tries": 0, "fingerprint": "f", "id": "{"a" * 60_000}"}}',
+        '{"version": 1, "phase": "created", "max_tries": 0, "fingerprint": "f", "id": "\\ud83d"}',
+        '{"version": 1, "phase": "created", "max_tries": 0, "fingerprint": "f", "id": 7}',
     ],
 )
 def test_a_record_that_cannot_be_read_is_an_error_and_nothing_is_sent(
@@ -258,15 +279,20 @@ def test_a_record_that_cannot_be_read_is_an_error_and_nothing_is_sent(
     assert sandbox.requests == []
 
 
-def test_two_tries_at_the_same_time_cannot_both_submit(tmp_path: Path, sandbox: Sandbox) -> None:
-    from airflow_provider_luma.task_state import open_ledger
-
-    task = GenerateTask(None, state_path=state_path(tmp_path))
-    context: Any = {"ti": task.instance}
-    first, second = (open_ledger(context, task.arguments["state_path"], durable=True) for _ in range(2))
+def test_two_tries_that_overlap_cannot_both_submit(task: GenerateTask) -> None:
+    first, second = task.open_ledger(), task.open_ledger()
     first.begin(Generation("cat dance"))
-    with pytest.raises(Exception, match="another process has written it meanwhile"):
+    with pytest.raises(SubmitRecordError, match="another process has written it meanwhile"):
         second.begin(Generation("cat dance"))
+
+
+def test_a_store_that_fails_before_the_submit_is_named_and_may_be_retried(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    task = GenerateTask(FailingStore(tmp_path / "s.json", writes=1))
+    with pytest.raises(LumaError, match="task state store, cannot be written: ConnectionError"):
+        task.run()
+    assert sandbox.requests == []
 
 
 @pytest.mark.parametrize("way_back", ["retry", "clear"])
@@ -299,18 +325,6 @@ def test_a_folder_that_is_not_there_is_an_error_and_not_an_absent_record(
     with pytest.raises(LumaNonRetryableError, match="Create or mount it"):
         task.run()
     assert len(sandbox.submits) == 1
-
-
-class FailingStore(Store):
-    """Fails from the second write on, as a database may that goes away right after the submit."""
-
-    writes = 0
-
-    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
-        self.writes += 1
-        if self.writes > 1:
-            raise ConnectionError("the api-server is gone")
-        super().set(key, value)
 
 
 def test_the_id_is_in_log_and_error_when_its_record_cannot_be_saved(

@@ -46,13 +46,12 @@ def test_of_two_writers_one_wins(folder: str) -> None:
     assert open_object(folder, NAME).read() == b"2"
 
 
-@pytest.mark.parametrize("url", ["s3://moto@no-such-bucket/x", "s3://rclone@no-such-bucket/x"])
-def test_a_bucket_that_is_not_there_is_an_error_and_not_an_absent_object(
-    url: str, destination_url: str, request: pytest.FixtureRequest
-) -> None:
-    if not destination_url.startswith(url.partition("@")[0]):
-        pytest.skip("of another store")
-    with pytest.raises(Exception, match="NoSuchBucket"):
+def test_a_bucket_that_is_not_there_is_an_error_and_not_an_absent_object(destination_url: str) -> None:
+    if destination_url.startswith(("file:", "gs:")):
+        pytest.skip("has no bucket; Google's SDK tells no absent bucket from an absent object")
+    scheme, _, rest = destination_url.partition("://")
+    url = f"{scheme}://{rest.partition('@')[0]}@no-such-bucket/x"
+    with pytest.raises(Exception, match=r"NoSuchBucket|ContainerNotFound"):
         open_object(url, NAME).read()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import airflow_provider_luma
 from airflow_provider_luma.operators.luma import LumaGenerateOperator
+from airflow_provider_luma.task_state import StatePlace, SubmitLedger
 
 PACKAGE = str(Path(airflow_provider_luma.__file__).parent)
 KILLED = 99
@@ -89,6 +90,12 @@ class GenerateTask:
         """Execute a try whose worker dies before Airflow hears of its success."""
         operator, context = self._prepared({})
         return operator.execute(context)  # type: ignore[arg-type]
+
+    def open_ledger(self) -> SubmitLedger:
+        """Open the record as a try does."""
+        _, context = self._prepared({})
+        place = StatePlace(context, self.arguments.get("state_path"), durable=True)  # type: ignore[arg-type]
+        return SubmitLedger(place, self.instance.max_tries)
 
     def clear(self, *, keeps_state: bool = True) -> None:
         self.instance.max_tries += 1

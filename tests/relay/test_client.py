@@ -19,8 +19,8 @@ from airflow_provider_luma.exceptions import (
     RelayTransientError,
 )
 from airflow_provider_luma.relay import RelayClient, RetryPolicy, TaskState
-from airflow_provider_luma.relay.address import DEFAULT_BASE_URL
 from airflow_provider_luma.relay.client import PROBE_ID
+from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL
 from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedAnswer
 
 A = {"id": "a", "state": "completed"}

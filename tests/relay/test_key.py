@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError, RelayError
 from airflow_provider_luma.relay import RelayClient, RetryPolicy
-from airflow_provider_luma.relay.address import read_base_url
+from airflow_provider_luma.relay.settings import read_base_url
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 
 KEY = "sk-Zq3v8LkT0pW5xY7bN2mC4dF6gH9jR1sA"
@@ -31,6 +31,11 @@ def told_by(error):
     return "\n".join(told)
 
 
+def http_response(body, status=200):
+    head = f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
 def error_of(client):
     with pytest.raises(RelayError) as caught:
         client.get_tasks(["a"])
@@ -46,6 +51,36 @@ def test_a_key_that_the_relay_repeats_is_in_no_message_and_no_log(sandbox, make_
     assert "***" in str(error) or status == 200
     assert KEY not in told_by(error)
     assert KEY not in caplog.text
+
+
+ESCAPED = "".join(f"\\u{ord(char):04X}" for char in KEY)
+PARTLY_ESCAPED = KEY[:5] + "".join(f"\\u{ord(char):04x}" for char in KEY[5:])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        KEY.encode(),
+        ESCAPED.encode(),
+        PARTLY_ESCAPED.encode(),
+    ],
+    ids=["plain", "escaped", "partly escaped"],
+)
+def test_a_key_in_a_task_is_redacted_however_json_escapes_it(make_client, listen, said):
+    body = b'{"id": "a", "state": "failed", "failure_reason": "no key ' + said + b'"}'
+    url, _ = listen(http_response(body))
+    (found,) = make_client(KEY, base_url=url).get_tasks(["a"]).values()
+    assert "no key ***" in str(found.failure_reason)
+    assert KEY not in repr(found) + str(found.raw)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-be"])
+@pytest.mark.parametrize("status", [200, 400, 401])
+def test_a_key_in_another_encoding_is_in_no_error(make_client, listen, encoding, status):
+    body = f'{{"error": {{"message": "no key {KEY}"}}}}'.encode(encoding)
+    url, _ = listen(http_response(body, status))
+    error = error_of(make_client(KEY, base_url=url))
+    assert KEY[:8] not in told_by(error).replace(" ", "")
 
 
 @pytest.mark.parametrize("left", range(8, len(KEY) + 1))

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
 from airflow_provider_luma.relay import RelayClient, RetryPolicy
-from airflow_provider_luma.relay.address import read_base_url
+from airflow_provider_luma.relay.settings import read_base_url
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 
 FAR = "http://relay.invalid"
