@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
@@ -25,6 +26,7 @@ MAX_PROMPTS = 100_000
 MAX_LINE_CHARS = 16 * 1024 * 1024
 
 _MAX_WARNINGS = 20
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FLAGS = {"true": True, "false": False}
 
 
@@ -58,7 +60,8 @@ def read_prompts_file(url: str, defaults: Mapping[str, Any]) -> list[Generation]
         raise LumaValueError(f"prompts_path must end in .jsonl, .ndjson or .csv, not {url!r:.200}")
     try:
         path: Any = ObjectStoragePath(url)
-        file = path.open("r", encoding="utf-8-sig", newline="")
+        # Bytes that are no UTF-8 become lone surrogates, so that the error can name their line.
+        file = path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="")
     except FileNotFoundError:
         raise LumaValueError(f"There is no table of prompts at prompts_path {url!r:.200}") from None
     except (ValueError, ImportError) as error:
@@ -119,7 +122,7 @@ def _read_csv(file: IO[str]) -> Iterator[tuple[str, Any]]:
                 raise LumaValueError(f"{place}: it has more values than the header, or a column has no name")
             yield place, {name: _parse_cell(place, name, value) for name, value in row.items() if value}
     except csv.Error as error:
-        raise LumaValueError(f"line {rows.line_num}: {error}") from None
+        raise LumaValueError(f"line {rows.line_num + 1}: {error}") from None
 
 
 def _parse_cell(place: str, name: str, value: str) -> Any:
@@ -132,14 +135,13 @@ def _parse_cell(place: str, name: str, value: str) -> Any:
 
 def _lines(file: IO[str]) -> Iterator[str]:
     number = 0
-    try:
-        while line := file.readline(MAX_LINE_CHARS + 1):
-            number += 1
-            if len(line) > MAX_LINE_CHARS:
-                raise LumaValueError(f"line {number} has more than {MAX_LINE_CHARS} characters")
-            yield line
-    except UnicodeDecodeError as error:
-        raise LumaValueError(f"after line {number}: the table is not UTF-8: {error.reason}") from None
+    while line := file.readline(MAX_LINE_CHARS + 1):
+        number += 1
+        if len(line) > MAX_LINE_CHARS:
+            raise LumaValueError(f"line {number} has more than {MAX_LINE_CHARS} characters")
+        if _SURROGATE.search(line):
+            raise LumaValueError(f"line {number} is not UTF-8")
+        yield line
 
 
 def _parse_json(text: str, problem: str) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
 from airflow_provider_luma.exceptions import LumaValueError, RelayTransientError
@@ -111,9 +112,7 @@ def test_prompts_come_from_a_mapped_task_and_ids_go_to_the_sensor(connect: Any) 
 @pytest.mark.usefixtures("airflow_db")
 def test_a_mapped_batch_has_a_journal_for_each_of_its_instances(sandbox: Sandbox, tmp_path: Path) -> None:
     run = generate(
-        """
-        LumaGenerateBatchOperator.partial(**ARGUMENTS).expand(prompts=[["cat dance"], ["dog dance"], []])
-        """,
+        'LumaGenerateBatchOperator.partial(**ARGUMENTS).expand(prompts=[["cat dance"], ["dog dance"], []])',
         state_path=tmp_path.as_uri(),
     )
     ids = submits_by_prompt(sandbox)
@@ -242,9 +241,8 @@ def test_a_table_of_prompts_is_read_from_object_storage(
     sandbox: Sandbox, store: Store, tmp_path: Path, s3: S3, monkeypatch: Any, name: str, place: str
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_S3", s3.connection())
-    folder = tmp_path if place == "file" else s3.folder / "bucket"
-    (folder / name).write_bytes(TABLES[name].encode())
     url = (tmp_path / name).as_uri() if place == "file" else f"s3://s3@bucket/{name}"
+    ObjectStoragePath(url).write_bytes(TABLES[name].encode())
     ids = BatchTask(store, prompts_path=url, aspect_ratio="1:1", loop=True).run()
     by_prompt = submits_by_prompt(sandbox)
     assert ids == [by_prompt["cat dance"], by_prompt["dog, dance"]]
@@ -263,7 +261,7 @@ def test_a_table_of_prompts_is_read_from_object_storage(
         ("p.jsonl", b'"cat"\n{"prompt": 3}\n', "line 2: prompt must be a non-empty string"),
         ("p.jsonl", b'"cat"\n\n{"prompt"\n', "line 3 is not JSON"),
         ("p.jsonl", b'"cat"\n' + b"[" * 100_000, "line 2 is not JSON"),
-        ("p.jsonl", b'"cat"\n"\xff"\n', "after line 1: the table is not UTF-8"),
+        ("p.jsonl", b'"cat"\n"\xff"\n', "line 2 is not UTF-8"),
         ("p.jsonl", b'"' + b"x" * (16 * 1024 * 1024) + b'"', "line 1 has more than"),
         ("p.csv", b"prompt\ncat\n,\n", "line 3: it has more values than the header"),
         ("p.csv", b"prompt,loop\ncat,maybe\n", "line 2: loop must be True or False"),
@@ -334,7 +332,7 @@ def test_a_limit_of_concurrent_generations_is_waited_out(open_sandbox: Any, quic
 def test_the_connections_requests_per_minute_hold_for_submits(open_sandbox: Any) -> None:
     sandbox = open_sandbox({"max_requests_per_minute": 600})
     BatchTask(None, prompts=CATS).run()
-    times = [request.time for request in sandbox.requests]
+    times = [request.at for request in sandbox.requests]
     assert max(times) - min(times) > 0.1 * (len(CATS) - 2)
 
 
@@ -343,11 +341,11 @@ def test_max_generations_counts_all_tries_and_rejected_prompts_do_not_count(
 ) -> None:
     prompts = ["a forbidden dance", *CATS]
     task = BatchTask(store, prompts=prompts, max_generations=5, fail_when="any")
-    for _ in range(2):
-        with pytest.raises(LumaTaskFailedError, match="7 were not submitted, because max_generations=5"):
+    for left in (7, 8):  # the second try does not come to the rejected prompt
+        with pytest.raises(LumaTaskFailedError, match=f"{left} were not submitted, because max_generations"):
             task.run()
         assert len(sandbox.submits) == 5
-    assert task.submits["not_submitted"] == 7
+        assert task.submits["not_submitted"] == left
 
 
 def test_an_unknown_outcome_counts_as_a_generation(sandbox: Sandbox, store: Store) -> None:
@@ -402,7 +400,7 @@ def test_an_unreachable_relay_ends_the_try_and_the_next_submits_the_rest(
     with pytest.raises(RelayTransientError, match="Too many submits in a row"):
         task.run()
     assert task.submits == {"created": 4, "rejected": {}, "unknown": [], "not_submitted": 8}
-    assert task.instance.xcoms["return_value"] == sandbox.task_ids
+    assert sorted(task.instance.xcoms["return_value"]) == sorted(sandbox.task_ids)
     with sandbox:
         assert len(task.run()) == 12
     assert sorted(body["user_prompt"] for body in sandbox.submits) == sorted(CATS)
