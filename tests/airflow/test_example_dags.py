@@ -95,3 +95,28 @@ def test_a_table_of_prompts_becomes_archived_clips(sandbox: Sandbox, tmp_path: P
     }
     assert {file.stem for file in clips.glob("*.mp4")} == set(sandbox.task_ids)
     assert ran.xcom("archive")["completed"] == 2
+
+
+def test_a_batch_of_prompts_is_downloaded_in_chunks(sandbox: Sandbox, tmp_path: Path) -> None:
+    table, clips = tmp_path / "prompts.jsonl", tmp_path / "clips"
+    rows = [
+        "cat dance",
+        {"prompt": "dog dance", "aspect_ratio": "1:1"},
+        "a forbidden dance",
+        "a blacklisted dance",
+        *(f"fox dance {number}" for number in range(3)),
+    ]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = run("example_luma_batch", prompts=table.as_uri(), destination=clips.as_uri(), chunk_size=2)
+    assert set(ran.states.values()) == {"success"}
+    assert {body["user_prompt"]: body["aspect_ratio"] for body in sandbox.submits} == {
+        "cat dance": "16:9",
+        "dog dance": "1:1",
+        "a blacklisted dance": "16:9",
+        **{f"fox dance {number}": "16:9" for number in range(3)},
+    }
+    assert ran.xcom("generate", "luma_submits")["rejected"].keys() == {"2"}
+    completed = ran.xcom("wait")
+    assert len(completed) == 5
+    assert [ran.xcom("download", map_index=index)["downloaded"] for index in range(3)] == [2, 2, 1]
+    assert {file.stem for file in clips.glob("*.mp4")} == set(completed)
