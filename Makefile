@@ -7,7 +7,7 @@ GROUPS := dev bench celery docs fuzz release samples stores
 INSTALL := $(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-stack test-celery test-kills soak test-memory test-matrix bench-wait bench-transfer check docs dist audit fix constraints clean
+.PHONY: help demo test fuzz test-stack test-celery test-kills soak test-memory test-matrix bench-wait bench-submit bench-transfer check docs dist audit fix constraints clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test-matrix: $(VENV)/stores ## test the wheel on each Airflow and Python that we
 
 bench-wait: $(VENV)/ready ## measure what waiting costs a triggerer, beside the peers (ten minutes)
 	$(BIN)/python benchmarks/wait.py
+
+bench-submit: $(VENV)/stores postgresql redis ## measure a batch of prompts beside a mapped task for each, and its journal (half an hour)
+	$(BIN)/python benchmarks/submit.py $(ARGS)
 
 bench-transfer: $(VENV)/stores ## measure the archiver beside curl, rclone and HttpToS3Operator (ten minutes)
 	@command -v nginx >/dev/null || { apt-get update -qq && apt-get install -y -qq nginx-light; }
