@@ -118,7 +118,8 @@ class StatePlace:
 
     def __init__(self, context: Context, state_path: str | None, *, durable: bool) -> None:
         self._store = context.get("task_state_store") if durable else None
-        self._folder = open_folder(state_path) if durable and state_path else None
+        self._url = state_path if durable and state_path else None
+        self._folder = open_folder(self._url) if self._url else None
         self._name = object_name(context["ti"])
 
     @property
@@ -145,17 +146,21 @@ class StatePlace:
         :param part: its name in the folder of the task instance, which else has one object.
         """
         state = AirflowTaskState(self._store, key) if self._store is not None else None
-        return state if self._folder is None else ObjectTaskState(self.open_object(part), earlier=state)
+        if self._folder is None:
+            return state
+        name = f"{self._name}/{part}.json" if part else f"{self._name}.json"
+        return ObjectTaskState(self._folder(name), earlier=state)
 
-    def open_object(self, part: str | None = None, suffix: str = ".json") -> VersionedObject:
+    def open_manifest(self) -> tuple[VersionedObject, str]:
         """
-        Return an object below ``state_path``.
+        Return a JSONL object beside the records, and its URL as Airflow's object storage takes it.
 
         :raises LumaValueError: when there is no ``state_path``.
         """
-        if self._folder is None:
+        if self._folder is None or self._url is None:
             raise LumaValueError("manifest=True needs a state_path")
-        return self._folder(f"{self._name}/{part}{suffix}" if part else f"{self._name}{suffix}")
+        name = f"{self._name}/manifest.jsonl"
+        return self._folder(name), f"{self._url.rstrip('/')}/{name}"
 
 
 class SubmitLedger:

@@ -70,7 +70,7 @@ class LumaGenerateBatchOperator(GenerationOperator):
         ``"any"`` (default) when there is one, ``"all"`` only when no prompt has an id, ``"never"`` not.
     :param manifest: write ``manifest.jsonl`` beside the journal, which needs a ``state_path``, with a row for
         each prompt: ``position``, ``status`` (``created``, ``rejected``, ``unknown`` or ``not_submitted``),
-        ``id`` and ``reason``. XCom then holds ``{"manifest": uri, "created": n}`` instead of the ids, for
+        ``id`` and ``reason``. XCom then holds ``{"manifest": url, "created": n}`` instead of the ids, for
         lists of many thousands. Default False.
     :param luma_conn_id: the connection of type ``luma``. Default ``luma_default``. (templated)
     :param durable: keep the journal. Default True; without effect on Airflow 3.0 to 3.2 where there is no
@@ -129,7 +129,7 @@ class LumaGenerateBatchOperator(GenerationOperator):
             generations = self._read_generations()
             place = self._open_place(context)
             if self.manifest:
-                place.open_object("manifest", ".jsonl")  # an error before anything is paid
+                place.open_manifest()  # an error before anything is paid
             batch = self._open_batch(context, place, generations, stopped)
         retries = Retries(context)
         if not place.is_durable:
@@ -204,10 +204,10 @@ class LumaGenerateBatchOperator(GenerationOperator):
         """Push what became of the prompts, also when the task fails; return what it returns."""
         returned: list[str] | dict[str, Any] = list(submits.ids.values())
         if self.manifest:
-            manifest = place.open_object("manifest", ".jsonl")
+            manifest, url = place.open_manifest()
             manifest.read()  # that of an earlier try is replaced
             manifest.write(submits.manifest(prompts))
-            returned = {"manifest": manifest.uri, "created": len(submits.ids)}
+            returned = {"manifest": url, "created": len(submits.ids)}
         context["ti"].xcom_push(XCOM_SUBMITS_KEY, submits.summary())
         context["ti"].xcom_push("return_value", returned)
         self.log.info("%s", submits.describe(prompts))
