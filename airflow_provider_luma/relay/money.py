@@ -51,6 +51,9 @@ class Money:
     def is_unlimited(self) -> bool:
         return math.isinf(self.amount)
 
+    def __mul__(self, number: float) -> Money:
+        return Money(self.amount * number, self.unit)
+
     def __str__(self) -> str:
         if self.is_unlimited:
             return "unlimited"

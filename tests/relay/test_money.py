@@ -242,6 +242,10 @@ def test_money_is_told_as_people_read_it(money: Money, text: str) -> None:
     assert str(money) == text
 
 
+def test_so_many_clips_cost_so_much() -> None:
+    assert Money(0.35, "USD") * 3 == Money(pytest.approx(1.05), "USD")
+
+
 @pytest.mark.parametrize("unit", ["USD", "CNY", "TOKENS", "CUSTOM"])
 def test_a_price_is_told_in_the_unit_of_the_balance(unit: str) -> None:
     with of_sandbox(price=700, balance=1400, unit=unit) as (sandbox, client):
