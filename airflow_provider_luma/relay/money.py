@@ -57,7 +57,7 @@ class Money:
     def __str__(self) -> str:
         if self.is_unlimited:
             return "unlimited"
-        return f"{f'{self.amount:,.4f}'.rstrip('0').rstrip('.')} {self.unit}"
+        return f"{f'{self.amount:,.4f}'.removesuffix('00').removesuffix('.00')} {self.unit}"
 
 
 @dataclass(frozen=True, slots=True)

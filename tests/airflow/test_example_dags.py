@@ -127,8 +127,8 @@ def test_approved_prompts_are_paid_for_and_a_person_chooses_the_clips(
     assert set(ran.states.values()) == {"success"}
     (shown,) = person.read("approve")
     assert shown["subject"] == "Pay for these clips?"
-    assert "| cat \\| dance | 2 | 0.7 USD |" in shown["body"]
-    assert "| **total** | **4** | **1.4 USD** |" in shown["body"]
+    assert "| cat \\| dance | 2 | 0.70 USD |" in shown["body"]
+    assert "| **total** | **4** | **1.40 USD** |" in shown["body"]
     assert "The account has 20 USD" in shown["body"]
     assert [body["user_prompt"] for body in sandbox.submits].count("cat | dance") == 2
     assert len(sandbox.submits) == 3
