@@ -55,7 +55,14 @@ class Ledger(Protocol):
     def begin(self, generation: Generation) -> None:
         """Save ``sending``: the submit may leave from now on."""
 
-    def mark(self, phase: Phase, *, id: str | None = None, reason: str | None = None) -> None:  # noqa: A002
+    def mark(
+        self,
+        phase: Phase,
+        *,
+        id: str | None = None,  # noqa: A002
+        reason: str | None = None,
+        quota: float | None = None,
+    ) -> None:
         """Save that the submit reached a phase."""
 
 
@@ -124,7 +131,7 @@ class DurableSubmit:
 
     def _mark_created(self, task: LumaTask) -> None:
         try:
-            self._ledger.mark(Phase.CREATED, id=task.id)
+            self._ledger.mark(Phase.CREATED, id=task.id, quota=task.quota)
         except Exception as error:
             raise LumaNonRetryableError(
                 f"Luma task {task.id} was created and charged, but its record could not be saved: "

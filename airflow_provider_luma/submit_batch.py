@@ -43,6 +43,7 @@ from airflow_provider_luma.exceptions import (
     SubmitOutcomeUnknownError,
     SubmitRecordError,
 )
+from airflow_provider_luma.relay.task import LumaTask, TaskState
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit_gate import Pass, SubmitGate
 from airflow_provider_luma.submit_record import Action, fingerprint_of
@@ -51,7 +52,6 @@ from airflow_provider_luma.submit_result import BatchSubmits, first_positions
 if TYPE_CHECKING:
     from airflow_provider_luma.relay.client import RelayClient
     from airflow_provider_luma.relay.generation import Generation
-    from airflow_provider_luma.relay.task import LumaTask
     from airflow_provider_luma.submit_journal import Journal
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,6 @@ class SubmitBatch:
         self._rejected: dict[int, str] = {}
         self._stopped_by: str | None = None
         self._error: Exception | None = None
-        self._balance_lock = threading.Lock()
 
     def run(self, max_parallel: int) -> None:
         """Submit until nothing is left to, or something stops the batch; :meth:`submits` tells the rest."""
@@ -144,14 +143,18 @@ class SubmitBatch:
                 stopped_by=self._stopped_by,
                 error=self._error,
             )
+        quota = 0.0
         for position in range(len(self._generations)):
             if position in waiting or position in result.rejected:
                 continue
             record = self._journal.record(position)
-            if record is not None and record.id is not None:
-                result.ids[position] = record.id
-            else:
+            if record is None or record.id is None:
                 result.unknown.append(position)
+                continue
+            result.ids[position] = record.id
+            quota += record.quota or 0.0
+        if quota and not self._stopped.is_set():
+            result.cost = self._client.get_cost(LumaTask("all", TaskState.PENDING, raw={"quota": quota}))
         return result
 
     def _plan(self) -> None:
@@ -252,14 +255,12 @@ class SubmitBatch:
         return begun >= self._limits.max_generations
 
     def _submit(self, position: int, permission: Pass) -> None:
-        with self._balance_lock:
-            too_low = self._limits.check_balance()
-        if too_low:
-            self._leave(permission, left_out=position)
-            self._stop(too_low)
-            return
         submit = DurableSubmit(self._journal.ledger(position), f"for prompt {position}")
         try:
+            if too_low := self._limits.check_balance():
+                self._leave(permission, left_out=position)
+                self._stop(too_low)
+                return
             submit.submit(self._send, self._generations[position])
         except RelayInvalidRequestError as error:
             self._reject(position, permission, clean_text(str(error)))

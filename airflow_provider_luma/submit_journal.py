@@ -145,10 +145,11 @@ class Journal:
         *,
         id: str | None = None,  # noqa: A002
         reason: str | None = None,
+        quota: float | None = None,
     ) -> None:
         """Save that the submit of a prompt reached a phase."""
-        record = self._records[position]
-        self._save(position, record.at(phase, self._max_tries, id=id, reason=_fit_reason(reason)))
+        record, reason = self._records[position], _fit_reason(reason)
+        self._save(position, record.at(phase, self._max_tries, id=id, reason=reason, quota=quota))
 
     def mark_reported(self, positions: Iterable[int]) -> None:
         """Save that the doubts of an earlier try were logged."""
@@ -210,8 +211,15 @@ class PromptLedger:
     def begin(self, generation: Generation) -> None:
         self._journal.begin(self._position, generation)
 
-    def mark(self, phase: Phase, *, id: str | None = None, reason: str | None = None) -> None:  # noqa: A002
-        self._journal.mark(self._position, phase, id=id, reason=reason)
+    def mark(
+        self,
+        phase: Phase,
+        *,
+        id: str | None = None,  # noqa: A002
+        reason: str | None = None,
+        quota: float | None = None,
+    ) -> None:
+        self._journal.mark(self._position, phase, id=id, reason=reason, quota=quota)
 
 
 def _segment_of(position: int) -> int:

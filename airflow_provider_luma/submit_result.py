@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_luma.arguments import FailWhen
+from airflow_provider_luma.relay.money import Money
 from airflow_provider_luma.relay.result import Outcome, judge
 from airflow_provider_luma.relay.state import MAX_BYTES, fit_entries
 
@@ -25,6 +26,7 @@ class BatchSubmits:
     :param not_submitted: how many were left out.
     :param stopped_by: why some were left out, for people.
     :param error: what stopped the batch, where the task must fail by it.
+    :param cost: what the relay said that it charged; of those tasks of which it said so.
     """
 
     ids: dict[int, str] = field(default_factory=dict)
@@ -33,6 +35,7 @@ class BatchSubmits:
     not_submitted: int = 0
     stopped_by: str | None = None
     error: Exception | None = None
+    cost: Money | None = None
 
     def fails(self, prompts: int, fail_when: FailWhen) -> bool:
         """Say whether prompts without an id fail a batch of so many."""
@@ -54,11 +57,15 @@ class BatchSubmits:
             "rejected": listed,
             "unknown": self.unknown,
             "not_submitted": self.not_submitted,
-        } | ({"rejected_not_listed": not_listed} if not_listed else {})
+            **({"rejected_not_listed": not_listed} if not_listed else {}),
+            **({"cost": {"amount": self.cost.amount, "unit": self.cost.unit}} if self.cost else {}),
+        }
 
     def describe(self, prompts: int) -> str:
         """Return the counts in one line, and the first of the prompts without an id."""
         parts = [f"{len(self.ids)} of {prompts} prompts have a Luma task"]
+        if self.cost is not None:
+            parts.append(f"which cost {self.cost}")
         if self.rejected:
             named = [f"{position}: {self.rejected[position]}" for position in sorted(self.rejected)]
             left_out = len(named) - _MAX_NAMED

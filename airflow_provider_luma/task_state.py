@@ -154,7 +154,7 @@ class StatePlace:
         :raises LumaValueError: when there is no ``state_path``.
         """
         if self._folder is None:
-            raise LumaValueError("There is no state_path")
+            raise LumaValueError("manifest=True needs a state_path")
         return self._folder(f"{self._name}/{part}{suffix}" if part else f"{self._name}{suffix}")
 
 
@@ -184,10 +184,17 @@ class SubmitLedger:
         """Write down that a submit may leave from now on."""
         self._save(SubmitRecord.sending(generation, self._max_tries))
 
-    def mark(self, phase: Phase, *, id: str | None = None, reason: str | None = None) -> None:  # noqa: A002
+    def mark(
+        self,
+        phase: Phase,
+        *,
+        id: str | None = None,  # noqa: A002
+        reason: str | None = None,
+        quota: float | None = None,
+    ) -> None:
         """Write down that the submit reached a phase."""
         if self.record is not None:
-            self._save(self.record.at(phase, self._max_tries, id=id, reason=reason))
+            self._save(self.record.at(phase, self._max_tries, id=id, reason=reason, quota=quota))
 
     def _save(self, record: SubmitRecord) -> None:
         save_record(self._state, record.to_dict())
