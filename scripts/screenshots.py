@@ -1,8 +1,8 @@
 """
 Clicks through the approval example in a real browser, and takes the pictures of the documentation.
 
-A whole Airflow on loopback, the embedded sandbox, an S3 server and Debian's Chromium without a screen. It fails
-when the run does not end as the clicks say: nothing is paid before the approval, and what was chosen is kept.
+A whole Airflow on loopback, the embedded sandbox, an S3 server and Debian's Chromium without a screen. It
+fails when the run does not end as the clicks say: nothing is paid before the approval, what was chosen is kept.
 """
 
 from __future__ import annotations
