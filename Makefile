@@ -2,12 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
-GROUPS := dev bench celery docs fuzz release samples stores
+GROUPS := dev bench celery docs fuzz release samples screenshots stores
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-stack test-celery test-kills soak test-memory test-matrix bench-wait bench-submit bench-transfer check docs dist audit fix constraints clean
+.PHONY: help demo test fuzz test-stack test-celery test-kills soak test-memory test-matrix bench-wait bench-submit bench-transfer screenshots check docs dist audit fix constraints clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,7 +34,11 @@ MINUTES ?= 20
 soak: $(VENV)/stores postgresql redis ## wait and archive in a loop for MINUTES=20; memory, threads, sockets and files must stay flat
 	LUMA_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -m soak tests/stack -v -s $(ARGS)
 
-.PHONY: postgresql redis
+.PHONY: chromium postgresql redis
+chromium: $(VENV)/ready
+	@$(INSTALL) --group screenshots
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
+
 redis: $(VENV)/ready
 	@$(INSTALL) --group celery
 	@command -v redis-server >/dev/null || { apt-get update -qq && apt-get install -y -qq redis-server; }
@@ -60,6 +64,9 @@ bench-transfer: $(VENV)/stores ## measure the archiver beside curl, rclone and H
 
 test-memory: $(VENV)/stores ## test that gigabytes add little memory, on every store (six minutes)
 	$(BIN)/python -m pytest -m slow tests/download -rP $(ARGS)
+
+screenshots: $(VENV)/stores postgresql chromium ## click through the approval example in a real browser; writes docs/images (four minutes)
+	$(BIN)/python scripts/screenshots.py
 
 check: $(VENV)/ready ## lint, check formatting and types; changes nothing
 	$(BIN)/ruff check .

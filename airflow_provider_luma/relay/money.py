@@ -51,10 +51,13 @@ class Money:
     def is_unlimited(self) -> bool:
         return math.isinf(self.amount)
 
+    def __mul__(self, number: float) -> Money:
+        return Money(self.amount * number, self.unit)
+
     def __str__(self) -> str:
         if self.is_unlimited:
             return "unlimited"
-        return f"{f'{self.amount:,.4f}'.rstrip('0').rstrip('.')} {self.unit}"
+        return f"{f'{self.amount:,.4f}'.removesuffix('00').removesuffix('.00')} {self.unit}"
 
 
 @dataclass(frozen=True, slots=True)

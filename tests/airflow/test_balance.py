@@ -45,7 +45,7 @@ def test_the_connection_test_tells_the_balance(connect: Callable[..., None]) -> 
         connect(sandbox)
         good, message = LumaHook().test_connection()
     assert good
-    assert message.endswith("accepts the API key. Its balance: 12.5 USD.")
+    assert message.endswith("accepts the API key. Its balance: 12.50 USD.")
 
 
 @pytest.fixture

@@ -231,15 +231,20 @@ def test_the_unit_is_what_the_relay_says_or_its_quota(status: Any, expected: Mon
 @pytest.mark.parametrize(
     ("money", "text"),
     [
-        (Money(12.5, "USD"), "12.5 USD"),
+        (Money(12.5, "USD"), "12.50 USD"),
+        (Money(0.0035, "USD"), "0.0035 USD"),
         (Money(0.35, "USD"), "0.35 USD"),
         (Money(1_250_000, "tokens"), "1,250,000 tokens"),
-        (Money(-0.5, "CNY"), "-0.5 CNY"),
+        (Money(-0.5, "CNY"), "-0.50 CNY"),
         (Money(0, "USD"), "0 USD"),
     ],
 )
 def test_money_is_told_as_people_read_it(money: Money, text: str) -> None:
     assert str(money) == text
+
+
+def test_so_many_clips_cost_so_much() -> None:
+    assert Money(0.35, "USD") * 3 == Money(pytest.approx(1.05), "USD")
 
 
 @pytest.mark.parametrize("unit", ["USD", "CNY", "TOKENS", "CUSTOM"])
