@@ -24,7 +24,7 @@ fuzz: $(VENV)/stores ## try far more bad input than `make test` does (five minut
 test-stack: $(VENV)/stores postgresql ## test a real api-server, scheduler and triggerer on PostgreSQL (some minutes)
 	$(BIN)/python -m pytest -m stack tests/stack -v -s $(ARGS)
 
-test-celery: $(VENV)/stores postgresql redis ## test 1,000 prompts on Celery while parts of it are killed (a quarter of an hour)
+test-celery: $(VENV)/stores postgresql redis ## test 1,000 prompts on Celery while parts of it are killed (half an hour)
 	$(BIN)/python -m pytest -m celery tests/stack -v -s $(ARGS)
 
 test-kills: $(VENV)/stores ## kill a generate task before each of its lines, on a real Airflow too (an hour; LUMA_KILLS_STEP=5 for some)
