@@ -135,6 +135,11 @@ class LumaGenerateOperator(GenerationOperator):
             task_id = self._submitted_id(context, ledger)
         return self._wait(context, ledger, task_id, event or {})
 
+    def on_kill(self) -> None:
+        record = self._ledger.record if self._ledger is not None else None
+        if record is not None and record.id is not None:
+            self.log.warning("Luma task %s goes on, and is charged, at the relay", record.id)
+
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         # Before the base class, which raises when the trigger failed.
         with fail_without_retry():
