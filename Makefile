@@ -27,8 +27,8 @@ test-stack: $(VENV)/stores postgresql ## test a real api-server, scheduler and t
 test-celery: $(VENV)/stores postgresql redis ## test 1,000 prompts on Celery while parts of it are killed (half an hour)
 	$(BIN)/python -m pytest -m celery tests/stack -v -s $(ARGS)
 
-test-kills: $(VENV)/stores ## kill a generate task before each of its lines, on a real Airflow too (an hour; LUMA_KILLS_STEP=5 for some)
-	LUMA_KILLS_STEP=$${LUMA_KILLS_STEP:-1} $(BIN)/python -m pytest -m "kills or not kills" -k kill tests/kills tests/airflow/test_paid_once.py -v -s $(ARGS)
+test-kills: $(VENV)/stores ## kill generate tasks before each of their lines, on a real Airflow too (hours; LUMA_KILLS_STEP=5 for some)
+	LUMA_KILLS_STEP=$${LUMA_KILLS_STEP:-1} $(BIN)/python -m pytest -m "kills or not kills" -k kill tests/kills tests/airflow/test_paid_once.py tests/airflow/test_batch_paid_once.py -v -s $(ARGS)
 
 MINUTES ?= 20
 soak: $(VENV)/stores postgresql redis ## wait and archive in a loop for MINUTES=20; memory, threads, sockets and files must stay flat

@@ -233,14 +233,15 @@ def measure_journals(folder: Path) -> list[str]:
 def main() -> None:
     multiprocessing.set_start_method("spawn")
     kinds = sys.argv[1:] or ["celery", "journal"]
-    tables = json.loads(_RAW.read_text()) if _RAW.exists() else {}
+    measured = {}
     with tempfile.TemporaryDirectory() as name:
         os.environ["AIRFLOW_HOME"] = f"{name}/home"
         for kind in kinds:
             folder = Path(name) / kind
             folder.mkdir()
-            tables[kind] = compare_on_celery(folder) if kind == "celery" else measure_journals(folder)
+            measured[kind] = compare_on_celery(folder) if kind == "celery" else measure_journals(folder)
     _RAW.parent.mkdir(exist_ok=True)
+    tables = (json.loads(_RAW.read_text()) if _RAW.exists() else {}) | measured
     _RAW.write_text(json.dumps(tables))
     FIGURES.write_text(_page(tables))
 
