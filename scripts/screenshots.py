@@ -88,16 +88,12 @@ def click_through(stack: Stack, sandbox: Sandbox) -> None:
 
 
 def open_action(page: Page, stack: Stack, subject: str) -> None:
-    """Go to a required action by the page that lists them all, as soon as it is there."""
-    link = page.get_by_role("link", name=subject)
-
-    def is_listed() -> bool:
-        page.goto(f"{stack.api}/required_actions?response_received=false")
-        page.wait_for_timeout(2000)
-        return bool(link.count())
-
-    stack.until(is_listed, f"{subject!r} is asked", PATIENCE)
-    link.first.click()
+    """Go to a required action by the page that lists them all, when it is there."""
+    stack.until(
+        lambda: bool(stack.rows("select 1 from hitl_detail where subject = %s", subject)), subject, PATIENCE
+    )
+    page.goto(f"{stack.api}/required_actions?response_received=false")
+    page.get_by_role("link", name=subject).first.click()
 
 
 def choose(page: Page) -> None:
