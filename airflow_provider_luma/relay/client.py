@@ -39,7 +39,7 @@ from airflow_provider_luma.relay.settings import (
     validate_verify,
 )
 from airflow_provider_luma.relay.submit_response import outcome_unknown, parse_submitted
-from airflow_provider_luma.relay.task import LumaTask, read_tasks
+from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, read_tasks
 from airflow_provider_luma.relay.transport import (
     ContentEncodingError,
     Exchange,
@@ -52,9 +52,6 @@ from airflow_provider_luma.relay.transport import (
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-# A well-formed id that no relay can have given out.
-PROBE_ID = "00000000-0000-0000-0000-000000000000"
 
 # From this many characters on, the start of a key gives something of it away.
 _REDACTABLE_PREFIX_LENGTH = 8

@@ -80,6 +80,8 @@ class _WaitRetryAfter(wait_base):
             return self._backoff(retry_state)
         # Only a rate limit is waited out however long it is; transient errors are bounded in time, too.
         delay = retry_after if isinstance(error, RelayRateLimitError) else min(retry_after, self._max_delay)
+        # "0" means that a retry is welcome, and not that it is welcome a hundred times.
+        delay = delay or self._backoff(retry_state)
         return delay + random.uniform(0, 0.2)  # noqa: S311
 
 

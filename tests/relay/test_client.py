@@ -19,8 +19,8 @@ from airflow_provider_luma.exceptions import (
     RelayTransientError,
 )
 from airflow_provider_luma.relay import RelayClient, RetryPolicy, TaskState
-from airflow_provider_luma.relay.client import PROBE_ID
 from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL
+from airflow_provider_luma.relay.task import PROBE_ID
 from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedAnswer
 
 A = {"id": "a", "state": "completed"}
@@ -53,7 +53,7 @@ def test_a_request_holds_the_ids_and_nothing_else(make_client, listen):
         "Host": base_url.removeprefix("http://"),
         "User-Agent": f"airflow-provider-luma/{__version__}",
         "Accept": "application/json",
-        "Accept-Encoding": "gzip, deflate",
+        "Accept-Encoding": "gzip",
         "Connection": "keep-alive",
         "Content-Type": "application/json",
         "Content-Length": "19",
