@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tenacity import RetryCallState, retry_if_exception_type
@@ -32,16 +32,23 @@ class RetryPolicy:
     initial_delay: float = 0.5
     max_delay: float = 60
 
-    def retrying_kwargs(self, *, max_rate_limit_delay: float = math.inf) -> dict[str, Any]:
+    def once(self) -> RetryPolicy:
+        """Return the policy that retries only after rate limits."""
+        return replace(self, max_attempts=1)
+
+    def retrying_kwargs(
+        self, *, max_rate_limit_delay: float = math.inf, max_seconds: float = math.inf
+    ) -> dict[str, Any]:
         """
         Return fresh arguments for ``tenacity.Retrying`` or ``tenacity.AsyncRetrying``.
 
         :param max_rate_limit_delay: seconds that may be spent on rate limits; past them
             :class:`RelayRateLimitError` reaches the caller.
+        :param max_seconds: no attempt begins later than so long after the first.
         """
         return {
             "retry": retry_if_exception_type((RelayTransientError, RelayRateLimitError)),
-            "stop": _StopAfterAttemptsOrDelay(self.max_attempts, max_rate_limit_delay),
+            "stop": _StopAfterAttemptsOrDelay(self.max_attempts, max_rate_limit_delay, max_seconds),
             "wait": _WaitRetryAfter(
                 wait_exponential_jitter(self.initial_delay, self.max_delay, jitter=self.initial_delay),
                 self.max_delay,
@@ -52,18 +59,19 @@ class RetryPolicy:
 
 
 class _StopAfterAttemptsOrDelay(stop_base):
-    """Stop after so many attempts, or when a rate limit asks for more than the delay that is left."""
+    """Stop after so many attempts, and before a delay that is longer than what is left."""
 
-    def __init__(self, max_attempts: int, max_rate_limit_delay: float) -> None:
+    def __init__(self, max_attempts: int, max_rate_limit_delay: float, max_seconds: float) -> None:
         self._attempts_left = max_attempts
         self._max_rate_limit_delay = max_rate_limit_delay
+        self._max_seconds = max_seconds
 
     def __call__(self, retry_state: RetryCallState) -> bool:
+        next_attempt = (retry_state.seconds_since_start or 0.0) + retry_state.upcoming_sleep
         if isinstance(_error(retry_state), RelayRateLimitError):
-            spent = retry_state.seconds_since_start or 0.0
-            return spent + retry_state.upcoming_sleep > self._max_rate_limit_delay
+            return next_attempt > min(self._max_rate_limit_delay, self._max_seconds)
         self._attempts_left -= 1
-        return self._attempts_left <= 0
+        return self._attempts_left <= 0 or next_attempt > self._max_seconds
 
 
 class _WaitRetryAfter(wait_base):

@@ -44,6 +44,8 @@ class _Pollers:
         return await asyncio.shield(self.reads[conn_id])
 
     def _replace(self, old: Poller, settings: RelaySettings) -> None:
+        if not old.subscriptions:  # they have left meanwhile, and nobody would close the new one
+            return
         new = self.by_connection.get(old.conn_id)
         if new is None or new.settings != settings:
             new = self.by_connection[old.conn_id] = Poller(old.conn_id, settings, self._replace)

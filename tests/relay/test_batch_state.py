@@ -12,8 +12,8 @@ from airflow_provider_luma.relay.state import (
     MAX_REASON_BYTES,
     fit_entries,
     fit_reasons,
-    pack_positions,
-    unpack_positions,
+    pack_codes,
+    unpack_codes,
 )
 
 KINDS = ("completed", "failed", "processing", None)
@@ -86,7 +86,7 @@ def test_what_is_no_state_is_not_taken(state):
 
 
 @pytest.mark.parametrize(
-    "field", ["version", "ids", "started_at", "completed", "missing", "failed", "absent"]
+    "field", ["version", "ids", "started_at", "absent", "reasons", "codes"]
 )
 @pytest.mark.parametrize("value", [None, 17, "x", "AAAA", [["why", "x"]], [[1]], {"a": 1}])
 def test_a_damaged_state_is_not_taken(field, value):
@@ -138,11 +138,11 @@ def test_the_first_entries_stay_where_not_all_fit():
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 1000])
-def test_positions_survive(length):
-    for positions in ([], list(range(length)), list(range(0, length, 3))):
-        assert unpack_positions(pack_positions(positions, length), length) == positions
+def test_codes_survive(length):
+    for codes in ([0] * length, list(range(length)), [65_535] * length):
+        assert unpack_codes(pack_codes(codes), length) == codes
 
 
-def test_positions_that_would_expand_are_rejected():
-    with pytest.raises(ValueError, match="bytes for 8 positions"):
-        unpack_positions(pack_positions([], 8_000_000), 8)
+def test_codes_that_would_expand_are_rejected():
+    with pytest.raises(ValueError, match="bytes for 8 codes"):
+        unpack_codes(pack_codes([0] * 8_000_000), 8)
