@@ -85,9 +85,7 @@ def test_what_is_no_state_is_not_taken(state):
     assert not TaskBatch.is_state(state)
 
 
-@pytest.mark.parametrize(
-    "field", ["version", "ids", "started_at", "absent", "reasons", "codes"]
-)
+@pytest.mark.parametrize("field", ["version", "ids", "started_at", "absent", "reasons", "codes"])
 @pytest.mark.parametrize("value", [None, 17, "x", "AAAA", [["why", "x"]], [[1]], {"a": 1}])
 def test_a_damaged_state_is_not_taken(field, value):
     batch = polled(4)
