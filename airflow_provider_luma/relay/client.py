@@ -177,6 +177,7 @@ class RelayClient:
         :param max_delay: seconds that may be spent on rate limits.
         :param max_seconds: that all attempts may take.
         :raises RelayError: as :meth:`query_once`, of the last attempt.
+        :raises TimeoutError: when ``max_seconds`` are over before the retries are.
         """
         last_call = time.monotonic() + max_seconds
         retry = self.retry.once() if once else self.retry

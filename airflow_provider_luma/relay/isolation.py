@@ -10,9 +10,9 @@ again in smaller requests, each sent once, until each bad id stands alone::
                                                  └──────────both fail────────────▶ all have the error
 
 One bad id among 100 costs up to 16 more requests, and no failed request costs more than ``MAX_REQUESTS``; ids
-that are not told apart by then keep its error. A relay that is down costs a poll two more requests for each one
-that runs at once, where each failed request has had its several attempts: once two single ids have failed, the
-other failed requests of that poll are not looked into.
+that are not told apart by then keep its error. A relay that is down costs a poll two more requests for each
+one that runs at once, where each failed request has had its several attempts: once two single ids have
+failed, the other failed requests of that poll are not looked into.
 """
 
 from __future__ import annotations

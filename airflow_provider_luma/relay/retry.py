@@ -6,7 +6,7 @@ import logging
 import math
 import random
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn, cast
 
 from tenacity import RetryCallState, retry_if_exception_type
 from tenacity.stop import stop_base
@@ -44,17 +44,19 @@ class RetryPolicy:
 
         :param max_rate_limit_delay: seconds that may be spent on rate limits; past them
             :class:`RelayRateLimitError` reaches the caller.
-        :param max_seconds: no attempt begins later than so long after the first.
+        :param max_seconds: no attempt begins later than so long after the first; ``TimeoutError`` is raised
+            in place of the transient error that would have been retried.
         """
+        stop = _StopAfterAttemptsOrDelay(self.max_attempts, max_rate_limit_delay, max_seconds)
         return {
             "retry": retry_if_exception_type((RelayTransientError, RelayRateLimitError)),
-            "stop": _StopAfterAttemptsOrDelay(self.max_attempts, max_rate_limit_delay, max_seconds),
+            "stop": stop,
             "wait": _WaitRetryAfter(
                 wait_exponential_jitter(self.initial_delay, self.max_delay, jitter=self.initial_delay),
                 self.max_delay,
             ),
             "before_sleep": _log_before_sleep,
-            "reraise": True,
+            "retry_error_callback": stop.raise_error,
         }
 
 
@@ -65,13 +67,21 @@ class _StopAfterAttemptsOrDelay(stop_base):
         self._attempts_left = max_attempts
         self._max_rate_limit_delay = max_rate_limit_delay
         self._max_seconds = max_seconds
+        self._is_out_of_time = False
 
     def __call__(self, retry_state: RetryCallState) -> bool:
         next_attempt = (retry_state.seconds_since_start or 0.0) + retry_state.upcoming_sleep
         if isinstance(_error(retry_state), RelayRateLimitError):
             return next_attempt > min(self._max_rate_limit_delay, self._max_seconds)
         self._attempts_left -= 1
-        return self._attempts_left <= 0 or next_attempt > self._max_seconds
+        self._is_out_of_time = self._attempts_left > 0 and next_attempt > self._max_seconds
+        return self._attempts_left <= 0 or self._is_out_of_time
+
+    def raise_error(self, retry_state: RetryCallState) -> NoReturn:
+        error = cast(BaseException, _error(retry_state))
+        if self._is_out_of_time:
+            raise TimeoutError(f"no time is left for a retry after: {error}") from error
+        raise error
 
 
 class _WaitRetryAfter(wait_base):

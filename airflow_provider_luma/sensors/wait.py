@@ -103,8 +103,8 @@ class Wait:
         except RelayRateLimitError as error:
             self.not_before = time.time() + (error.retry_after or 0)
             self._log.info("%s", error)
-        except _LastCall:
-            self._log.info("The last poll did not end in time")
+        except TimeoutError as cut:
+            self._log.info("The poll was ended with the wait: %s", cut)
         if errors:
             raise most_telling_error(errors)
 
@@ -174,10 +174,6 @@ def validate_event(event: Mapping[str, Any] | None) -> Mapping[str, Any]:
     return facts
 
 
-class _LastCall(Exception):  # noqa: N818 - it is no error
-    """The time of the last poll is over."""
-
-
 @dataclass(frozen=True)
 class _Query:
     """
@@ -192,10 +188,14 @@ class _Query:
     patient_until: float
 
     def __call__(self, ids: Sequence[str], *, once: bool) -> Response:
-        """Return the tasks, or an error that may be about these ids alone."""
+        """
+        Return the tasks, or an error that may be about these ids alone.
+
+        :raises TimeoutError: when the time of the poll is over.
+        """
         now = time.time()
         if now >= self.last_call:
-            raise _LastCall
+            raise TimeoutError("no time is left for its other requests")
         try:
             return self.client.query(
                 ids,

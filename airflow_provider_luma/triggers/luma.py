@@ -119,7 +119,7 @@ class LumaTaskTrigger(BaseTrigger):
                 while not subscription.has_ended:
                     await subscription.news()
                     self._log_news(subscription)
-        except Exception as error:  # noqa: BLE001 - of whatever kind, reading the connection failed
+        except (RelayError, LumaValueError) as error:  # of the connection
             subscription.note(error)
             subscription.finish_poll(time.time(), 0)
             self._log_news(subscription)

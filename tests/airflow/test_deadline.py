@@ -1,8 +1,8 @@
 """
 What an error means when the wait is nearly or just over, and which errors ``silent_fail`` tolerates.
 
-One rule in every mode: a permanent error ends the wait. So does any other error unless ``silent_fail`` is set;
-from the deadline on it counts as the timeout that it leads to. The last poll ends a moment after the deadline.
+One rule in every mode: a permanent error ends the wait. So does any other error unless ``silent_fail`` is
+set; from the deadline on it counts as the timeout that it leads to. The last poll ends a moment after it.
 """
 
 from __future__ import annotations

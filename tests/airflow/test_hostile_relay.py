@@ -45,8 +45,8 @@ def test_a_reason_no_encoder_takes_is_cleaned(
 
 
 def test_a_reason_of_three_megabytes_is_cut(wait: Wait, sandbox: Sandbox) -> None:
-    task_id, endless = "with-a-reason", sandbox.add_task(seconds=math.inf)
-    sandbox.script(failed(task_id, json.dumps("x" * 3_000_000)))
+    endless = sandbox.add_task(seconds=math.inf)
+    task_id = sandbox.add_task(seconds=0, fails="x" * 3_000_000)
     run = wait([task_id, endless], timeout=0.7, fail_when="never")
     assert ended(run, "failed")
     told = run.xcom("wait", "luma_summary")

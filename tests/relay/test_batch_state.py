@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
-from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
+from airflow_provider_luma.relay import BatchResult, LumaTask, TaskBatch, TaskState
 from airflow_provider_luma.relay.state import (
     CUT_REASON,
     MAX_REASON_BYTES,
@@ -112,6 +113,41 @@ def test_no_reasons_make_a_state_or_a_summary_large(reason):
     assert len(json.dumps({"failed": summary["failed"]})) < 64_000
     assert len(summary["failed"]) + summary["failed_not_listed"] == 10_000
     assert TaskBatch.load(ids, state).result.summary() == summary
+
+
+@pytest.mark.parametrize("kinds", [2, 40, 400, 5_000])
+def test_no_spread_of_reasons_makes_a_state_large(kinds):
+    ids = [f"{n:036}" for n in range(10_000)]
+    pick = random.Random(1)
+    batch = TaskBatch(ids, started_at=0, missing_grace=10**6)
+    for n, task_id in enumerate(ids):
+        raw = {"failure_reason": f"reason {pick.randrange(kinds)}"}
+        failed = {task_id: LumaTask(task_id, TaskState.FAILED, raw=raw)} if pick.random() < 0.5 else {}
+        batch.update([task_id], failed, now=float(n))
+    state = over_json(batch.dump())
+    assert len(json.dumps(state)) < 40_000
+    assert TaskBatch.load(ids, state).result == batch.result
+
+
+def summary_of(failed, running):
+    ids = [f"{n:08}-7641-4809-a133-10786201bb56" for n in range(failed + running)]
+    reasons = {task_id: f"{task_id} {'x' * 260}" for task_id in ids[:failed]}
+    return BatchResult(ids, reasons, (), ids[failed:]).summary()
+
+
+@pytest.mark.parametrize(("failed", "running"), [(9_000, 0), (9_000, 1_000), (300, 1_300), (1, 1_400)])
+def test_a_summary_stays_below_64_kb_where_the_running_ids_leave_room(failed, running):
+    summary = summary_of(failed, running)
+    assert len(summary["running"]) == running
+    assert len(summary["failed"]) + summary.get("failed_not_listed", 0) == failed
+    assert len(json.dumps(summary)) <= 64_000
+
+
+def test_failures_add_little_to_a_summary_that_running_ids_fill():
+    summary = summary_of(5_000, 5_000)
+    assert len(summary["running"]) == 5_000
+    assert 0 < len(summary["failed"]) == 5_000 - summary["failed_not_listed"]
+    assert len(json.dumps(summary)) - len(json.dumps(summary["running"])) <= 8_200
 
 
 def test_a_reason_that_was_cut_says_so():
