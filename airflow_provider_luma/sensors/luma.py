@@ -56,8 +56,8 @@ class LumaTaskSensor(BaseSensorOperator):
     (``{"completed": n, "failed": {id: reason}, "missing": [id, ...], "running": [id, ...]}``), also when it
     fails.
 
-    :param luma_task_ids: the Luma task ids: a list, an XComArg, one id, or a string that holds a list.
-        Duplicates collapse; an empty list succeeds at once with ``[]``. (templated)
+    :param luma_task_ids: the Luma task ids: a list (no set), an XComArg, one id, or a string that holds a
+        list. Duplicates collapse; an empty list succeeds at once with ``[]``. (templated)
     :param luma_conn_id: the connection of type ``luma``. Default ``luma_default``. (templated)
     :param fail_when: ``"any"`` (default) fails when any task failed or is missing, ``"all"`` only when none
         completed, ``"never"`` not at all.
