@@ -61,7 +61,7 @@ class RelaySettings:
             **{key: _read_extra(name, key, given[key]) for key in _EXTRA_READERS if key in given},
         )
 
-    def client(self, retry: RetryPolicy | None = None) -> RelayClient:
+    def client(self, retry: RetryPolicy | None = None, *, max_connections: int | None = None) -> RelayClient:
         return RelayClient(
             self.api_key,
             self.base_url,
@@ -71,7 +71,7 @@ class RelaySettings:
             batch_size=self.batch_size,
             verify=self.verify,
             proxies=dict(self.proxies),
-            max_connections=self.max_in_flight,
+            max_connections=max_connections or self.max_in_flight,
             event_hook=metrics.count_request,
             retry=retry,
         )

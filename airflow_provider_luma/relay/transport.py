@@ -41,7 +41,15 @@ _KNOWN_ENCODINGS = frozenset({"br", "zstd", "compress", "gzip", "deflate", "iden
 
 
 class ResponseTooLargeError(Exception):
-    """A response has more bytes than allowed, once it is decompressed."""
+    """
+    A response has more bytes than allowed, once it is decompressed.
+
+    :param status: of the response.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class ContentEncodingError(Exception):
@@ -64,7 +72,9 @@ class RelayResponse:
 
 class Exchange:
     """
-    Follow one request of this thread, and abort it when its time is over.
+    Follow one request, and abort it when its time is over or :meth:`abort` is called.
+
+    The thread that sends the request enters it.
 
     :param seconds: from the start to the last byte of the response.
     """
@@ -78,7 +88,8 @@ class Exchange:
         self.is_expired = False
         self._connection: Any = None
         self._socket: Any = None
-        self._seconds = seconds
+        self.seconds = seconds
+        self._expires = threading.Event()
         self._over = threading.Event()
 
     def __enter__(self) -> Self:
@@ -93,7 +104,13 @@ class Exchange:
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
             self._over.set()
+        self._expires.set()
         self._of_thread.exchange = None
+
+    def abort(self) -> None:
+        """End the request now, from another thread: nobody waits for its response."""
+        self.is_expired = True  # what has not been sent yet is not sent any more
+        self._expires.set()
 
     @classmethod
     def current(cls) -> Exchange | None:
@@ -115,8 +132,7 @@ class Exchange:
         self.may_have_been_sent = True
 
     def _watch(self) -> None:
-        if self._over.wait(self._seconds):
-            return
+        self._expires.wait(self.seconds)
         # Again and again: a connection that is being made has no socket yet that could be shut down.
         while not self._over.is_set():
             self._expire()
@@ -177,7 +193,7 @@ def read_response(
             # One byte more than allowed tells that there are more, and bounds what a small chunk expands to.
             body += decode(chunk, max_bytes + 1 - len(body))
             if len(body) > max_bytes:
-                raise ResponseTooLargeError
+                raise ResponseTooLargeError(response.status_code)
         decode(b"", 1)
     headers = CaseInsensitiveDict({name: _redact(value, secret) for name, value in response.headers.items()})
     text = _redact(bytes(body).decode("latin-1"), secret).encode("latin-1")  # keeps every byte

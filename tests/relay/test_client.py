@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -257,3 +258,21 @@ def test_a_ca_bundle_may_be_a_file_or_a_directory(tmp_path: Path) -> None:
     (tmp_path / "bundle.pem").touch()
     for verify in (True, False, str(tmp_path), str(tmp_path / "bundle.pem")):
         RelayClient("sk-a", verify=verify).close()
+
+
+@pytest.mark.parametrize(
+    ("video", "meaning"),
+    [(None, "running"), ({"url": "https://cdn.test/a.mp4"}, "completed, as its video is there")],
+)
+def test_the_log_says_how_an_unknown_state_is_taken(make_client, listen, caplog, video, meaning):
+    row = json.dumps([{"id": "a", "state": "ready", "video": video}]).encode()
+    base_url, _ = listen(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(row), row))
+    make_client("sk-a", base_url).get_tasks(["a"])
+    assert f"Unknown task state 'ready'; treating the task as {meaning}" in caplog.text
+
+
+def test_a_new_state_for_each_task_does_not_fill_the_log(make_client, listen, caplog):
+    rows = json.dumps([{"id": f"id-{n}", "state": f"word-{n}"} for n in range(500)]).encode()
+    base_url, _ = listen(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(rows), rows))
+    make_client("sk-a", base_url).get_tasks(["a"])
+    assert caplog.text.count("Unknown task state") == 50
