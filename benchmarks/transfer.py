@@ -323,7 +323,7 @@ def stand() -> Iterator[Stand]:
 
 def make(path: Path, size: int) -> None:
     """Make an MP4 of noise: what the structure says is true, so that it is verified as any video."""
-    head = struct.pack(">I4s4sII4s", 16, b"ftyp", b"isom", 0, 8, b"moov")
+    head = struct.pack(">I4s4sI", 16, b"ftyp", b"isom", 0) + struct.pack(">I4sI4s", 16, b"moov", 8, b"free")
     head += struct.pack(">I4sQ", 1, b"mdat", size - len(head))
     with path.open("wb") as stream:
         stream.write(head)
