@@ -188,7 +188,7 @@ def download(cdn: str, destination: str, names: Sequence[str], *, fsync: bool) -
     ]
     store = NamedStore(open_store(destination, None, max_parallel=PARALLEL, fsync=fsync))
     downloader = Downloader(Transport(AddressPolicy(cdn, ["127.0.0.1"]), max_connections=PARALLEL))
-    staging = Staging(store.staging_folder(), with_crc32=store.store.multipart_above < 5 * GIB)
+    staging = Staging(store.staging_folder(), crc32_above=store.store.multipart_above)
     options = Options(max_parallel=PARALLEL)
     pool = DownloadPool(TaskDownloader(downloader, lambda _: None, store, staging, options))
     tasks = list(read_tasks(rows).values())

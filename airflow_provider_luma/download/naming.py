@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from airflow_provider_luma.download.urls import url_suffix
@@ -42,6 +42,8 @@ def parse_name_template(template: str) -> str:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise LumaValueError(f"name_template {template!r} is not a template: {error}") from None
+    if not template.isprintable():
+        raise LumaValueError(f"name_template {template!r} has characters that are not printable")
     if any("{" in (spec or "") for _, _, spec, _ in parts):
         raise LumaValueError(f"name_template {template!r} has a field within a field's format")
     fields = {name for _, name, _, _ in parts if name is not None}
@@ -100,15 +102,24 @@ def object_names(template: str, tasks: Iterable[LumaTask]) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     owners: dict[str, str] = {}
-    for task in tasks:
-        name = _name(template, task)
-        # Some file systems do not tell capitals apart.
+    for task, name in _distinct_in_case([(task, _name(template, task)) for task in tasks]):
         if (owner := owners.setdefault(name.casefold(), task.id)) != task.id:
             raise LumaValueError(
                 f"name_template {template!r} gives {owner} and {task.id} the same name {name!r}; add {{id}}"
             )
         names[task.id] = name
     return names
+
+
+def _distinct_in_case(named: Sequence[tuple[LumaTask, str]]) -> Iterator[tuple[LumaTask, str]]:
+    """Add a hash to names with capitals where another one is spelt the same but for them."""
+    spellings: dict[str, set[str]] = {}
+    for _, name in named:
+        spellings.setdefault(name.casefold(), set()).add(name)
+    for task, name in named:
+        if len(spellings[name.casefold()]) > 1 and name != name.casefold():
+            name = f"{name}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        yield task, name
 
 
 def file_name(name: str, kind: MediaKind, url: str, media_type: str) -> str:

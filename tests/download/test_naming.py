@@ -103,8 +103,18 @@ def test_two_tasks_with_one_name_are_refused() -> None:
 def test_names_that_differ_only_in_case_do_not_collide() -> None:
     names = object_names("{id}", [task("clip"), task("CLIP"), task("Clip")]).values()
     assert len({name.casefold() for name in names}) == 3
+    prompts = {"a": "cat", "b": "Cat", "c": "CAT", "d": "Dog"}
+    tasks = [task(task_id, request={"prompt": prompt}) for task_id, prompt in prompts.items()]
+    spelt = object_names("{prompt}", tasks)
+    assert len({name.casefold() for name in spelt.values()}) == 4
+    assert (spelt["a"], spelt["d"]) == ("cat", "Dog")
+    assert spelt == object_names("{prompt}", tasks[::-1])
+
+
+def test_the_same_name_is_refused_also_where_others_differ_in_case() -> None:
+    prompts = {"a": "cat", "b": "Cat", "c": "Cat"}
     with pytest.raises(LumaValueError, match="the same name"):
-        object_names("{prompt}", [task("a", request={"prompt": "Cat"}), task("b", request={"prompt": "cat"})])
+        object_names("{prompt}", [task(key, request={"prompt": prompt}) for key, prompt in prompts.items()])
 
 
 @pytest.mark.parametrize(
