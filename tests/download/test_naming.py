@@ -95,6 +95,12 @@ def test_no_two_ids_share_a_name() -> None:
     assert len({safe_id(task_id) for task_id in ids}) == len(ids)
 
 
+@pytest.mark.parametrize("template", ["{id}\n", "a\x00{id}", "a\x1b[31m/{id}", "{created_at:%Y\t%m}"])
+def test_templates_with_controls_are_refused(template: str) -> None:
+    with pytest.raises(LumaValueError, match="not printable"):
+        parse_name_template(template)
+
+
 def test_two_tasks_with_one_name_are_refused() -> None:
     with pytest.raises(LumaValueError, match=r"a and b the same name.*\{id\}"):
         object_names("clip", [task("a"), task("b")])
