@@ -159,11 +159,14 @@ def _name(template: str, task: LumaTask) -> str:
     try:
         name = template.format_map(values)
     except ValueError as error:
-        raise LumaValueError(f"name_template {template!r} is not a template: {error}") from None
+        raise LumaValueError(
+            f"name_template {template!r} has a format that its field does not take: {error}. Only created_at "
+            "takes one such as %Y-%m-%d"
+        ) from None
     # What a format such as {created_at:%Y/%m} makes of a value must not open folders that lead elsewhere.
     segments = [segment for segment in name.split("/") if segment.strip(". ")]
     if not segments:
-        raise LumaValueError(f"name_template {template!r} gives {task.id} no name")
+        raise LumaValueError(f"name_template {template!r} gives {task.id} no name; add {{id}}")
     return "/".join(segments)
 
 
@@ -190,3 +193,5 @@ class _Unknown:
 
     def __format__(self, spec: str) -> str:
         return "unknown"
+
+    __repr__ = __str__ = lambda self: "unknown"

@@ -47,6 +47,18 @@ def test_templates_name_objects(template: str, expected: str) -> None:
     assert name(template, CAT) == expected
 
 
+@pytest.mark.parametrize("template", ["{id}-{created_at:%Y}", "{id}-{created_at!s}", "{id}-{created_at!r}"])
+def test_a_time_that_the_relay_did_not_tell_is_unknown_in_every_form(template: str) -> None:
+    (name,) = object_names(template, [task("clip", request={"prompt": "x"}, created_at=None)]).values()
+    assert name == "clip-unknown"
+
+
+@pytest.mark.parametrize("template", ["{id}-{prompt:%Y}", "{id:d}", "{id!x}"])
+def test_a_format_that_a_field_does_not_take_is_named(template: str) -> None:
+    with pytest.raises(LumaValueError, match="has a format that its field does not take"):
+        object_names(template, [task("clip")])
+
+
 def test_what_the_relay_did_not_tell_is_unknown() -> None:
     assert name("{created_at:%Y}/{prompt}/{id}", task("a")) == "unknown/unknown/a"
 
