@@ -7,6 +7,8 @@ from typing import Any, Self
 
 from airflow_provider_luma.exceptions import LumaValueError
 
+_CENTURY = 100 * 366 * 24 * 3600
+
 
 class Choice(StrEnum):
     """A word out of a few, by the name of the argument that holds it."""
@@ -46,13 +48,15 @@ _ARGUMENTS = {FailWhen: "fail_when", IfExists: "if_exists"}
 
 def check_number(name: str, value: Any, *, zero: bool = False, whole: bool = False) -> None:
     """
-    Check an argument that is a number above 0.
+    Validate an argument that is a number of seconds above 0, a century at the most.
 
     :param zero: 0 will do as well.
-    :param whole: nothing but an ``int`` will do.
+    :param whole: a number of something else: nothing but an ``int`` will do, of any size.
     :raises LumaValueError: when it is none, naming the argument.
     """
     number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not number or not (value > 0 or (zero and value == 0)):
         kind = f"{'whole ' if whole else ''}number {'from 0 up' if zero else 'above 0'}"
         raise LumaValueError(f"{name} must be a {kind}, not {value!r:.80}")
+    if not whole and value > _CENTURY:  # dates end
+        raise LumaValueError(f"{name} must be at most {_CENTURY} seconds, not {value!s:.80}")

@@ -158,12 +158,19 @@ _RELAY_ERRORS: dict[str, type[RelayError]] = {
 }
 
 
-def error_from_dict(facts: dict[str, Any]) -> RelayError:
-    """Rebuild an error from :meth:`RelayError.to_dict`."""
+def error_from_dict(facts: dict[str, Any]) -> LumaError:
+    """Rebuild a :class:`LumaValueError`, or a :class:`RelayError` from its :meth:`RelayError.to_dict`."""
+    if facts["type"] == LumaValueError.__name__:
+        return LumaValueError(facts["message"])
     kind = _RELAY_ERRORS.get(facts["type"], RelayTransientError)
     return kind(facts["message"], status=facts.get("status"), request_id=facts.get("request_id"))
 
 
+def is_permanent(error: BaseException) -> bool:
+    """Return whether no retry can help: of the errors of a wait, ``silent_fail`` tolerates the others."""
+    return isinstance(error, (RelayPermanentError, LumaValueError))
+
+
 def most_telling_error(errors: Sequence[E]) -> E:
     """Return the error of several requests to raise: one that no retry can help, else the first."""
-    return next((error for error in errors if isinstance(error, RelayPermanentError)), errors[0])
+    return next(filter(is_permanent, errors), errors[0])

@@ -30,7 +30,7 @@ _MAX_DATASETS = 100
 
 
 @contextmanager
-def _only_warning(what: str) -> Iterator[None]:
+def only_warning(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - the files are downloaded, whatever happens here
@@ -48,7 +48,7 @@ def update_outlet_events(
     :param summary: small, as it goes into Airflow's database.
     """
     for outlet in outlets:
-        with _only_warning(f"The event of the outlet {type(outlet).__name__}"):
+        with only_warning(f"The event of the outlet {type(outlet).__name__}"):
             event = context["outlet_events"][outlet]
             if isinstance(outlet, AssetAlias):
                 event.add(Asset(uri), extra=dict(summary))
@@ -58,14 +58,15 @@ def update_outlet_events(
 
 def collect_hook_lineage(hook: BaseHook, files: Iterable[File]) -> None:
     """Tell Airflow's collector where each file came from and went to."""
-    # Imported here, as it takes a second on Airflow 3.0.
-    from airflow.providers.common.compat.sdk import get_hook_lineage_collector
+    with only_warning("Hook lineage"):
+        # Imported here, as it takes a second on Airflow 3.0.
+        from airflow.providers.common.compat.sdk import get_hook_lineage_collector
 
-    collector = get_hook_lineage_collector()
-    for file in islice(files, _MAX_DATASETS):
-        with _only_warning("Hook lineage"):
-            collector.add_output_asset(context=hook, uri=file["uri"])
-            collector.add_input_asset(context=hook, uri=file["source"])
+        collector = get_hook_lineage_collector()
+        for file in islice(files, _MAX_DATASETS):
+            with only_warning(f"Hook lineage of {file['uri']}"):
+                collector.add_output_asset(context=hook, uri=file["uri"])
+                collector.add_input_asset(context=hook, uri=file["source"])
 
 
 def openlineage_facets(files: Iterable[File]) -> OperatorLineage[Any, Any]:

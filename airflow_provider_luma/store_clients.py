@@ -7,6 +7,7 @@ only needed for its store.
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Any
 
 # This package's extra that brings the provider of each scheme.
@@ -27,7 +28,9 @@ def s3_client(conn_id: str | None, *, max_connections: int = 1) -> Any:
     connections = max(settings.max_pool_connections or 0, max_connections)
     # Our SHA-256 is a signed header, so that the payload need not be hashed again for the signature.
     s3 = {"payload_signing_enabled": False} | (settings.s3 or {})
-    config = settings.merge(Config(max_pool_connections=connections, s3=s3))
+    # Composing its own takes botocore a tenth of the time of each request; what the hook adds is kept.
+    user_agent = settings.user_agent or f"Boto3/{version('boto3')}"
+    config = settings.merge(Config(max_pool_connections=connections, s3=s3, user_agent=user_agent))
     return hook.get_client_type(config=config)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import quote
@@ -85,6 +86,7 @@ class ObjectTaskState:
     def __init__(self, item: VersionedObject, earlier: TaskState | None) -> None:
         self._object = item
         self._earlier = earlier
+        self._writer = uuid.uuid4().hex
 
     def __str__(self) -> str:
         return self._object.uri
@@ -103,7 +105,8 @@ class ObjectTaskState:
 
     def save(self, record: dict[str, Any]) -> None:
         try:
-            self._object.write(json.dumps(record).encode())
+            # Two tries may write the same record, and must not take the other's for their own.
+            self._object.write(json.dumps({**record, "writer": self._writer}).encode())
         except ConflictError:
             raise SubmitRecordError(_WRITTEN_MEANWHILE) from None
 

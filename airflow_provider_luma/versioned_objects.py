@@ -46,6 +46,7 @@ class VersionedObject(Protocol):
         """
         Create or replace the object.
 
+        :param content: must differ from what any other writer writes.
         :raises ConflictError: when it is not what was read, or written, last.
         """
 
@@ -67,11 +68,11 @@ class S3Object:
 
     def write(self, content: bytes) -> None:
         condition = {"IfMatch": self._etag} if self._etag else {"IfNoneMatch": "*"}
-        with _conflicts():
+        with _conflicts(self, content):
             written = self._client.put_object(
                 **self._at, **condition, Body=content, ContentType="application/json"
             )
-        self._etag = written["ETag"]
+            self._etag = written["ETag"]
 
 
 class GCSObject:
@@ -90,11 +91,11 @@ class GCSObject:
 
     def write(self, content: bytes) -> None:
         blob = self._bucket.blob(self._key)
-        with _conflicts():
+        with _conflicts(self, content):
             blob.upload_from_string(
                 content, content_type="application/json", if_generation_match=self._generation
             )
-        self._generation = blob.generation
+            self._generation = blob.generation
 
 
 class AzureObject:
@@ -118,9 +119,9 @@ class AzureObject:
             if self._etag
             else {"match_condition": MatchConditions.IfMissing}
         )
-        with _conflicts():
+        with _conflicts(self, content):
             written: Any = self._blob.upload_blob(content, overwrite=True, **condition)
-        self._etag = written["etag"]
+            self._etag = written["etag"]
 
 
 class LocalObject:
@@ -246,13 +247,20 @@ def _open_by_sdk(parts: SplitResult, bucket: str) -> Callable[[str], VersionedOb
 
 
 @contextmanager
-def _conflicts() -> Iterator[None]:
+def _conflicts(item: VersionedObject, content: bytes) -> Iterator[None]:
+    """
+    Raise a failed condition as :class:`ConflictError`.
+
+    SDKs retry a write whose response was lost, and their own first attempt fails the condition of the second:
+    an object that holds what was to be written is no conflict.
+    """
     try:
         yield
     except Exception as error:
-        if status_of(error) in _CONFLICTS:
+        if status_of(error) not in _CONFLICTS:
+            raise
+        if item.read() != content:
             raise ConflictError from None
-        raise
 
 
 def _or_none(request: Callable[[], Any], code: str) -> Any:

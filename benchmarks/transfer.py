@@ -188,7 +188,7 @@ def download(cdn: str, destination: str, names: Sequence[str], *, fsync: bool) -
     ]
     store = NamedStore(open_store(destination, None, max_parallel=PARALLEL, fsync=fsync))
     downloader = Downloader(Transport(AddressPolicy(cdn, ["127.0.0.1"]), max_connections=PARALLEL))
-    staging = Staging(store.staging_folder(), with_crc32=store.store.multipart_above < 5 * GIB)
+    staging = Staging(store.staging_folder(), crc32_above=store.store.multipart_above)
     options = Options(max_parallel=PARALLEL)
     pool = DownloadPool(TaskDownloader(downloader, lambda _: None, store, staging, options))
     tasks = list(read_tasks(rows).values())
@@ -323,7 +323,7 @@ def stand() -> Iterator[Stand]:
 
 def make(path: Path, size: int) -> None:
     """Make an MP4 of noise: what the structure says is true, so that it is verified as any video."""
-    head = struct.pack(">I4s4sII4s", 16, b"ftyp", b"isom", 0, 8, b"moov")
+    head = struct.pack(">I4s4sI", 16, b"ftyp", b"isom", 0) + struct.pack(">I4sI4s", 16, b"moov", 8, b"free")
     head += struct.pack(">I4sQ", 1, b"mdat", size - len(head))
     with path.open("wb") as stream:
         stream.write(head)

@@ -118,18 +118,18 @@ class Downloader:
         if self.stopped.is_set():
             raise StoppedError
         if budget.verdict is Verdict.FRESH_LINK:
-            self._refresh(link, deadline)
+            self._refresh(link, budget.label, deadline)
         if link.url is None:
             raise LinkExpiredError(f"The task is completed but has no {kind} URL yet")
         transfer = partial(self._transfer, link.url, file, kind, deadline)
         call_abandonable(transfer, stopped=self.stopped, deadline=deadline, abort=self._transport.abort)
         return self._verify(link.url, file, kind)
 
-    def _refresh(self, link: Link, deadline: float) -> None:
+    def _refresh(self, link: Link, label: str, deadline: float) -> None:
         try:
             call_abandonable(link.refresh, stopped=self.stopped, deadline=deadline)
         except (RelayRateLimitError, RelayTransientError) as error:
-            log.warning("The relay gave no fresh link: %s", error)
+            log.warning("%s: the relay gave no fresh link: %s", label, error)
 
     def _transfer(self, url: str, file: StagedFile, kind: str, deadline: float) -> None:
         headers = range_headers(file)
@@ -145,7 +145,7 @@ class Downloader:
         except requests.exceptions.InvalidHeader:  # of the response
             raise TransientDownloadError(f"{redact_url(url)}: invalid headers") from None
         except ValueError as error:  # of an address that no library can read
-            raise DownloadError(f"{redact_url(url)}: {type(error).__name__}") from None
+            raise DownloadError(f"{redact_url(url)} is not a valid URL ({type(error).__name__})") from None
         except (requests.RequestException, HTTPError, ConnectionError, TimeoutError) as error:
             raise TransientDownloadError(f"{redact_url(url)}: {describe_network_error(error)}") from None
         _check_complete(file, url)
@@ -171,8 +171,8 @@ class Downloader:
     def _check_size(self, size: int | None, url: str) -> None:
         if size is not None and size > self.limits.max_bytes:
             raise DownloadError(
-                f"{redact_url(url)} has {format_bytes(size)} or more, "
-                f"which is above max_bytes ({format_bytes(int(self.limits.max_bytes))})"
+                f"{redact_url(url)} has {format_bytes(size)} or more, which is above max_bytes "
+                f"({format_bytes(int(self.limits.max_bytes))}). Raise it if that is right"
             )
 
     def _verify(self, url: str, file: StagedFile, kind: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, TypeAlias
 
 from airflow_provider_luma.download.urls import url_suffix
@@ -42,6 +42,8 @@ def parse_name_template(template: str) -> str:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise LumaValueError(f"name_template {template!r} is not a template: {error}") from None
+    if not template.isprintable():
+        raise LumaValueError(f"name_template {template!r} has characters that are not printable")
     if any("{" in (spec or "") for _, _, spec, _ in parts):
         raise LumaValueError(f"name_template {template!r} has a field within a field's format")
     fields = {name for _, name, _, _ in parts if name is not None}
@@ -100,15 +102,24 @@ def object_names(template: str, tasks: Iterable[LumaTask]) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     owners: dict[str, str] = {}
-    for task in tasks:
-        name = _name(template, task)
-        # Some file systems do not tell capitals apart.
+    for task, name in _distinct_in_case([(task, _name(template, task)) for task in tasks]):
         if (owner := owners.setdefault(name.casefold(), task.id)) != task.id:
             raise LumaValueError(
                 f"name_template {template!r} gives {owner} and {task.id} the same name {name!r}; add {{id}}"
             )
         names[task.id] = name
     return names
+
+
+def _distinct_in_case(named: Sequence[tuple[LumaTask, str]]) -> Iterator[tuple[LumaTask, str]]:
+    """Add a hash to names with capitals where another one is spelt the same but for them."""
+    spellings: dict[str, set[str]] = {}
+    for _, name in named:
+        spellings.setdefault(name.casefold(), set()).add(name)
+    for task, name in named:
+        if len(spellings[name.casefold()]) > 1 and name != name.casefold():
+            name = f"{name}.{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        yield task, name
 
 
 def file_name(name: str, kind: MediaKind, url: str, media_type: str) -> str:
@@ -148,11 +159,14 @@ def _name(template: str, task: LumaTask) -> str:
     try:
         name = template.format_map(values)
     except ValueError as error:
-        raise LumaValueError(f"name_template {template!r} is not a template: {error}") from None
+        raise LumaValueError(
+            f"name_template {template!r} has a format that its field does not take: {error}. Only created_at "
+            "takes one such as %Y-%m-%d"
+        ) from None
     # What a format such as {created_at:%Y/%m} makes of a value must not open folders that lead elsewhere.
     segments = [segment for segment in name.split("/") if segment.strip(". ")]
     if not segments:
-        raise LumaValueError(f"name_template {template!r} gives {task.id} no name")
+        raise LumaValueError(f"name_template {template!r} gives {task.id} no name; add {{id}}")
     return "/".join(segments)
 
 
@@ -179,3 +193,5 @@ class _Unknown:
 
     def __format__(self, spec: str) -> str:
         return "unknown"
+
+    __repr__ = __str__ = lambda self: "unknown"

@@ -111,7 +111,7 @@ class RetryBudget:
     ) -> None:
         self._file = file
         self._link = link
-        self._label = label
+        self.label = label
         self._max_attempts = max_attempts
         self._initial_delay = initial_delay
         self._max_delay = max_delay
@@ -135,7 +135,7 @@ class RetryBudget:
             return False
         log.warning(
             "%s: %s. %s in %.1f s (attempt %d)",
-            self._label,
+            self.label,
             error,
             "Retrying" if self.verdict is Verdict.RETRY else "Requesting a fresh link",
             self.delay,

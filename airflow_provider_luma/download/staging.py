@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -44,18 +45,18 @@ class StagedFile:
     late chunk never reaches a descriptor that has become another file's.
 
     :param staging: the folder that it is in.
-    :param with_crc32: whether its CRC-32 is computed too.
+    :param crc32_above: from how many bytes on its CRC-32 is computed too, and if its size is not announced.
     """
 
-    def __init__(self, staging: Staging, *, with_crc32: bool = False) -> None:
+    def __init__(self, staging: Staging, *, crc32_above: float = math.inf) -> None:
         self._staging = staging
         self._fd = open_anonymous(staging.folder)
         self._lock = threading.Lock()
         self._is_closed = False
-        self._with_crc32 = with_crc32
+        self._crc32_above = crc32_above
         self.source: Source | None = None
         self.reached = self.size = 0
-        self._hasher = Hasher(with_crc32=with_crc32)
+        self._hasher = self._create_hasher()
 
     @property
     def path(self) -> str:
@@ -137,7 +138,11 @@ class StagedFile:
     def _begin(self) -> None:
         self.size = 0
         self._hasher.close()
-        self._hasher = Hasher(with_crc32=self._with_crc32)
+        self._hasher = self._create_hasher()
+
+    def _create_hasher(self) -> Hasher:
+        size = self.source.size if self.source else None
+        return Hasher(with_crc32=(math.inf if size is None else size) > self._crc32_above)
 
 
 class Staging:
@@ -145,19 +150,19 @@ class Staging:
     A folder for staged files, which does not take more than it has disk space for.
 
     :param folder: it is made where it does not exist. Default: the system's temporary folder.
-    :param with_crc32: whether the CRC-32 of each file is computed too, for stores that verify it.
+    :param crc32_above: from how many bytes on the CRC-32 of a file is computed too. Default: of none.
     """
 
-    def __init__(self, folder: str | None = None, *, with_crc32: bool = False) -> None:
+    def __init__(self, folder: str | None = None, *, crc32_above: float = math.inf) -> None:
         self.folder = folder or tempfile.gettempdir()
-        self._with_crc32 = with_crc32
+        self._crc32_above = crc32_above
         Path(self.folder).mkdir(parents=True, exist_ok=True)
         self._files: set[StagedFile] = set()
         self._lock = threading.Lock()
 
     @contextmanager
     def file(self) -> Iterator[StagedFile]:
-        file = StagedFile(self, with_crc32=self._with_crc32)
+        file = StagedFile(self, crc32_above=self._crc32_above)
         with self._lock:
             self._files.add(file)
         try:

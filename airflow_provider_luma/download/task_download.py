@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from airflow_provider_luma.arguments import IfExists
-from airflow_provider_luma.download.abandon import StoppedError
+from airflow_provider_luma.download.abandon import StoppedError, call_abandonable
 from airflow_provider_luma.download.downloader import Downloader
 from airflow_provider_luma.download.naming import MediaKind, candidate_names, file_name
 from airflow_provider_luma.download.records import DOWNLOADED, PARTIAL, UNCHANGED, File, Record, make_record
@@ -79,9 +81,16 @@ class TaskDownloader:
         self._refresh = refresh
 
     def download(self, task: LumaTask, name: str) -> TaskResult:
-        """Download what is not there yet. Whatever goes wrong is this task's error."""
+        """
+        Download what is not there yet. Whatever goes wrong is this task's error.
+
+        Whatever hangs is abandoned, also a store, once each file has had ``download_timeout``.
+        """
+        seconds = self.downloader.limits.download_timeout * len(self.options.media)
+        download = partial(self._download, task, name)
+        stopped = self.downloader.stopped
         try:
-            return self._download(task, name)
+            return call_abandonable(download, stopped=stopped, deadline=time.monotonic() + seconds)
         except (LumaError, OSError) as error:
             return TaskResult(error=bare(error))
         except Exception as error:  # noqa: BLE001 - one task must never hurt another
@@ -186,6 +195,7 @@ class TaskDownloader:
     ) -> tuple[File, str]:
         """Return the published file, and its identity while it was staged."""
         limits = self.downloader.limits
+        deadline = time.monotonic() + limits.download_timeout
         link = Link(lambda: _url(self._refresh(task.id), kind), _url(task, kind), timeout=limits.link_timeout)
         with self.staging.file() as file:
             media_type = self.downloader.download(link, file, kind, f"Luma task {task.id}, {kind}")
@@ -208,6 +218,7 @@ class TaskDownloader:
                     metadata={TASK_ID: task.id, SHA256: file.sha256},
                     if_absent=self.options.if_exists is IfExists.FAIL,
                     stopped=self.downloader.stopped,
+                    deadline=deadline,
                 )
             )
             sidecar.check_put(kind, entry)

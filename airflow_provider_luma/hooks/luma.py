@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from airflow.providers.common.compat.sdk import BaseHook
 
@@ -18,6 +22,7 @@ from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.client import RelayClient
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL, MAX_TIMEOUT, read_base_url
+from airflow_provider_luma.relay.text import clean_text
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
     from airflow_provider_luma.relay.money import Money
     from airflow_provider_luma.relay.task import LumaTask
 
+
+_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 
 # The models that relays of this family ask for before they let a key do something.
 MODELS = {"luma_video_api": "submit", "luma_video_fetch_tasks": "query tasks"}
@@ -63,7 +70,7 @@ class RelaySettings:
             **{key: _read_extra(name, key, given[key]) for key in _EXTRA_READERS if key in given},
         )
 
-    def client(self, retry: RetryPolicy | None = None) -> RelayClient:
+    def client(self, retry: RetryPolicy | None = None, *, max_connections: int | None = None) -> RelayClient:
         return RelayClient(
             self.api_key,
             self.base_url,
@@ -73,7 +80,7 @@ class RelaySettings:
             batch_size=self.batch_size,
             verify=self.verify,
             proxies=dict(self.proxies),
-            max_connections=self.max_in_flight,
+            max_connections=max_connections or self.max_in_flight,
             event_hook=metrics.count_request,
             retry=retry,
         )
@@ -122,7 +129,9 @@ class LumaHook(BaseHook):
         connection = self.get_connection(self.luma_conn_id)
         extra = connection.extra_dejson
         self._warn_of_unknown(extra)
-        return RelaySettings.read(connection, extra)
+        settings = RelaySettings.read(connection, extra)
+        self._warn_of_impossible_hosts(settings.allowed_download_hosts)
+        return settings
 
     @cached_property
     def client(self) -> RelayClient:
@@ -194,6 +203,15 @@ class LumaHook(BaseHook):
                 ", ".join(unknown),
             )
 
+    def _warn_of_impossible_hosts(self, hosts: Iterable[str]) -> None:
+        if impossible := [host for host in hosts if not _is_host(host)]:
+            self.log.warning(
+                "allowed_download_hosts of the connection %r has entries that no host matches: %s. Name each "
+                "host without wildcard, scheme, port, path or network",
+                self.luma_conn_id,
+                clean_text(", ".join(impossible), 500),
+            )
+
 
 def _connection_type() -> dict[str, Any]:
     connection_type: dict[str, Any] = get_provider_info()["connection-types"][0]
@@ -236,7 +254,24 @@ def _proxies(value: Any) -> tuple[tuple[str, str], ...]:
     proxies = json.loads(value) if isinstance(value, str) else value
     if not isinstance(proxies, Mapping) or not all(isinstance(url, str) for url in proxies.values()):
         raise ValueError('must be an object like {"https": "http://proxy:3128"}')
+    if invalid := [scheme for scheme, url in proxies.items() if url and not _is_proxy(url)]:
+        raise ValueError(f"the proxy of {invalid[0]!r:.20} is not a URL like http://proxy:3128")
     return tuple(sorted(proxies.items()))
+
+
+def _is_proxy(url: str) -> bool:
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        return (parts.port or 1) > 0 and _is_host(parts.hostname or "")
+    except ValueError:
+        return False
+
+
+def _is_host(name: str) -> bool:
+    """Return whether a URL can have this host, as it is sent: a name in ASCII, or an address."""
+    with suppress(ValueError):
+        return bool(ip_address(name.strip("[]").partition("%")[0]))
+    return _HOST_NAME.fullmatch(name) is not None
 
 
 def _host_names(value: Any) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class LumaDownloadOperator(BaseOperator):
         ``"all"`` only when none completed, ``"never"`` none.
     :param link_timeout: seconds, default 120, for which the relay is queried for a fresh URL while there is
         none, or it is rejected.
-    :param download_timeout: seconds for each file, resumed attempts included. Default 3600.
+    :param download_timeout: seconds for each file, resumed attempts and the store included. Default 3600.
     :param staging_dir: where files grow until they are complete, without names, so that nothing is left of
         them even after a crash. Default: the system's temporary folder; for a local destination its own file
         system, so that nothing is copied. (templated)
@@ -165,8 +165,8 @@ class LumaDownloadOperator(BaseOperator):
             ids = read_task_ids(self.luma_task_ids)
             if not ids:
                 self.log.info("luma_task_ids is empty: no Luma task to download")
-            client = self.hook.client
-            tasks = call_abandonable(lambda: client.get_tasks(ids), stopped=stopped)
+            # The look-up of a connection may hang too.
+            tasks = call_abandonable(lambda: self.hook.client.get_tasks(ids), stopped=stopped)
             store = NamedStore(call_abandonable(self._open_store, stopped=stopped))
             manifest = self._manifest_name(context)
             completed = [task for task in tasks.values() if task.state is TaskState.COMPLETED]
@@ -176,7 +176,7 @@ class LumaDownloadOperator(BaseOperator):
                     call_abandonable(check, stopped=stopped)
                 except StoppedError:
                     raise _stopped_when(0, len(completed)) from None
-            staging = self._create_staging(store)
+            staging = call_abandonable(partial(self._create_staging, store), stopped=stopped)
             result = self._result = self._download(store, staging, completed)
         report = Report(ids, tasks, result)
         counts = result.counts
@@ -213,24 +213,23 @@ class LumaDownloadOperator(BaseOperator):
         from airflow_provider_luma.download.staging import Staging
 
         folder = self.staging_dir or store.staging_folder()
-        return Staging(folder, with_crc32=store.store.multipart_above < self.max_bytes)
+        return Staging(folder, crc32_above=store.store.multipart_above)
 
     def _download(self, store: NamedStore, staging: Staging, completed: Sequence[LumaTask]) -> DownloadResult:
+        from airflow_provider_luma.download.fresh_links import FreshLinks
         from airflow_provider_luma.download.naming import parse_name_template
         from airflow_provider_luma.download.pool import DownloadPool
         from airflow_provider_luma.download.task_download import Options, TaskDownloader
 
         downloader = self._create_downloader()
-        client = self.hook.client
         options = Options(
             media=cast("Sequence[MediaKind]", self.media),
             name_template=parse_name_template(self.name_template),
             if_exists=IfExists.parse(self.if_exists),
             max_parallel=self.max_parallel,
         )
-        task_downloader = TaskDownloader(
-            downloader, lambda task_id: client.query_once([task_id]).get(task_id), store, staging, options
-        )
+        fresh_links = FreshLinks(self.hook.client.query_once, batch_size=self.hook.settings.batch_size)
+        task_downloader = TaskDownloader(downloader, fresh_links.get, store, staging, options)
         try:
             result = DownloadPool(task_downloader).download(completed)
         finally:
@@ -298,7 +297,8 @@ class LumaDownloadOperator(BaseOperator):
     def _emit_lineage_and_metrics(self, context: Context, store: NamedStore, report: Report) -> None:
         """Tell others what was downloaded. It is done, so that nothing here can fail the task."""
         files = report.result.downloaded_files
-        metrics.count_downloads(report.summary, report.result.seconds)
+        with lineage.only_warning("The metrics"):
+            metrics.count_downloads(report.summary, report.result.seconds)
         lineage.collect_hook_lineage(self.hook, files)
         lineage.update_outlet_events(context, self.outlets, store.uri("").rstrip("/"), report.summary)
 

@@ -33,7 +33,7 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.operators.generation import GenerationOperator
 from airflow_provider_luma.relay.generation import Generation
-from airflow_provider_luma.relay.task import LumaTask, TaskState
+from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, TaskState
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit_record import Phase, fingerprint_of
 from airflow_provider_luma.task_state import Retries, SubmitLedger, is_success_recorded
@@ -168,6 +168,8 @@ class LumaGenerateOperator(GenerationOperator):
         generation = self._build_generation()
         generation.warn_undocumented()
         self.hook.client.validate_submit(generation)
+        if self.wait_for_completion:
+            self._build_sensor(PROBE_ID)  # raises now what would be found out after the charge
         with _without_retries(context, ledger):
             task = DurableSubmit(ledger).submit(self.hook.client.submit, generation)
         if ledger.place.may_be_lost_by_a_clear:
@@ -199,7 +201,7 @@ class LumaGenerateOperator(GenerationOperator):
                 sensor.execute(context)
             else:
                 sensor.execute_complete(context, event)
-            task = self._get_task(task_id)
+            task = self._get_completed(task_id)
         except LumaTaskFailedError as error:
             self._mark_ended(ledger, task_id, error)
             raise
@@ -221,6 +223,14 @@ class LumaGenerateOperator(GenerationOperator):
             self.log.warning("The state of Luma task %s is not known; it is not submitted again", task_id)
             return
         DurableSubmit(ledger).mark_ended(clean_text(str(error)))
+
+    def _get_completed(self, task_id: str) -> LumaTask:
+        task = self._get_task(task_id)
+        if task.state is TaskState.FAILED:
+            raise LumaTaskFailedError(f"Luma task {task_id} failed: {task.failure_reason}.")
+        if task.state is not TaskState.COMPLETED:  # as where two servers of a relay differ
+            raise RelayTransientError(f"Luma task {task_id} was completed, and now is {task.state.value}")
+        return task
 
     def _get_task(self, task_id: str) -> LumaTask:
         with fail_without_retry():

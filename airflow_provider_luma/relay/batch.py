@@ -13,8 +13,8 @@ Each id is in one of four phases::
 response that leaves an id out proves nothing, because a relay may ask another backend next time.
 
 :meth:`TaskBatch.dump` is the one form in which a wait outlives its process: the task state store (mode
-``reschedule``), the arguments of the trigger and its event carry it. It holds no id, only positions and a
-digest of the ids, so that it stays small and is never taken for the state of other ids.
+``reschedule``), the arguments of the trigger and its event carry it. It holds no id, only a code by position
+and a digest of the ids, so that it stays small and is never taken for the state of other ids.
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.result import BatchResult, Outcome, judge, progress_message
-from airflow_provider_luma.relay.state import digest_ids, fit_reasons, pack_positions, unpack_positions
+from airflow_provider_luma.relay.state import digest_ids, fit_reasons, pack_codes, unpack_codes
 from airflow_provider_luma.relay.task import MAX_ID_CHARS, LumaTask, TaskState, is_valid_id
 
 T = TypeVar("T")
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 _MAX_ABSENCES = 16
+
+# What a dump says of an id; the codes after these name a time of "absent", then a reason of "reasons".
+_PENDING, _COMPLETED, _MISSING, _OTHERS = range(4)
+
 _NO_ID = re.compile(r"""[\s,;'"(){}\[\]]""")
 
 
@@ -116,21 +119,21 @@ class TaskBatch:
         return len(self._pending) != pending_before
 
     def dump(self) -> dict[str, Any]:
-        """Return all that is known, as JSON of at most some 30 KB; :meth:`load` reads it."""
-        length = len(self._ids)
-        position_of = {task_id: position for position, task_id in enumerate(self._ids)}
-
-        def pack(ids: Iterable[str]) -> str:
-            return pack_positions((position_of[task_id] for task_id in ids), length)
-
+        """Return all that is known, as JSON of at most some 35 KB for 10,000 ids; :meth:`load` reads it."""
+        absent, reasons = self._absences(), fit_reasons(self._failed)
+        code_of_time = _numbered(absent.values(), _OTHERS)
+        code_of_reason = _numbered(reasons.values(), _OTHERS + len(code_of_time))
+        code_of = dict.fromkeys(self._ids, _COMPLETED)
+        code_of |= dict.fromkeys(self._pending, _PENDING) | dict.fromkeys(self._missing, _MISSING)
+        code_of |= {task_id: code_of_time[since] for task_id, since in absent.items()}
+        code_of |= {task_id: code_of_reason[reason] for task_id, reason in reasons.items()}
         return {
             "version": STATE_VERSION,
             "ids": digest_ids(self._ids),
             "started_at": self.started_at,
-            "completed": pack(self._completed()),
-            "missing": pack(self._missing),
-            "failed": [[reason, pack(ids)] for reason, ids in _grouped(fit_reasons(self._failed)).items()],
-            "absent": [[since, pack(ids)] for since, ids in self._absences()],
+            "absent": list(code_of_time),
+            "reasons": list(code_of_reason),
+            "codes": pack_codes(list(code_of.values())),
         }
 
     @classmethod
@@ -145,7 +148,7 @@ class TaskBatch:
             if (state["version"], state["ids"]) != (STATE_VERSION, digest_ids(batch._ids)):
                 return None
             batch._restore(state)
-        except (KeyError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError):
             return None
         return batch
 
@@ -156,27 +159,26 @@ class TaskBatch:
         return isinstance(started_at, int | float) and state.get("version") == STATE_VERSION
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        def unpack(packed: str) -> list[str]:
-            return [self._ids[position] for position in unpack_positions(packed, len(self._ids))]
-
-        self._missing = dict.fromkeys(unpack(state["missing"]))
-        self._failed = {task_id: reason for reason, packed in state["failed"] for task_id in unpack(packed)}
-        for task_id in (*unpack(state["completed"]), *self._missing, *self._failed):
+        times, reasons = _listed(state, "absent", (int, float)), _listed(state, "reasons", (str,))
+        for task_id, code in zip(self._ids, unpack_codes(state["codes"], len(self._ids)), strict=True):
+            if code == _PENDING:
+                continue
+            if _OTHERS <= code < _OTHERS + len(times):
+                self._pending[task_id] = times[code - _OTHERS]
+                continue
             del self._pending[task_id]
-        for since, packed in state["absent"]:
-            self._pending.update(dict.fromkeys(unpack(packed), float(since)))
+            if code == _MISSING:
+                self._missing[task_id] = None
+            elif code != _COMPLETED:
+                self._failed[task_id] = reasons[code - _OTHERS - len(times)]
 
-    def _completed(self) -> Iterable[str]:
-        others = (self._pending, self._failed, self._missing)
-        return (task_id for task_id in self._ids if not any(task_id in some for some in others))
-
-    def _absences(self) -> Iterable[tuple[float, list[str]]]:
-        """Return the absent ids by the time of their first absence, merged upwards into a few."""
+    def _absences(self) -> dict[str, float]:
+        """Return since when the absent ids are absent, the times merged upwards into a few."""
         absent = {task_id: since for task_id, since in self._pending.items() if since is not None}
         times = sorted(set(absent.values()))
         step = -(-len(times) // _MAX_ABSENCES) or 1
         merged = {since: times[min(n - n % step + step, len(times)) - 1] for n, since in enumerate(times)}
-        return _grouped({task_id: merged[since] for task_id, since in absent.items()}).items()
+        return {task_id: merged[since] for task_id, since in absent.items()}
 
     def _mark_terminal(self, task: LumaTask) -> None:
         del self._pending[task.id]
@@ -192,11 +194,15 @@ class TaskBatch:
             self._missing[task_id] = None
 
 
-def _grouped(values: Mapping[str, T]) -> dict[T, list[str]]:
-    groups: defaultdict[T, list[str]] = defaultdict(list)
-    for task_id, value in values.items():
-        groups[value].append(task_id)
-    return groups
+def _listed(state: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> list[Any]:
+    values = state[name]
+    if not isinstance(values, list) or not all(isinstance(value, kinds) for value in values):
+        raise TypeError(f"{name} is no list of {kinds}")
+    return values
+
+
+def _numbered(values: Iterable[T], first: int) -> dict[T, int]:
+    return {value: number for number, value in enumerate(dict.fromkeys(values), start=first)}
 
 
 def read_task_ids(value: Any) -> list[str]:
@@ -206,10 +212,15 @@ def read_task_ids(value: Any) -> list[str]:
     :param value: a list (or another iterable) of ids, a single id, or a string that holds a list as JSON or
         Python writes it, which is what a template renders to.
     :return: the ids without duplicates, in order.
-    :raises LumaValueError: when something in it is not an id.
+    :raises LumaValueError: when something in it is not an id, or it has no order.
     """
     if isinstance(value, str):
         value = _ids_in_text(value)
+    if isinstance(value, Set) and not isinstance(value, KeysView):
+        raise LumaValueError(
+            "luma_task_ids must be a list, not a set: a set has another order in each process, "
+            "so that a wait could not be resumed"
+        )
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
         raise LumaValueError(f"luma_task_ids must be a list of ids, one id or a JSON list, not {value!r:.80}")
     ids = list(value)

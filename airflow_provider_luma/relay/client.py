@@ -42,7 +42,7 @@ from airflow_provider_luma.relay.settings import (
     validate_verify,
 )
 from airflow_provider_luma.relay.submit_response import outcome_unknown, parse_submitted
-from airflow_provider_luma.relay.task import Json, LumaTask, read_tasks
+from airflow_provider_luma.relay.task import PROBE_ID, Json, LumaTask, read_tasks
 from airflow_provider_luma.relay.transport import (
     ContentEncodingError,
     Exchange,
@@ -56,8 +56,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# A well-formed id that no relay can have given out.
-PROBE_ID = "00000000-0000-0000-0000-000000000000"
+# So many words that no relay documents are logged.
+_MAX_UNKNOWN_STATES = 50
 
 # From this many characters on, the start of a key gives something of it away.
 _REDACTABLE_PREFIX_LENGTH = 8
@@ -159,24 +159,52 @@ class RelayClient:
         """
         deadline = time.monotonic() + max_delay
         for batch in self.batches(read_task_ids(ids)):
-            left = max(deadline - time.monotonic(), 0.0)
-            yield (
-                batch,
-                Retrying(**self.retry.retrying_kwargs(max_rate_limit_delay=left))(self.query_once, batch),
-            )
+            yield batch, self.query(batch, max_delay=max(deadline - time.monotonic(), 0.0))
 
     def batches(self, ids: Sequence[str]) -> Iterator[Sequence[str]]:
         """Cut ids into what one request queries."""
         return (ids[start : start + self.batch_size] for start in range(0, len(ids), self.batch_size))
 
-    def query_once(self, ids: Sequence[str]) -> dict[str, LumaTask]:
+    def query(
+        self,
+        ids: Sequence[str],
+        *,
+        once: bool = False,
+        max_delay: float = math.inf,
+        max_seconds: float = math.inf,
+    ) -> dict[str, LumaTask]:
+        """
+        Query what one request holds, and retry transient errors.
+
+        :param once: retry only after rate limits.
+        :param max_delay: seconds that may be spent on rate limits.
+        :param max_seconds: that all attempts may take.
+        :raises RelayError: as :meth:`query_once`, of the last attempt.
+        :raises TimeoutError: when ``max_seconds`` are over before the retries are.
+        """
+        last_call = time.monotonic() + max_seconds
+        retry = self.retry.once() if once else self.retry
+        retrying = Retrying(**retry.retrying_kwargs(max_rate_limit_delay=max_delay, max_seconds=max_seconds))
+        tasks: dict[str, LumaTask] = retrying(
+            lambda: self.query_once(ids, exchange=self.exchange(last_call - time.monotonic()))
+        )
+        return tasks
+
+    def exchange(self, max_seconds: float = math.inf) -> Exchange:
+        """Return what follows one request, for ``request_timeout`` at the most; see :meth:`query_once`."""
+        return Exchange(max(min(max_seconds, self._request_timeout), 0.0))
+
+    def query_once(self, ids: Sequence[str], *, exchange: Exchange | None = None) -> dict[str, LumaTask]:
         """
         Send one request, once.
 
+        :param exchange: from :meth:`exchange`, by which another thread may abort the request.
         :raises RelayError: for anything but a list of tasks.
         """
         tasks = self._observed(
-            lambda: read_tasks(parse_rows(self._request("POST", "/luma/tasks", {"ids": list(ids)})))
+            lambda: read_tasks(
+                parse_rows(self._request("POST", "/luma/tasks", {"ids": list(ids)}, exchange=exchange))
+            )
         )
         self._warn_unknown_states(tasks)
         return {task_id: tasks[task_id] for task_id in ids if task_id in tasks}
@@ -299,8 +327,15 @@ class RelayClient:
                 raise RelayTransientError(what) from error
         return parse_submitted(response, extended_id=generation.extend_task_id)
 
-    def _request(self, method: str, path: str, body: Mapping[str, object] | None = None) -> RelayResponse:
-        with Exchange(self._request_timeout) as exchange:
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None = None,
+        *,
+        exchange: Exchange | None = None,
+    ) -> RelayResponse:
+        with exchange or self.exchange() as exchange:
             try:
                 return self._exchange(self._session, exchange, method, path, {"json": body})
             except (
@@ -311,7 +346,8 @@ class RelayClient:
                 OSError,
                 ValueError,  # of a host that nobody can look up
             ) as error:
-                raise RelayTransientError(self._no_response(error, exchange)) from error
+                status = error.status if isinstance(error, ResponseTooLargeError) else None
+                raise RelayTransientError(self._no_response(error, exchange), status=status) from error
 
     def _exchange(
         self,
@@ -328,7 +364,9 @@ class RelayClient:
         return complete
 
     def _no_response(self, error: BaseException, exchange: Exchange) -> str:
-        if exchange.is_expired:
+        if exchange.is_expired and exchange.seconds < self._request_timeout:
+            why = f"it was not complete in the {exchange.seconds:.1f} s that were left"
+        elif exchange.is_expired:
             why = f"it was not complete within request_timeout ({self._request_timeout:g} s)"
         elif isinstance(error, ResponseTooLargeError):
             why = f"it is larger than max_response_bytes ({self._max_response_bytes})"
@@ -365,6 +403,9 @@ class RelayClient:
     def _warn_unknown_states(self, tasks: Mapping[str, LumaTask]) -> None:
         for task in tasks.values():
             word = task.state_word
-            if word and not task.knows_state_word and word not in self._unknown_states:
+            # Only so many, as a hostile relay has a new word for each task.
+            is_new = word not in self._unknown_states and len(self._unknown_states) < _MAX_UNKNOWN_STATES
+            if word and is_new and not task.knows_state_word:
                 self._unknown_states.add(word)
-                log.warning("Unknown task state %r; treating the task as running", word)
+                meaning = "completed, as its video is there" if task.is_terminal else "running"
+                log.warning("Unknown task state %r; treating the task as %s", word, meaning)

@@ -18,7 +18,8 @@ FAST_VALUES = 50_000
 # Beyond, even freeing the values takes too long, and so many containers start a full garbage collection.
 MAX_VALUES = 200_000
 _VALUES_OF_A_CONTAINER = 10
-_MAX_DIGITS = 19
+_INT64, _MAX_INT64_CHARS = 2**63, 20
+_MAX_NUMBER_CHARS = 60
 
 
 class TooManyValuesError(ValueError):
@@ -46,9 +47,11 @@ def decode_json(body: bytes) -> Any:
     return decoder.decode(text)
 
 
-def _parse_int(text: str) -> int | None:
-    """Read an integer; ``None`` for one that no field has: it takes long, and no store takes it."""
-    return int(text) if len(text) < _MAX_DIGITS else None
+def _parse_int(text: str) -> int | str | None:
+    """Read an integer; one that no store takes stays text, as it may be an id; ``None`` for a longer one."""
+    if len(text) <= _MAX_INT64_CHARS and abs(number := int(text)) < _INT64:
+        return number
+    return text if len(text) <= _MAX_NUMBER_CHARS else None
 
 
 def count_values(body: bytes) -> int:

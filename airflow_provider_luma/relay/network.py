@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -80,7 +81,8 @@ def secrets_in_proxies(proxies: Mapping[str, str]) -> set[str]:
     for url in (*proxies.values(), *getproxies().values()):
         user_and_password = url.partition("//")[2].rpartition("@")[0] or url.rpartition("@")[0]
         password = user_and_password.partition(":")[2]
-        secrets |= {password, unquote(password), *_DELIMITERS.split(password)}
+        basic = base64.b64encode(unquote(user_and_password).encode()).decode()  # of Proxy-Authorization
+        secrets |= {password, unquote(password), basic, *_DELIMITERS.split(password)}
     return {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
 
 

@@ -8,9 +8,12 @@ from enum import StrEnum
 from typing import Any
 
 from airflow_provider_luma.arguments import FailWhen
-from airflow_provider_luma.relay.state import MAX_BYTES, fit_entries
+from airflow_provider_luma.relay.state import MAX_BYTES, fit_entries, json_size
 
 _MAX_MESSAGES = 20
+
+_SUMMARY_FRAME_BYTES = 200
+_MIN_FAILED_BYTES = 8_000
 
 
 class Outcome(StrEnum):
@@ -82,18 +85,19 @@ class BatchResult:
         """
         Return what goes into XCom as ``luma_summary``.
 
-        Thousands of failures do not fit into 64 KB: their reasons are cut first, then ``failed`` holds only
-        the first of them, and ``failed_not_listed`` the number of the others.
+        ``missing`` and ``running`` are complete, as they hold the user's own ids. ``failed`` gets what they
+        leave of 64 KB, and 8 KB at the least. Where that is not enough for thousands of failures, their
+        reasons are cut first, then it holds only the first of them, and ``failed_not_listed`` says how many
+        others there are.
         """
+        ids = {"missing": self._ordered(self.missing), "running": self._ordered(self.running)}
         failed = {task_id: self.failed[task_id] for task_id in self._ordered(self.failed)}
-        listed = fit_entries(failed, MAX_BYTES - 2_000)
+        room = max(MAX_BYTES - _SUMMARY_FRAME_BYTES - json_size(ids), _MIN_FAILED_BYTES)
+        listed = fit_entries(failed, room)
         not_listed = len(failed) - len(listed)
-        return {
-            "completed": self.completed_count,
-            "failed": listed,
-            "missing": self._ordered(self.missing),
-            "running": self._ordered(self.running),
-        } | ({"failed_not_listed": not_listed} if not_listed else {})
+        return {"completed": self.completed_count, "failed": listed, **ids} | (
+            {"failed_not_listed": not_listed} if not_listed else {}
+        )
 
     def _ordered(self, some: Collection[str]) -> list[str]:
         wanted = frozenset(some)

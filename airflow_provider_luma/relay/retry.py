@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import random
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, cast
 
 from tenacity import RetryCallState, retry_if_exception_type
 from tenacity.stop import stop_base
@@ -32,38 +32,56 @@ class RetryPolicy:
     initial_delay: float = 0.5
     max_delay: float = 60
 
-    def retrying_kwargs(self, *, max_rate_limit_delay: float = math.inf) -> dict[str, Any]:
+    def once(self) -> RetryPolicy:
+        """Return the policy that retries only after rate limits."""
+        return replace(self, max_attempts=1)
+
+    def retrying_kwargs(
+        self, *, max_rate_limit_delay: float = math.inf, max_seconds: float = math.inf
+    ) -> dict[str, Any]:
         """
         Return fresh arguments for ``tenacity.Retrying`` or ``tenacity.AsyncRetrying``.
 
         :param max_rate_limit_delay: seconds that may be spent on rate limits; past them
             :class:`RelayRateLimitError` reaches the caller.
+        :param max_seconds: no attempt begins later than so long after the first; ``TimeoutError`` is raised
+            in place of the transient error that would have been retried.
         """
+        stop = _StopAfterAttemptsOrDelay(self.max_attempts, max_rate_limit_delay, max_seconds)
         return {
             "retry": retry_if_exception_type((RelayTransientError, RelayRateLimitError)),
-            "stop": _StopAfterAttemptsOrDelay(self.max_attempts, max_rate_limit_delay),
+            "stop": stop,
             "wait": _WaitRetryAfter(
                 wait_exponential_jitter(self.initial_delay, self.max_delay, jitter=self.initial_delay),
                 self.max_delay,
             ),
             "before_sleep": _log_before_sleep,
-            "reraise": True,
+            "retry_error_callback": stop.raise_error,
         }
 
 
 class _StopAfterAttemptsOrDelay(stop_base):
-    """Stop after so many attempts, or when a rate limit asks for more than the delay that is left."""
+    """Stop after so many attempts, and before a delay that is longer than what is left."""
 
-    def __init__(self, max_attempts: int, max_rate_limit_delay: float) -> None:
+    def __init__(self, max_attempts: int, max_rate_limit_delay: float, max_seconds: float) -> None:
         self._attempts_left = max_attempts
         self._max_rate_limit_delay = max_rate_limit_delay
+        self._max_seconds = max_seconds
+        self._is_out_of_time = False
 
     def __call__(self, retry_state: RetryCallState) -> bool:
+        next_attempt = (retry_state.seconds_since_start or 0.0) + retry_state.upcoming_sleep
         if isinstance(_error(retry_state), RelayRateLimitError):
-            spent = retry_state.seconds_since_start or 0.0
-            return spent + retry_state.upcoming_sleep > self._max_rate_limit_delay
+            return next_attempt > min(self._max_rate_limit_delay, self._max_seconds)
         self._attempts_left -= 1
-        return self._attempts_left <= 0
+        self._is_out_of_time = self._attempts_left > 0 and next_attempt > self._max_seconds
+        return self._attempts_left <= 0 or self._is_out_of_time
+
+    def raise_error(self, retry_state: RetryCallState) -> NoReturn:
+        error = cast(BaseException, _error(retry_state))
+        if self._is_out_of_time:
+            raise TimeoutError(f"no time is left for a retry after: {error}") from error
+        raise error
 
 
 class _WaitRetryAfter(wait_base):
@@ -80,6 +98,8 @@ class _WaitRetryAfter(wait_base):
             return self._backoff(retry_state)
         # Only a rate limit is waited out however long it is; transient errors are bounded in time, too.
         delay = retry_after if isinstance(error, RelayRateLimitError) else min(retry_after, self._max_delay)
+        # "0" means that a retry is welcome, and not that it is welcome a hundred times.
+        delay = delay or self._backoff(retry_state)
         return delay + random.uniform(0, 0.2)  # noqa: S311
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+# What the last poll may take beyond the deadline, in every mode: after an outage there is still one.
+LAST_POLL_SECONDS = 10
+
 # Doubling goes on no further, so that no number of polls overflows a float.
 _MAX_DOUBLINGS = 40
 

@@ -1,7 +1,7 @@
 """
-The compact form of what is known of many ids: positions as bits, texts cut to a budget.
+The compact form of what is known of many ids: a code by position, and texts cut to a budget.
 
-Ten thousand ids are 1.7 KB a set here and 400 KB as a list, so that a state fits wherever Airflow keeps one.
+Ten thousand ids are at most 16 KB here and 400 KB as a list, so that a state fits wherever Airflow keeps one.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 # Where a trigger's arguments or an event end: a TEXT column of MySQL.
 MAX_BYTES = 64_000
 
-# What the reasons of one state may take: encrypted and with the rest they stay far below MAX_BYTES.
-MAX_REASON_BYTES = 24_000
+# What the reasons of one state may take: encrypted, with 700 ids, they still fit into MySQL's column.
+MAX_REASON_BYTES = 18_000
 
 CUT_REASON = "(cut: too many different reasons)"
 _CUT_MARK = "… (cut)"
 _CUT_LENGTHS = (100, 40)
-_GROUP_OVERHEAD = 60
+_SEPARATOR_BYTES = 4
 
 
 def digest_ids(ids: Sequence[str]) -> str:
@@ -29,63 +29,58 @@ def digest_ids(ids: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:32]
 
 
-def pack_positions(positions: Iterable[int], length: int) -> str:
-    """Return positions below ``length`` as text."""
-    bits = bytearray((length + 7) // 8)
-    for position in positions:
-        bits[position >> 3] |= 1 << (position & 7)
-    return base64.b64encode(zlib.compress(bytes(bits), 6)).decode()
+def pack_codes(codes: Sequence[int]) -> str:
+    """Return codes below 65,536 as text."""
+    low, high = bytes(code & 0xFF for code in codes), bytes(code >> 8 for code in codes)
+    return base64.b64encode(zlib.compress(low + high, 6)).decode()
 
 
-def unpack_positions(packed: str, length: int) -> list[int]:
+def unpack_codes(packed: str, length: int) -> list[int]:
     """
-    Return the positions of :func:`pack_positions`.
+    Return the codes of :func:`pack_codes`.
 
     :raises ValueError: when it is none of its texts, or of another length.
     """
-    decompressor = zlib.decompressobj()
     try:
-        bits = decompressor.decompress(base64.b64decode(packed, validate=True), length // 8 + 2)
+        plain = zlib.decompressobj().decompress(base64.b64decode(packed, validate=True), 2 * length + 1)
     except zlib.error as error:
         raise ValueError(str(error)) from None
-    if len(bits) != (length + 7) // 8:
-        raise ValueError(f"{len(bits)} bytes for {length} positions")
-    return [position for position in range(length) if bits[position >> 3] >> (position & 7) & 1]
+    if len(plain) != 2 * length:
+        raise ValueError(f"{len(plain)} bytes for {length} codes")
+    return [low | high << 8 for low, high in zip(plain[:length], plain[length:], strict=True)]
 
 
 def fit_reasons(reasons: Mapping[str, str], max_bytes: int = MAX_REASON_BYTES) -> dict[str, str]:
     """
-    Cut reasons, longest first, until the different ones among them fit; a cut reason says so.
+    Cut reasons until the different ones among them fit; a cut reason says so.
+
+    It is called in the triggerer's event loop, so its cost does not depend on how long the reasons are.
 
     :param reasons: by id.
     :param max_bytes: what the different reasons may take together as JSON.
     """
-    fitted = dict(reasons)
+    shown = {reason: reason for reason in reasons.values()}
     for length in _CUT_LENGTHS:
-        if _size(fitted.values()) <= max_bytes:
-            return fitted
-        fitted = {task_id: cut_text(reason, length) for task_id, reason in fitted.items()}
-    kept: dict[str, None] = {}
-    size = _size([CUT_REASON])
-    for reason in dict.fromkeys(fitted.values()):
-        size += _size([reason])
-        if size > max_bytes:
+        if len(_first_that_fit(shown.values(), max_bytes)) == len(set(shown.values())):
             break
-        kept[reason] = None
-    return {task_id: reason if reason in kept else CUT_REASON for task_id, reason in fitted.items()}
+        shown = {reason: cut_text(text, length) for reason, text in shown.items()}
+    else:
+        kept = _first_that_fit([CUT_REASON, *shown.values()], max_bytes)
+        shown = {reason: text if text in kept else CUT_REASON for reason, text in shown.items()}
+    return {task_id: shown[reason] for task_id, reason in reasons.items()}
 
 
 def fit_entries(entries: Mapping[str, str], max_bytes: int) -> dict[str, str]:
     """Cut the texts of a dictionary until it fits as JSON, then leave out its last entries."""
     fitted = dict(entries)
     for length in _CUT_LENGTHS:
-        if _json_size(fitted) <= max_bytes:
+        if json_size(fitted) <= max_bytes:
             return fitted
         fitted = {key: cut_text(text, length) for key, text in fitted.items()}
     kept: dict[str, str] = {}
     size = 2
     for key, text in fitted.items():
-        size += _json_size(key) + _json_size(text) + 4
+        size += json_size(key) + json_size(text) + _SEPARATOR_BYTES
         if size > max_bytes:
             break
         kept[key] = text
@@ -97,9 +92,19 @@ def cut_text(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - len(_CUT_MARK)] + _CUT_MARK
 
 
-def _size(reasons: Iterable[str]) -> int:
-    return sum(_json_size(reason) + _GROUP_OVERHEAD for reason in set(reasons))
-
-
-def _json_size(value: object) -> int:
+def json_size(value: object) -> int:
+    """Return how many bytes a value is as JSON."""
     return len(json.dumps(value))
+
+
+def _first_that_fit(texts: Iterable[str], max_bytes: int) -> set[str]:
+    """Return the different texts, up to the first that does not fit any more."""
+    kept: set[str] = set()
+    size = 0
+    for text in texts:
+        if text not in kept:
+            size += json_size(text) + _SEPARATOR_BYTES
+            if size > max_bytes:
+                break
+            kept.add(text)
+    return kept

@@ -16,7 +16,7 @@ a task's id names a task there.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -38,7 +38,7 @@ from airflow_provider_luma.relay.responses import (
     subject,
     text_excerpt,
 )
-from airflow_provider_luma.relay.task import LumaTask, TaskState, read_task
+from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, TaskState, read_task
 from airflow_provider_luma.relay.transport import RelayResponse
 
 # Statuses by which a relay, or a gateway before it, says that it did not take a request. Any other above 400
@@ -66,11 +66,13 @@ _PASSED_ON_CODE = re.compile(
     re.IGNORECASE,
 )
 _PASSED_ON_MESSAGE = re.compile(
-    r"do request failed|deadline exceeded|timed? ?out|connection (reset|closed)", re.IGNORECASE
+    r"do request failed|deadline exceeded|timed? ?out|connection (reset|closed)|\beof\b|broken pipe|超时",
+    re.IGNORECASE,
 )
 # A task's id anywhere in the bytes of a body, also where they are no valid JSON, or JSON inside of a text.
+# All that repeats is bounded, as time would else grow with the square of a body.
 _TASK_ID_IN_BYTES = re.compile(
-    rb'(?:task|generation|job)[_-]?ids?\\*"\s*:\s*[\[{]?\s*\\*"?([^\s",\]}\\]+)', re.IGNORECASE
+    rb'(?:task|generation|job)[_-]?ids?\\{0,9}" ?: ?[\[{]? ?\\{0,9}"?([^\s",\]}\\]{1,200})', re.IGNORECASE
 )
 
 _TASK_ID_KEYS, _PLAIN_ID_KEY = ("taskid", "generationid"), "id"
@@ -97,7 +99,9 @@ _TASK_LOCATION = re.compile(
 
 _UUID_IN_BYTES = re.compile(rb"(?i)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 # Some relays number requests by UUIDs, and say so.
-_REQUEST_ID_IN_BYTES = re.compile(rb'(?i)(?:request|req|trace|correlation)[_ -]?id\\*"?\s*:?\s*\\*"?[\w-]+')
+_REQUEST_ID_IN_BYTES = re.compile(
+    rb'(?i)(?:request|req|trace|correlation)[_ -]?id\\{0,9}"? ?:? ?\\{0,9}"?[\w-]{1,200}'
+)
 
 
 def parse_submitted(response: RelayResponse, *, extended_id: str | None = None) -> LumaTask:
@@ -110,7 +114,7 @@ def parse_submitted(response: RelayResponse, *, extended_id: str | None = None) 
     """
     body = parse_json(response)
     message, code = message_and_code(body)
-    is_rejection = _is_rejection(response.status, body, message)
+    is_rejection = _is_rejection(response, body, message)
     # Beside an error a plain "id" is the request's, or a row's of some other table.
     is_error = is_rejection or (response.status >= 400 and bool(message)) or _has_error_object(body)
     task = _find_task(response, body, code, extended_id, is_error=is_error)
@@ -140,29 +144,29 @@ def outcome_unknown(what: str, response: RelayResponse | None = None) -> SubmitO
     )
 
 
-def _is_rejection(status: int, body: Any, message: str) -> bool:
-    codes = [str(value) for value in _codes_and_types(body)]
-    if any(map(_PASSED_ON_CODE.search, codes)) and status != 429:
+def _is_rejection(response: RelayResponse, body: Any, message: str) -> bool:
+    if response.status == 429:
+        return True
+    if any(map(_PASSED_ON_CODE.search, _codes_and_types(_objects(body)))):
         return False
-    if _PASSED_ON_MESSAGE.search(message) and status != 429:
+    if any(map(_PASSED_ON_MESSAGE.search, (message, response.body.decode(errors="replace")))):
         return False
-    return status in _REJECTED_STATUSES or (
-        status < 300 and any(code.lower() in _REJECTED_CODES for code in codes)
-    )
+    if response.status in _REJECTED_STATUSES:
+        return True
+    outer = (body, *(body.get(key) for key in ("error", "detail"))) if isinstance(body, Mapping) else ()
+    said = _codes_and_types(holder for holder in outer if isinstance(holder, Mapping))
+    return response.status < 300 and any(code.lower() in _REJECTED_CODES for code in said)
 
 
-def _codes_and_types(body: Any) -> Iterator[Any]:
-    for holder in (
-        (body, *(body.get(key) for key in ("error", "detail"))) if isinstance(body, Mapping) else ()
-    ):
-        if isinstance(holder, Mapping):
-            yield from (holder.get(key) for key in ("code", "type") if holder.get(key) not in (None, ""))
+def _codes_and_types(holders: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for holder in holders:
+        yield from (str(holder[key]) for key in ("code", "type") if holder.get(key) not in (None, ""))
 
 
 def _hints_at_a_task(response: RelayResponse, body: Any, message: str, extended_id: str | None) -> bool:
     """Say whether a rejection names something that may be a task of this submit, in a form of its own."""
     said = response.body + b" " + response.headers.get("Location", "").encode(errors="replace")
-    said = _REQUEST_ID_IN_BYTES.sub(b"", said)
+    said = _REQUEST_ID_IN_BYTES.sub(b"", re.sub(rb"\s+", b" ", said))
     ids = [found[1] for found in _TASK_ID_IN_BYTES.finditer(said)] + _UUID_IN_BYTES.findall(said)
     named = {task_id.decode(errors="replace") for task_id in ids} - {extended_id}
     if any(not _NO_ID.fullmatch(task_id) for task_id in named):
@@ -171,7 +175,10 @@ def _hints_at_a_task(response: RelayResponse, body: Any, message: str, extended_
         return True
     if isinstance(body, Mapping) and body.get("id") and not message:
         return True
-    return any(_is_like_a_task(item, extended_id) for item in _objects(body))
+    return any(
+        _is_like_a_task(item, extended_id) or (not message and _has_good_state_word(item))
+        for item in _objects(body)
+    )
 
 
 def _is_like_a_task(item: Mapping[str, Any], extended_id: str | None) -> bool:
@@ -193,7 +200,9 @@ def _objects(body: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
 def _describe(response: RelayResponse, message: str) -> str:
     if is_html(response):
         return "with a web page (is this host a Luma relay?)"
-    return f"without a task id: {message or text_excerpt(response) or 'an empty body'}"
+    excerpt = text_excerpt(response)
+    said = f"{message}, in {excerpt}" if message and message != excerpt else excerpt
+    return f"without a task id: {said or 'an empty body'}"
 
 
 def _find_task(
@@ -226,7 +235,11 @@ def _named_ids(
 
 def _has_known_state(holder: Mapping[str, Any]) -> bool:
     """Say whether an object has the state of a task; an error, too, may say "failed" of a request."""
-    task = read_task(holder)
+    return read_task(holder) is not None and _has_good_state_word(holder)
+
+
+def _has_good_state_word(holder: Mapping[str, Any]) -> bool:
+    task = read_task({**holder, "id": PROBE_ID})
     return (
         task is not None
         and bool(task.state_word)

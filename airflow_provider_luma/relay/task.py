@@ -26,6 +26,8 @@ from airflow_provider_luma.relay.text import clean_text
 Json: TypeAlias = Mapping[str, Any]
 
 MAX_ID_CHARS = 200
+# A well-formed id that no relay can have given out.
+PROBE_ID = "00000000-0000-0000-0000-000000000000"
 
 _EMPTY: Json = {}
 _UNNAMED_FAILURE = "the relay gave no reason"

@@ -9,6 +9,7 @@ like a proxy that is not there, and an invalid response header like an invalid a
 
 from __future__ import annotations
 
+import http.client
 import logging
 import re
 import socket
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any, ClassVar, Self
+from urllib.parse import quote
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -28,6 +30,7 @@ from requests.structures import CaseInsensitiveDict
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 
 from airflow_provider_luma import __version__
+from airflow_provider_luma.exceptions import RelayTransientError
 
 USER_AGENT = f"airflow-provider-luma/{__version__}"
 
@@ -38,7 +41,15 @@ _KNOWN_ENCODINGS = frozenset({"br", "zstd", "compress", "gzip", "deflate", "iden
 
 
 class ResponseTooLargeError(Exception):
-    """A response has more bytes than allowed, once it is decompressed."""
+    """
+    A response has more bytes than allowed, once it is decompressed.
+
+    :param status: of the response.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
 
 
 class ContentEncodingError(Exception):
@@ -61,7 +72,9 @@ class RelayResponse:
 
 class Exchange:
     """
-    Follow one request of this thread, and abort it when its time is over.
+    Follow one request, and abort it when its time is over or :meth:`abort` is called.
+
+    The thread that sends the request enters it.
 
     :param seconds: from the start to the last byte of the response.
     """
@@ -75,18 +88,29 @@ class Exchange:
         self.is_expired = False
         self._connection: Any = None
         self._socket: Any = None
-        self._seconds = seconds
+        self.seconds = seconds
+        self._expires = threading.Event()
         self._over = threading.Event()
 
     def __enter__(self) -> Self:
         self._of_thread.exchange = self
-        threading.Thread(target=self._watch, name="luma-request-timeout", daemon=True).start()
+        try:
+            threading.Thread(target=self._watch, name="luma-request-timeout", daemon=True).start()
+        except RuntimeError as error:  # without it the request would not be bounded in time
+            self._of_thread.exchange = None
+            raise RelayTransientError(f"Nothing was sent to the relay: {error}") from error
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         with self._lock:
             self._over.set()
+        self._expires.set()
         self._of_thread.exchange = None
+
+    def abort(self) -> None:
+        """End the request now, from another thread: nobody waits for its response."""
+        self.is_expired = True  # what has not been sent yet is not sent any more
+        self._expires.set()
 
     @classmethod
     def current(cls) -> Exchange | None:
@@ -108,8 +132,7 @@ class Exchange:
         self.may_have_been_sent = True
 
     def _watch(self) -> None:
-        if self._over.wait(self._seconds):
-            return
+        self._expires.wait(self.seconds)
         # Again and again: a connection that is being made has no socket yet that could be shut down.
         while not self._over.is_set():
             self._expire()
@@ -143,7 +166,7 @@ def open_session(api_key: str, max_connections: int) -> requests.Session:
     session = _Session()
     session.auth = _Bearer(api_key)
     session.headers.update(
-        {"Accept": "application/json", "Accept-Encoding": "gzip, deflate", "User-Agent": USER_AGENT}
+        {"Accept": "application/json", "Accept-Encoding": "gzip", "User-Agent": USER_AGENT}
     )
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))  # threads share the session
     adapter = _Adapter(pool_connections=1, pool_maxsize=max_connections)
@@ -170,7 +193,7 @@ def read_response(
             # One byte more than allowed tells that there are more, and bounds what a small chunk expands to.
             body += decode(chunk, max_bytes + 1 - len(body))
             if len(body) > max_bytes:
-                raise ResponseTooLargeError
+                raise ResponseTooLargeError(response.status_code)
         decode(b"", 1)
     headers = CaseInsensitiveDict({name: _redact(value, secret) for name, value in response.headers.items()})
     text = _redact(bytes(body).decode("latin-1"), secret).encode("latin-1")  # keeps every byte
@@ -178,10 +201,11 @@ def read_response(
 
 
 def _redact(text: str, secret: str) -> str:
-    """Redact a secret, also as JSON writers escape it. One that is short is a word of every response."""
+    """Redact a secret, also as URLs and JSON escape it. One that is short is a word of every response."""
     if len(secret) < _SHORTEST_SECRET:
         return text
-    text = text.replace(secret, "***").replace(secret.replace("/", "\\/"), "***")
+    for spelling in {secret, secret.replace("/", "\\/"), quote(secret, safe="")}:
+        text = text.replace(spelling, "***")
     return _json_escaped(secret).sub("***", text) if "\\u00" in text else text
 
 
@@ -257,9 +281,25 @@ def _tracked_pool(pool: type[Any]) -> type[HTTPConnectionPool | HTTPSConnectionP
     return type("TrackedPool", (pool,), {"ConnectionCls": connection})
 
 
+class _Response(http.client.HTTPResponse):
+    """Reads what http.client lets pass: interim responses other than 100, and chunks of a negative size."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        version, status, reason = super()._read_status()  # type: ignore[misc]
+        is_interim = http.client.SWITCHING_PROTOCOLS < status < http.client.OK
+        return version, http.client.CONTINUE if is_interim else status, reason
+
+    def _read_next_chunk_size(self) -> int:
+        size: int = super()._read_next_chunk_size()  # type: ignore[misc]
+        if size < 0:
+            raise http.client.IncompleteRead(b"")
+        return size
+
+
 class _TrackedConnection:
     """Tells the exchange of the thread which socket carries its request, and when it is connected."""
 
+    response_class = _Response
     sock: Any
     exchange: Exchange | None = None
 

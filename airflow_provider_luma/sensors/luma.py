@@ -26,7 +26,7 @@ from airflow_provider_luma.airflow_exceptions import (
     fail_without_retry,
 )
 from airflow_provider_luma.arguments import FailWhen, check_number
-from airflow_provider_luma.exceptions import error_from_dict
+from airflow_provider_luma.exceptions import RelayError, error_from_dict
 from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.schedule import PollSchedule
@@ -56,8 +56,8 @@ class LumaTaskSensor(BaseSensorOperator):
     (``{"completed": n, "failed": {id: reason}, "missing": [id, ...], "running": [id, ...]}``), also when it
     fails.
 
-    :param luma_task_ids: the Luma task ids: a list, an XComArg, one id, or a string that holds a list.
-        Duplicates collapse; an empty list succeeds at once with ``[]``. (templated)
+    :param luma_task_ids: the Luma task ids: a list (no set), an XComArg, one id, or a string that holds a
+        list. Duplicates collapse; an empty list succeeds at once with ``[]``. (templated)
     :param luma_conn_id: the connection of type ``luma``. Default ``luma_default``. (templated)
     :param fail_when: ``"any"`` (default) fails when any task failed or is missing, ``"all"`` only when none
         completed, ``"never"`` not at all.
@@ -121,18 +121,33 @@ class LumaTaskSensor(BaseSensorOperator):
             return completed
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Query every id that is still pending once."""
+        """
+        Query every id that is still pending once.
+
+        An error that may pass ends the wait, unless ``silent_fail`` tolerates it. Once ``timeout`` is over it
+        counts as the timeout that it leads to: the trigger decides by the same rule.
+        """
         wait = self._begin(context)
         # Only poke mode waits on the spot when the relay asks to slow down: it holds its worker slot anyway.
         patient = not self.reschedule and not self.deferrable
+        error: Exception | None = None
         try:
             with fail_without_retry():
-                wait.poll(self.hook.client, lambda: self._time_left(wait), patient=patient)
+                wait.poll(self.hook.client, self._deadline(wait), patient=patient)
+        except AirflowFailException:
+            raise
+        except Exception as caught:
+            error = caught
+            if not self.silent_fail and self._time_left(wait) > 0:
+                raise
+            self.log.warning("The poll failed: %s", caught, exc_info=not isinstance(caught, RelayError))
         finally:
             wait.report()
-        if self._outcome(wait) is Outcome.RUNNING:
-            return PokeReturnValue(is_done=False)
-        return PokeReturnValue(is_done=True, xcom_value=self._finish(wait))
+        if self._outcome(wait) is not Outcome.RUNNING:
+            return PokeReturnValue(is_done=True, xcom_value=self._finish(wait))
+        if self._time_left(wait) <= 0:
+            raise self._timeout_error(error)
+        return PokeReturnValue(is_done=False)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> list[str]:
         """
@@ -145,13 +160,15 @@ class LumaTaskSensor(BaseSensorOperator):
             event = validate_event(event)
             same_ids = self._resume(context, event)
             wait = self._begin(context)
-            if event["status"] == "error":
-                with fail_without_retry():
-                    raise error_from_dict(event["error"])
             if same_ids:
                 wait.report()
+            error = error_from_dict(event["error"]) if event.get("error") else None
+            if error is not None and event["status"] == "error":
+                with fail_without_retry():
+                    raise error
+            if same_ids:
                 if event["status"] == "timeout":
-                    raise AirflowSensorTimeout(f"Sensor has timed out after {self.timeout} seconds.")
+                    raise self._timeout_error(error)
                 completed = self._finish(wait)
                 wait.push_summary(context)
                 return completed
@@ -221,8 +238,15 @@ class LumaTaskSensor(BaseSensorOperator):
             ids = read_task_ids(self.luma_task_ids)
         return Wait(ids, self.missing_grace, WaitStore(context), self.log)
 
+    def _deadline(self, wait: Wait) -> float:
+        return wait.batch.started_at + self.timeout
+
     def _time_left(self, wait: Wait) -> float:
-        return max(wait.batch.started_at + self.timeout - time.time(), 0.0)
+        return max(self._deadline(wait) - time.time(), 0.0)
+
+    def _timeout_error(self, error: Exception | None) -> AirflowSensorTimeout:
+        why = f" The last poll failed: {error}." if error else ""
+        return AirflowSensorTimeout(f"Sensor has timed out after {self.timeout} seconds.{why}")
 
     def _get_next_poke_interval(
         self, started_at: datetime | float, run_duration: Callable[[], float], poke_count: int
@@ -255,15 +279,7 @@ class LumaTaskSensor(BaseSensorOperator):
         """Poll once before deferring; mapped sensors leave that to the triggerer, for all of them at once."""
         if self._is_part_of_expansion(context) and wait.batch.pending_count:
             return False
-        try:
-            return bool(self.poke(context))
-        except (AirflowFailException, AirflowSkipException):
-            raise
-        except Exception:
-            if not self.silent_fail:
-                raise
-            self.log.exception("The first poll failed; polling goes on in the triggerer")
-            return False
+        return bool(self.poke(context))
 
     @staticmethod
     def _is_part_of_expansion(context: Context) -> bool:

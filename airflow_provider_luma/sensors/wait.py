@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.exceptions import (
@@ -17,14 +18,14 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.metrics import count_tasks
 from airflow_provider_luma.relay.batch import TaskBatch
+from airflow_provider_luma.relay.isolation import Evidence, Isolation, Response
+from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS
 from airflow_provider_luma.sensors.store import WaitStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_luma.relay import LumaTask, RelayClient
+    from airflow_provider_luma.relay import RelayClient
 
 SUMMARY_KEY = "luma_summary"
 
@@ -80,36 +81,48 @@ class Wait:
             self._ids, started_at=started_at, missing_grace=self._missing_grace, absent_since=absent_since
         )
 
-    def poll(self, client: RelayClient, time_left: Callable[[], float], *, patient: bool) -> None:
+    def poll(self, client: RelayClient, deadline: float, *, patient: bool) -> None:
         """
         Query every pending id once, whatever happens to some of them.
 
-        :param time_left: seconds until the wait times out.
+        :param deadline: when the wait times out, in seconds since the epoch; the poll ends a moment later.
         :param patient: wait on the spot where the relay asks to slow down.
         :raises RelayError: when a request failed, after every other was sent. What holds for all of them
             (a rejected key or account) is raised at once.
         """
         if time.time() < self.not_before:
             return
-        errors: list[RelayError] = []
-        for ids in client.batches(self.batch.pending_ids):
-            if errors and time_left() <= 0:
-                break
-            try:
+        query = _Query(client, max(deadline, time.time()) + LAST_POLL_SECONDS, deadline if patient else 0.0)
+        errors: list[Exception] = []
+        evidence = Evidence()
+        try:
+            for ids in client.batches(self.batch.pending_ids):
                 # The relay has had its retries; the other batches get an attempt each.
                 once = any(isinstance(error, RelayTransientError) for error in errors)
-                for requested, tasks in _query(client, ids, once, time_left() if patient else 0.0):
-                    self.batch.update(requested, tasks, now=time.time())
-            except RelayRateLimitError as error:
-                self.not_before = time.time() + (error.retry_after or 0)
-                self._log.info("%s", error)
-                break
-            except (RelayAuthenticationError, RelayPermissionError):
-                raise
-            except RelayError as error:
-                errors.append(error)
+                errors += self._query(query, ids, evidence, once=once)
+        except RelayRateLimitError as error:
+            self.not_before = time.time() + (error.retry_after or 0)
+            self._log.info("%s", error)
+        except TimeoutError as cut:
+            self._log.info("The poll was ended with the wait: %s", cut)
         if errors:
             raise most_telling_error(errors)
+
+    def _query(self, query: _Query, ids: Sequence[str], evidence: Evidence, *, once: bool) -> list[Exception]:
+        """Query a batch, and after an error its ids in smaller ones; return the errors that remain."""
+        response = self._take(ids, query(ids, once=once))
+        if not isinstance(response, Exception):
+            evidence.responds = True
+            return []
+        isolation = Isolation(ids, response, evidence)
+        while (suspects := isolation.next_ids()) is not None:
+            isolation.take(suspects, self._take(suspects, query(suspects, once=True)))
+        return isolation.errors
+
+    def _take(self, ids: Sequence[str], response: Response) -> Response:
+        if not isinstance(response, Exception):
+            self.batch.update(ids, response, now=time.time())
+        return response
 
     def report(self) -> None:
         """Log the progress when it changed and, as a sign of life, every few minutes."""
@@ -154,13 +167,43 @@ def validate_event(event: Mapping[str, Any] | None) -> Mapping[str, Any]:
 
     :raises TriggerEventError: when it is lost or invalid.
     """
-    known = isinstance(event, Mapping) and event.get("status") in {"done", "timeout", "error"}
-    if event is None or not known or not TaskBatch.is_state(event.get("state")):
+    facts: Mapping[str, Any] = event if isinstance(event, Mapping) else {}
+    known = facts.get("status") in {"done", "timeout"} or isinstance(facts.get("error"), Mapping)
+    if not known or not TaskBatch.is_state(facts.get("state")):
         raise TriggerEventError(f"The trigger event is lost or invalid: {event!r:.200}")
-    return event
+    return facts
 
 
-def _query(
-    client: RelayClient, ids: Sequence[str], once: bool, patience: float
-) -> Iterable[tuple[Sequence[str], Mapping[str, LumaTask]]]:
-    return [(ids, client.query_once(ids))] if once else client.iter_tasks(ids, max_delay=patience)
+@dataclass(frozen=True)
+class _Query:
+    """
+    Queries batches during one poll.
+
+    :param last_call: when the poll must have ended, in seconds since the epoch.
+    :param patient_until: until when rate limits are waited out.
+    """
+
+    client: RelayClient
+    last_call: float
+    patient_until: float
+
+    def __call__(self, ids: Sequence[str], *, once: bool) -> Response:
+        """
+        Return the tasks, or an error that may be about these ids alone.
+
+        :raises TimeoutError: when the time of the poll is over.
+        """
+        now = time.time()
+        if now >= self.last_call:
+            raise TimeoutError("no time is left for its other requests")
+        try:
+            return self.client.query(
+                ids,
+                once=once,
+                max_delay=max(self.patient_until - now, 0.0),
+                max_seconds=self.last_call - now,
+            )
+        except (RelayRateLimitError, RelayAuthenticationError, RelayPermissionError):
+            raise
+        except RelayError as error:
+            return error

@@ -74,7 +74,7 @@ class LumaTaskEventTrigger(BaseEventTrigger):
         await asyncio.Event().wait()  # Airflow would start a watcher that ends anew, and it would fire again
 
     async def _watch(self, batch: TaskBatch, unfired: dict[str, None]) -> AsyncGenerator[TriggerEvent, None]:
-        subscription = Subscription(batch, PollSchedule(self.poke_interval), tolerated=(Exception,))
+        subscription = Subscription(batch, PollSchedule(self.poke_interval), tolerates=lambda error: True)
         async with subscribed(self.luma_conn_id, subscription):
             while unfired:
                 if not subscription.has_ended:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_luma.arguments import FailWhen
-from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
+from airflow_provider_luma.exceptions import LumaValueError, RelayError, is_permanent
 from airflow_provider_luma.relay.batch import TaskBatch
 from airflow_provider_luma.relay.schedule import PollSchedule
 from airflow_provider_luma.relay.text import clean_text
@@ -38,7 +40,7 @@ class LumaTaskTrigger(BaseTrigger):
     :param fail_when: ``any``, ``all`` or ``never``.
     :param fail_fast: end as soon as nothing can save the batch.
     :param missing_grace: seconds for which an id may be absent from the responses.
-    :param silent_fail: go on polling after transient errors.
+    :param silent_fail: go on polling after any error that is not permanent.
     """
 
     _ARGUMENTS = (
@@ -99,9 +101,15 @@ class LumaTaskTrigger(BaseTrigger):
         if batch is None:
             raise LumaValueError("The state of this trigger is not that of its luma_task_ids")
         self._batch = batch
+        subscription = self._build_subscription(batch)
         try:
-            subscription = await self._wait(batch)
+            while not subscription.has_ended:
+                await self._wait(subscription)
+            if subscription.error is not None:
+                raise subscription.error
             event: dict[str, Any] = {"status": subscription.status}
+            if subscription.status == "timeout" and subscription.last_error is not None:
+                event["error"] = _error_payload(subscription.last_error)
         except (RelayError, LumaValueError) as error:
             event = {"status": "error", "error": _error_payload(error)}
         yield TriggerEvent(event | {"state": batch.dump()})  # type: ignore[no-untyped-call]
@@ -111,20 +119,24 @@ class LumaTaskTrigger(BaseTrigger):
         if self._batch is not None and self._batch.pending_count:
             self.log.warning("%s", self._batch.result.abandoned_message())
 
-    async def _wait(self, batch: TaskBatch) -> Subscription:
+    async def _wait(self, subscription: Subscription) -> None:
         """Sleep until the polling loop has an outcome, and log the progress meanwhile."""
-        subscription = self._build_subscription(batch)
-        async with subscribed(self.luma_conn_id, subscription):
-            while not subscription.has_ended:
-                await subscription.news()
-                while subscription.warnings:
-                    self.log.warning(
-                        "Polling goes on, as silent_fail is set: %s", subscription.warnings.pop(0)
-                    )
-                self.log.info("%s", batch.progress_message())
-        if subscription.error is not None:
-            raise subscription.error
-        return subscription
+        try:
+            async with subscribed(self.luma_conn_id, subscription):
+                while not subscription.has_ended:
+                    await subscription.news()
+                    self._log_news(subscription)
+        except (RelayError, LumaValueError) as error:  # of the connection
+            subscription.note(error)
+            subscription.finish_poll(time.time(), 0)
+            self._log_news(subscription)
+            if not subscription.has_ended:
+                await asyncio.sleep(max(subscription.due - time.time(), 0))
+
+    def _log_news(self, subscription: Subscription) -> None:
+        while subscription.warnings:
+            self.log.warning("Polling goes on, as silent_fail is set: %s", subscription.warnings.pop(0))
+        self.log.info("%s", subscription.batch.progress_message())
 
     def _build_subscription(self, batch: TaskBatch) -> Subscription:
         return Subscription(
@@ -135,11 +147,11 @@ class LumaTaskTrigger(BaseTrigger):
             deadline=batch.started_at + self.timeout,
             polled_at=self.polled_at,
             not_before=self.not_before,
-            tolerated=(RelayTransientError,) if self.silent_fail else (),
+            tolerates=lambda error: self.silent_fail and not is_permanent(error),
         )
 
 
-def _error_payload(error: RelayError | LumaValueError) -> dict[str, Any]:
+def _error_payload(error: Exception) -> dict[str, Any]:
     """Describe an error for the event, which the triggerer must be able to encode whatever it says."""
     payload = error.to_dict() if isinstance(error, RelayError) else {}
     payload |= {"type": type(error).__name__, "message": str(error)}

@@ -4,9 +4,9 @@ The polling loop that the triggers of one connection share.
 Theory of operation
 -------------------
 *Loop.* Each connection has one :class:`Poller` in an event loop, and each poller one plain loop: sleep until
-a subscription is due, wait a moment for others (``COALESCE_WINDOW``), start a round. A trigger subscribes its
-batch and sleeps; the loop updates the batch and wakes the trigger only when something changed. A thousand
-triggers therefore cost the requests of one, and a sleeping coroutine each.
+a subscription is due, wait a moment for others if some have joined (``COALESCE_WINDOW``), start a round. A
+trigger subscribes its batch and sleeps; the loop updates the batch and wakes the trigger only when something
+changed. A thousand triggers therefore cost the requests of one, and a sleeping coroutine each.
 
 *Round.* The ids of all subscriptions that are due are cut into requests of ``batch_size``. An id that a
 request already asks for is not asked again: its subscription waits for that request. A round does not wait
@@ -16,9 +16,13 @@ request that holds one of its ids has ended, so that no failed request hides a r
 *Grid.* Polls keep to a grid of multiples of the interval, so that waits that began apart share requests. The
 grid is shifted by a hash of the API key: customers of one relay do not all ask in the same second.
 
+*Isolation.* The ids of a request that failed are queried again in smaller ones, so that a bad id, or one with
+a huge row, fails its own subscription alone (:mod:`~airflow_provider_luma.relay.isolation`).
+
 *Pause and pace.* A 429 pauses every request of the connection, and ``max_requests_per_minute`` spaces them
 out (:class:`RateLimiter`). ``max_in_flight`` requests run at once, each in a thread; a request that waits
-for its retry holds none.
+for its retry holds none. A request that nobody waits for any more is aborted: its socket is closed, which
+frees its slot and its thread.
 
 *Rejection.* A rejected key or account (401, 402, 403) fails the round in which it came and spares the rest of
 that round its requests. The next round asks again, since keys are accepted again.
@@ -32,6 +36,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,11 +49,12 @@ from airflow_provider_luma import metrics
 from airflow_provider_luma.exceptions import (
     LumaValueError,
     RelayAuthenticationError,
-    RelayInvalidRequestError,
     RelayPermissionError,
     RelayRateLimitError,
 )
 from airflow_provider_luma.hooks.luma import LumaHook, RelaySettings
+from airflow_provider_luma.relay.isolation import Isolation, Response
+from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.triggers.rate_limiter import RateLimiter
 from airflow_provider_luma.triggers.request import Request, Round, query_slim
@@ -56,10 +62,12 @@ from airflow_provider_luma.triggers.subscription import Subscription
 
 log = logging.getLogger(__name__)
 
-# A round begins when nobody has joined for so long, ...
+# A round that is not on the grid begins when nobody has joined for so long, ...
 COALESCE_WINDOW = 0.2
 # ... or after this, however many still come. Both are short beside any poll interval.
 MAX_COALESCE_SECONDS = 1.0
+
+_THREADS_PER_SLOT = 4
 
 # The clock may be set meanwhile, so no sleep is longer.
 _MAX_SLEEP = 60.0
@@ -85,10 +93,11 @@ class Poller:
         self.settings = settings
         self.subscriptions: dict[Subscription, None] = {}
         self._replace = replace
-        self._client = settings.client()
-        # More threads than slots, made only when needed: an abandoned request frees its slot at once, and its
-        # thread when the client's time limit is over.
-        self._threads = ThreadPoolExecutor(4 * settings.max_in_flight, thread_name_prefix="luma-poll")
+        # More threads than slots, made only when needed: an aborted request frees its slot at once, and its
+        # thread a moment later, or when a name server has responded.
+        threads = _THREADS_PER_SLOT * settings.max_in_flight
+        self._client = settings.client(max_connections=threads)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="luma-poll")
         self._slots = asyncio.Semaphore(settings.max_in_flight)
         self._limiter = RateLimiter(settings.max_requests_per_minute)
         self._renewal = asyncio.Lock()
@@ -133,15 +142,19 @@ class Poller:
         self._client.close()
 
     async def _run(self) -> None:
+        gathered = 0
         while True:
-            await self._sleep()
-            await self._coalesce()
+            on_grid = await self._sleep()
+            if self._joined != gathered or not on_grid:
+                await self._coalesce()
+            gathered = self._joined
             await self._start_round()
 
-    async def _sleep(self) -> None:
-        """Sleep until a subscription wants attention."""
+    async def _sleep(self) -> bool:
+        """Sleep until a subscription wants attention; return whether that was on the grid."""
         now = time.time()
-        wanted = min((s.wakes_at for s in self.subscriptions if not s.has_ended), default=now + _MAX_SLEEP)
+        wishes = ((s.wakes_at, s.is_on_grid) for s in self.subscriptions if not s.has_ended)
+        wanted, on_grid = min(wishes, default=(math.inf, True))
         self._sleeps_until = min(wanted, now + _MAX_SLEEP)
         self._wake.clear()
         if self._sleeps_until > now:
@@ -151,6 +164,7 @@ class Poller:
             except TimeoutError:
                 pass
         self._sleeps_until = 0.0
+        return on_grid
 
     async def _coalesce(self) -> None:
         loop = asyncio.get_running_loop()
@@ -166,7 +180,7 @@ class Poller:
         for index, subscription in enumerate(list(self.subscriptions), start=1):
             if index % _SLICE == 0:
                 await asyncio.sleep(0)
-            subscription.check_last_call(now)
+            subscription.check_last_call(now, self._offset)
             if subscription.is_due(now) and subscription in self.subscriptions:
                 number += subscription.batch.pending_count
                 request = self._assign(subscription, round_, request)
@@ -198,53 +212,49 @@ class Poller:
 
     async def _serve(self, request: Request) -> None:
         """Send a request, with retries, and give the response to every subscription that waits for it."""
-        tasks: Mapping[str, LumaTask] = {}
-        error: Exception | None = None
         try:
-            tasks = await self._query(request)
-        except Exception as caught:  # noqa: BLE001 - a bug reaches the triggers as it is
-            error = caught
+            outcomes = await self._outcomes(request)
         finally:
             self._forget(request)
-        for subscription, ids in list(request.ids_by_subscription.items()):
-            response = await self._isolated(request, ids, error) if error else tasks
-            self._deliver(subscription, request, ids, response, time.time())
+        for ids, response in outcomes:
+            await self._deliver(request, ids, response)
+        now = time.time()
+        for subscription in list(request.ids_by_subscription):
+            if request in subscription.requests:
+                subscription.requests.discard(request)
+                if not subscription.requests:
+                    self._finish_poll(subscription, now)
 
-    async def _isolated(
-        self, request: Request, ids: Sequence[str], error: Exception
-    ) -> Mapping[str, LumaTask] | Exception:
-        """Query the ids of one subscription alone, where an id of another may be what was rejected."""
-        if not isinstance(error, RelayInvalidRequestError) or len(request.ids_by_subscription) < 2:
-            return error
-        alone = Request(request.round)
-        alone.ids.extend(ids)
-        try:
-            return await self._query(alone)
-        except Exception as caught:  # noqa: BLE001 - as in _serve
-            return caught
+    async def _outcomes(self, request: Request) -> list[tuple[Sequence[str], Response]]:
+        """Query the ids of a request; where it fails, return the response to each of them, or its error."""
+        response = await self._query(request.round, request.ids, self._client.retry)
+        if not isinstance(response, Exception):
+            request.round.evidence.responds = True
+            return [(request.ids, response)]
+        isolation = Isolation(request.ids, response, request.round.evidence)
+        while (ids := isolation.next_ids()) is not None:
+            isolation.take(ids, await self._query(request.round, ids, self._client.retry.once()))
+        return isolation.outcomes
+
+    async def _deliver(self, request: Request, ids: Sequence[str], response: Response) -> None:
+        """Give a response to the subscriptions that wait for it, in slices: it may be about 10,000 ids."""
+        asked = frozenset(ids)
+        for subscription, its_ids in list(request.ids_by_subscription.items()):
+            concerned = [task_id for task_id in its_ids if task_id in asked]
+            if isinstance(response, Exception):
+                if concerned and request in subscription.requests:
+                    subscription.note(response)
+                continue
+            for start in range(0, len(concerned), _SLICE):
+                if request in subscription.requests:
+                    subscription.take(concerned[start : start + _SLICE], response, time.time())
+                if start + _SLICE < len(concerned):
+                    await asyncio.sleep(0)
 
     def _forget(self, request: Request) -> None:
         for task_id in request.ids:
             if self._in_flight.get(task_id) is request:
                 del self._in_flight[task_id]
-
-    def _deliver(
-        self,
-        subscription: Subscription,
-        request: Request,
-        ids: Sequence[str],
-        response: Mapping[str, LumaTask] | Exception,
-        now: float,
-    ) -> None:
-        if request not in subscription.requests:
-            return
-        subscription.requests.discard(request)
-        if isinstance(response, Exception):
-            subscription.note(response)
-        else:
-            subscription.take(ids, response, now)
-        if not subscription.requests:
-            self._finish_poll(subscription, now)
 
     def _finish_poll(self, subscription: Subscription, now: float) -> None:
         try:
@@ -254,8 +264,8 @@ class Poller:
         if subscription.wakes_at < self._sleeps_until:
             self._wake.set()
 
-    async def _query(self, request: Request) -> Mapping[str, LumaTask]:
-        arguments = self._client.retry.retrying_kwargs()
+    async def _query(self, round_: Round, ids: Sequence[str], retry: RetryPolicy) -> Response:
+        arguments = retry.retrying_kwargs()
         log_wait = arguments.pop("before_sleep")
 
         def pause(retry_state: RetryCallState) -> None:
@@ -264,25 +274,32 @@ class Poller:
                 metrics.count_rate_limit_pause(self.conn_id)
                 self._limiter.pause(retry_state.upcoming_sleep)
 
-        tasks: Mapping[str, LumaTask] = await AsyncRetrying(before_sleep=pause, **arguments)(
-            self._send, request
-        )
+        try:
+            tasks: Mapping[str, LumaTask] = await AsyncRetrying(before_sleep=pause, **arguments)(
+                self._send, round_, ids
+            )
+        except Exception as error:  # noqa: BLE001 - a bug reaches the triggers as it is
+            return error
         return tasks
 
-    async def _send(self, request: Request) -> Mapping[str, LumaTask]:
+    async def _send(self, round_: Round, ids: Sequence[str]) -> Mapping[str, LumaTask]:
         async with self._slots:
             await self._limiter.acquire()
-            if request.round.rejection is not None:
-                raise request.round.rejection
+            if round_.rejection is not None:
+                raise round_.rejection
+            exchange = self._client.exchange()
             try:
                 return await asyncio.get_running_loop().run_in_executor(
-                    self._threads, query_slim, self._client, request.ids
+                    self._threads, query_slim, self._client, ids, exchange
                 )
+            except asyncio.CancelledError:
+                exchange.abort()
+                raise
             except RelayAuthenticationError as error:
-                await self._renew(request.round, error)
+                await self._renew(round_, error)
                 raise
             except RelayPermissionError as error:
-                request.round.rejection = error
+                round_.rejection = error
                 raise
 
     async def _renew(self, round_: Round, error: RelayAuthenticationError) -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from weakref import WeakKeyDictionary
 
+from airflow_provider_luma.exceptions import LumaValueError, RelayTransientError
 from airflow_provider_luma.hooks.luma import RelaySettings
 from airflow_provider_luma.triggers.poller import Poller, read_settings
 from airflow_provider_luma.triggers.subscription import Subscription
@@ -21,7 +22,12 @@ class _Pollers:
         self.reads: dict[str, asyncio.Task[RelaySettings]] = {}
 
     async def join(self, conn_id: str, subscription: Subscription) -> None:
-        settings = await self._settings(conn_id)
+        try:
+            settings = await self._settings(conn_id)
+        except LumaValueError:
+            raise
+        except Exception as error:
+            raise RelayTransientError(f"The connection {conn_id!r} cannot be read: {error}") from error
         poller = self.by_connection.get(conn_id)
         if poller is None or poller.settings != settings or not poller.is_running:
             # Subscriptions of the other settings stay with their poller until the relay rejects its key.
@@ -44,6 +50,8 @@ class _Pollers:
         return await asyncio.shield(self.reads[conn_id])
 
     def _replace(self, old: Poller, settings: RelaySettings) -> None:
+        if not old.subscriptions:  # they have left meanwhile, and nobody would close the new one
+            return
         new = self.by_connection.get(old.conn_id)
         if new is None or new.settings != settings:
             new = self.by_connection[old.conn_id] = Poller(old.conn_id, settings, self._replace)
@@ -69,6 +77,7 @@ async def subscribed(conn_id: str, subscription: Subscription) -> AsyncIterator[
     Have a batch kept up to date by the poller of a connection; the last to leave closes it.
 
     :raises LumaValueError: when the connection cannot be used.
+    :raises RelayTransientError: when it cannot be read, which may pass.
     """
     pollers = _pollers.setdefault(asyncio.get_running_loop(), _Pollers())
     await pollers.join(conn_id, subscription)

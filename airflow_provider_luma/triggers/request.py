@@ -7,7 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from airflow_provider_luma.relay.client import RelayClient
+from airflow_provider_luma.relay.isolation import Evidence
 from airflow_provider_luma.relay.task import LumaTask, TaskState
+from airflow_provider_luma.relay.transport import Exchange
 from airflow_provider_luma.triggers.subscription import Subscription
 
 _RUNNING = LumaTask("", TaskState.PROCESSING)
@@ -18,6 +20,7 @@ class Round:
 
     def __init__(self) -> None:
         self.rejection: Exception | None = None
+        self.evidence = Evidence()
 
 
 class Request:
@@ -30,9 +33,9 @@ class Request:
         self.task: asyncio.Task[None] | None = None
 
 
-def query_slim(client: RelayClient, ids: Sequence[str]) -> dict[str, LumaTask]:
+def query_slim(client: RelayClient, ids: Sequence[str], exchange: Exchange) -> dict[str, LumaTask]:
     """Query once, and keep of each task only what a wait needs: responses are freed in this thread."""
-    return {task_id: _slim(task) for task_id, task in client.query_once(ids).items()}
+    return {task_id: _slim(task) for task_id, task in client.query_once(ids, exchange=exchange).items()}
 
 
 def _slim(task: LumaTask) -> LumaTask:

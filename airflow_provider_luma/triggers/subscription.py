@@ -5,22 +5,19 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from airflow_provider_luma.arguments import FailWhen
-from airflow_provider_luma.exceptions import most_telling_error
+from airflow_provider_luma.exceptions import is_permanent, most_telling_error
 from airflow_provider_luma.relay.batch import TaskBatch
 from airflow_provider_luma.relay.result import Outcome
-from airflow_provider_luma.relay.schedule import PollSchedule
+from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS, PollSchedule
 from airflow_provider_luma.relay.task import LumaTask
 
 if TYPE_CHECKING:
     from airflow_provider_luma.triggers.poller import Poller
     from airflow_provider_luma.triggers.request import Request
-
-# What the last poll may take beyond the deadline: after a long outage of the triggerer there is still one.
-LAST_POLL_SECONDS = 10
 
 # How long a wait may go without waking its trigger, which then logs a sign of life.
 QUIET_SECONDS = 300
@@ -40,7 +37,7 @@ class Subscription:
     :param deadline: seconds since the epoch; the last poll begins then.
     :param polled_at: when the sensor polled; ``None`` when it did not, so that the first poll is due at once.
     :param not_before: when the relay may be asked again.
-    :param tolerated: errors that do not end the wait.
+    :param tolerates: tells of an error whether the wait goes on; no error does, unless it says so.
     """
 
     def __init__(
@@ -53,12 +50,13 @@ class Subscription:
         deadline: float = math.inf,
         polled_at: float | None = None,
         not_before: float = 0,
-        tolerated: tuple[type[Exception], ...] = (),
+        tolerates: Callable[[Exception], bool] = lambda error: False,
     ) -> None:
         self.batch = batch
         self.status: str | None = None
         self.error: Exception | None = None
         self.warnings: list[Exception] = []
+        self.last_error: Exception | None = None
         self.poller: Poller | None = None
         self.requests: set[Request] = set()
         self._schedule = schedule
@@ -66,7 +64,7 @@ class Subscription:
         self._fail_fast = fail_fast
         self._deadline = deadline
         self._last_call = max(deadline, time.time()) + LAST_POLL_SECONDS
-        self._tolerated = tolerated
+        self._tolerates = tolerates
         self._polls = 0 if polled_at is None else 1
         self._errors: list[Exception] = []
         self._changed = False
@@ -75,6 +73,7 @@ class Subscription:
         self._quiet_until = time.time() + QUIET_SECONDS
         self._polled_at = polled_at
         self.due = min(not_before, deadline)
+        self.is_on_grid = False
 
     @property
     def has_ended(self) -> bool:
@@ -91,8 +90,7 @@ class Subscription:
     def place_on_grid(self, offset: float) -> None:
         """Set when the first poll is due, where the sensor has polled before."""
         if self._polled_at is not None:
-            next_poll = self._schedule.next_poll(self._polled_at, 1, offset)
-            self.due = min(max(next_poll, self.due), self._deadline)
+            self._poll_at(max(self._schedule.next_poll(self._polled_at, 1, offset), self.due))
             self._polled_at = None
 
     async def news(self) -> None:
@@ -112,25 +110,37 @@ class Subscription:
         self._errors.append(error)
 
     def finish_poll(self, now: float, offset: float) -> None:
-        """Decide whether the wait is over, once every request of a poll is."""
+        """
+        Decide whether the wait is over, once every request of a poll is.
+
+        From the deadline on, an error that may pass counts as the timeout that it leads to.
+        """
         self._polls += 1
         errors, self._errors = self._errors, []
-        fatal = [error for error in errors if not isinstance(error, self._tolerated)]
-        if fatal:
+        self.last_error = errors[-1] if errors else None
+        if fatal := [error for error in errors if self._is_fatal(error, now)]:
             self.end_with(most_telling_error(fatal))
         elif self.batch.outcome(self._fail_when, fail_fast=self._fail_fast) is not Outcome.RUNNING:
             self.end("done")
         elif now >= self._deadline:
             self.end("timeout")
         else:
-            self.due = min(self._schedule.next_poll(now, self._polls, offset), self._deadline)
+            self._poll_at(self._schedule.next_poll(now, self._polls, offset))
             self.warnings += errors
             self._wake_if_new(now)
 
-    def check_last_call(self, now: float) -> None:
+    def _poll_at(self, moment: float) -> None:
+        self.due = min(moment, self._deadline)
+        self.is_on_grid = moment < self._deadline
+
+    def _is_fatal(self, error: Exception, now: float) -> bool:
+        is_late = now >= self._deadline and not is_permanent(error)
+        return not is_late and not self._tolerates(error)
+
+    def check_last_call(self, now: float, offset: float) -> None:
         """End the wait where even its last poll takes too long."""
         if self.requests and now >= self._last_call:
-            self.end("timeout")
+            self.finish_poll(now, offset)
 
     def restart_poll(self, now: float) -> None:
         """Begin the current poll anew, such as with another key."""

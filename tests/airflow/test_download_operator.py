@@ -9,16 +9,20 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 
 from airflow_provider_luma.exceptions import DownloadError, LumaValueError
+from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.operators.luma import LumaDownloadOperator
 from airflow_provider_luma.relay import RelayClient
+from airflow_provider_luma.relay.task import read_tasks
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from tests.airflow.harness import AIRFLOW, Run, run_source
+from tests.serving import Quiet, serving
 from tests.stores import S3
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
@@ -381,6 +385,20 @@ def test_a_stop_while_the_relay_hangs_ends_within_two_seconds(
         assert time.monotonic() - started < 2.5
 
 
+def test_a_stop_while_the_connection_is_looked_up_ends_within_two_seconds(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LumaHook, "get_connection", lambda *_: time.sleep(30))
+    operator = LumaDownloadOperator(
+        task_id="archive", luma_task_ids=[sandbox.add_task(seconds=0)], destination=tmp_path.as_uri()
+    )
+    threading.Timer(0.5, operator.on_kill).start()
+    started = time.monotonic()
+    with pytest.raises(DownloadError, match="stopped"):
+        execute(operator)
+    assert time.monotonic() - started < 2.5
+
+
 def test_a_stop_while_the_store_hangs_ends_within_two_seconds(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -555,6 +573,65 @@ def test_hook_lineage_names_each_object_and_where_it_came_from(
     collected = collector.collected_assets
     assert {info.asset.uri for info in collected.outputs} == {record["video"]["uri"] for record in records}
     assert {info.asset.uri for info in collected.inputs} == {record["video"]["source"] for record in records}
+
+
+def test_a_long_url_and_lineage_do_not_fail_the_task(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.providers.common.compat.sdk import get_hook_lineage_collector
+
+    airflow_lineage = sys.modules[get_hook_lineage_collector.__module__]
+    collector = airflow_lineage.HookLineageCollector()
+    monkeypatch.setattr(airflow_lineage, "get_hook_lineage_collector", lambda: collector)
+    monkeypatch.setattr(
+        "airflow.providers.common.compat.sdk.get_hook_lineage_collector", lambda: collector, raising=False
+    )
+    task_id = sandbox.add_task(seconds=0)
+    link = urls(sandbox, [task_id])[task_id]
+    path = urlsplit(link).path
+    with serving(far_away(requests.get(link, timeout=10).content)) as address:
+        rows = [{"id": task_id, "state": "completed", "video": {"url": f"{address}/{'x' * 1600}{path}"}}]
+        monkeypatch.setattr(RelayClient, "get_tasks", lambda *_: read_tasks(rows))
+        folder = (tmp_path / ("y" * 200) / ("z" * 200)).as_uri()
+        operator = LumaDownloadOperator(task_id="archive", luma_task_ids=[task_id], destination=folder)
+        (record,) = execute(operator)
+    assert record["status"] == "downloaded"
+    assert len(record["video"]["source"]) <= 500
+    assert [info.asset.uri for info in collector.collected_assets.outputs] == [record["video"]["uri"]]
+
+
+def far_away(content: bytes) -> type[Quiet]:
+    class Cdn(Quiet):
+        def do_GET(self) -> None:
+            self.answer(content, "video/mp4")
+
+    return Cdn
+
+
+def test_lineage_that_is_broken_only_warns(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("no collector today")
+
+    monkeypatch.setattr(
+        "airflow.providers.common.compat.sdk.get_hook_lineage_collector", broken, raising=False
+    )
+    _, records = executed(sandbox, tmp_path)
+    assert {record["status"] for record in records} == {"downloaded"}
+    assert "no collector today" in caplog.text
+
+
+def test_metrics_that_are_broken_only_warn(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError("no statsd today")
+
+    monkeypatch.setattr("airflow_provider_luma.metrics.count_downloads", broken)
+    _, records = executed(sandbox, tmp_path)
+    assert {record["status"] for record in records} == {"downloaded"}
+    assert "no statsd today" in caplog.text
 
 
 def test_openlineage_learns_of_inputs_and_outputs(sandbox: Sandbox, tmp_path: Path) -> None:

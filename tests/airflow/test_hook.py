@@ -87,6 +87,9 @@ def test_empty_form_fields_mean_the_defaults(define: Define) -> None:
         ("batch_size", 1.5),
         ("proxies", "http://user:secret@proxy"),
         ("proxies", [1]),
+        ("proxies", {"https": "http://127.0.0.1;x/"}),
+        ("proxies", {"https": "http://user:secret@a b:1"}),
+        ("proxies", {"https": "http://proxy:secret"}),
         ("allowed_download_hosts", 7),
     ],
 )
@@ -112,6 +115,19 @@ def test_unknown_extra_fields_are_named_and_sent_nowhere(
     assert "elsewhere" not in logged
     assert "54321" not in str(sandbox.requests[0])
     assert "elsewhere" not in str(sandbox.requests[0])
+
+
+def test_download_hosts_that_can_never_match_are_named(
+    define: Define, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = ["cdn.internal", "10.0.0.5", "[::1]", "fd00::1", "under_score"]
+    bad = ["*.internal", "https://cdn", "cdn:8443", "10.0.0.0/8", "münchen.example"]
+    assert define(extra={"allowed_download_hosts": good}).settings
+    assert "no host matches" not in capsys.readouterr().out
+    assert define(extra={"allowed_download_hosts": [*good, *bad]}).settings
+    logged = capsys.readouterr().out
+    assert ", ".join(bad) in logged
+    assert "under_score" not in logged
 
 
 def test_tasks_come_in_the_order_of_the_ids(sandbox: Sandbox) -> None:

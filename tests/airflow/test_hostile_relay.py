@@ -45,8 +45,8 @@ def test_a_reason_no_encoder_takes_is_cleaned(
 
 
 def test_a_reason_of_three_megabytes_is_cut(wait: Wait, sandbox: Sandbox) -> None:
-    task_id, endless = "with-a-reason", sandbox.add_task(seconds=math.inf)
-    sandbox.script(failed(task_id, json.dumps("x" * 3_000_000)))
+    endless = sandbox.add_task(seconds=math.inf)
+    task_id = sandbox.add_task(seconds=0, fails="x" * 3_000_000)
     run = wait([task_id, endless], timeout=0.7, fail_when="never")
     assert ended(run, "failed")
     told = run.xcom("wait", "luma_summary")
@@ -55,7 +55,11 @@ def test_a_reason_of_three_megabytes_is_cut(wait: Wait, sandbox: Sandbox) -> Non
     assert len(told["failed"][task_id]) == 300
 
 
-def test_an_id_left_out_once_after_it_was_seen_is_not_missing(wait: Wait, sandbox: Sandbox) -> None:
+def test_an_id_left_out_once_after_it_was_seen_is_not_missing(
+    wait: Wait, sandbox: Sandbox, mode: str
+) -> None:
+    if mode == "reschedule" and AIRFLOW < (3, 3):
+        pytest.skip("nothing is kept between polls before Airflow 3.3, and the grace counts from the first")
     task_id = sandbox.add_task(seconds=0)
     running = ScriptedAnswer(body=[{"id": task_id, "state": "processing"}])
     sandbox.script(running, running, running, running, ScriptedAnswer(body=[]))

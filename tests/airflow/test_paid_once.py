@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
-from airflow_provider_luma.exceptions import LumaError, SubmitRecordError
+from airflow_provider_luma.exceptions import (
+    LumaError,
+    LumaValueError,
+    RelayTransientError,
+    SubmitRecordError,
+)
+from airflow_provider_luma.operators.luma import LumaGenerateOperator
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from airflow_provider_luma.submit_record import ACTIONS, Action, Phase, SubmitRecord
@@ -399,6 +405,32 @@ def test_a_rejection_while_waiting_forgets_nothing(
     sandbox.add_task(task_id=sandbox.task_ids[0], seconds=0)
     assert task.run(**WAITING)["id"] == sandbox.task_ids[0]
     assert len(sandbox.submits) == 1
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), 1e300, 10**400])
+@pytest.mark.parametrize("name", ["timeout", "poke_interval"])
+def test_a_wait_that_no_clock_can_measure_is_an_error_of_the_dag(name: str, number: float) -> None:
+    with pytest.raises(LumaValueError, match=name):
+        LumaGenerateOperator(task_id="generate", prompt="cat dance", **{name: number})
+
+
+def test_a_task_that_is_no_longer_completed_is_not_returned(task: GenerateTask, sandbox: Sandbox) -> None:
+    """As where two servers of a relay differ: the sensor saw it completed."""
+    running = sandbox.add_task(seconds=3600)
+    sandbox.script_submits(ScriptedAnswer(body={"id": running}))
+    sandbox.script(ScriptedAnswer(body=[{"id": running, "state": "completed"}]))
+    with pytest.raises(RelayTransientError, match="was completed, and now is"):
+        task.run(**WAITING)
+    assert read_record(task).phase is Phase.CREATED  # type: ignore[union-attr]
+
+
+def test_a_task_that_failed_after_all_ends_the_record(task: GenerateTask, sandbox: Sandbox) -> None:
+    bad = sandbox.add_task(seconds=0, fails="moderation")
+    sandbox.script_submits(ScriptedAnswer(body={"id": bad}))
+    sandbox.script(ScriptedAnswer(body=[{"id": bad, "state": "completed"}]))
+    with pytest.raises(LumaTaskFailedError, match="moderation"):
+        task.run(**WAITING)
+    assert read_record(task).phase is Phase.ENDED  # type: ignore[union-attr]
 
 
 def test_only_a_generation_that_failed_ends_the_record(task: GenerateTask, sandbox: Sandbox) -> None:

@@ -49,7 +49,7 @@ def together(*waits: Any) -> list[Any]:
 
 def nothing_is_left() -> bool:
     """Threads end by themselves, a moment after they are told to."""
-    deadline = time.monotonic() + 20  # a busy machine takes its time
+    deadline = time.monotonic() + 2
     while threads := [t for t in threading.enumerate() if t.name.startswith("luma-poll")]:
         if time.monotonic() > deadline:
             break

@@ -14,7 +14,7 @@ from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.schedule import PollSchedule
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
-from airflow_provider_luma.sensors.luma import LumaTaskSensor
+from airflow_provider_luma.sensors.luma import MYSQL_MAX_IDS, LumaTaskSensor
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
 
@@ -178,6 +178,21 @@ def test_ten_thousand_failures_of_three_hundred_characters_fit_into_an_event(san
     assert len(json.dumps(summary)) < 64_000
     assert len(summary["failed"]) + summary["failed_not_listed"] == 10_000
     assert all("cut" in reason for reason in summary["failed"].values())
+
+
+@pytest.mark.parametrize("letter", ["x", "\U0001f600"])
+def test_the_arguments_of_a_trigger_of_700_ids_fit_into_a_column_of_mysql(letter: str) -> None:
+    from airflow.models.trigger import Trigger
+
+    ids = [f"{n:08}-7641-4809-a133-10786201bb56" for n in range(MYSQL_MAX_IDS)]
+    batch = TaskBatch(ids, started_at=time.time())
+    for n, task_id in enumerate(ids[:-100]):
+        failed = LumaTask(task_id, TaskState.FAILED, raw={"failure_reason": f"{n} {letter * 290}"})
+        batch.update([task_id], {task_id: failed}, now=time.time())
+    for n, task_id in enumerate(ids[-100:]):
+        batch.update([task_id], {}, now=time.time() + n / 7)
+    stored = Trigger.from_object(trigger(ids, state=batch.dump(), polled_at=time.time(), max_wait=7.5))
+    assert len(stored.encrypted_kwargs) < 2**16
 
 
 def test_ten_thousand_failures_with_the_same_reason_keep_it_whole(sandbox: Sandbox) -> None:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import uuid
+from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.versioned_objects import ConflictError, open_object
+from tests.serving import Quiet, serving
+from tests.stores import S3
 
 
 @pytest.fixture
@@ -53,6 +60,51 @@ def test_a_bucket_that_is_not_there_is_an_error_and_not_an_absent_object(destina
     url = f"{scheme}://{rest.partition('@')[0]}@no-such-bucket/x"
     with pytest.raises(Exception, match=r"NoSuchBucket|ContainerNotFound"):
         open_object(url, NAME).read()
+
+
+@pytest.fixture
+def forgetful(moto: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder on an S3 server that applies the first attempt of each write, and drops its response."""
+    seen: set[bytes] = set()
+
+    class Handler(Quiet):
+        def forward(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            far = HTTPConnection(urlsplit(moto.url).netloc)
+            headers = {name: value for name, value in self.headers.items() if name != "Expect"}
+            far.request(self.command, self.path, body, headers)
+            response = far.getresponse()
+            content = response.read()
+            is_first, _ = body not in seen, seen.add(body)
+            if self.command == "PUT" and is_first:
+                self.close_connection = True
+                return
+            self.send_response(response.status)
+            for name in ("ETag", "Content-Type"):
+                self.send_header(name, response.headers.get(name, ""))
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_PUT = forward  # noqa: N815
+
+    with serving(Handler) as url:
+        connection = json.loads(moto.connection())
+        connection["extra"] |= {"endpoint_url": url}
+        monkeypatch.setenv("AIRFLOW_CONN_FORGETFUL", json.dumps(connection))
+        yield f"s3://forgetful@bucket/{uuid.uuid4().hex}"
+
+
+def test_a_write_whose_response_was_lost_is_no_conflict(forgetful: str) -> None:
+    item = open_object(forgetful, NAME)
+    assert item.read() is None
+    item.write(b"1")  # the SDK tries again, and fails the condition that its first attempt had met
+    item.write(b"2")
+    other = open_object(forgetful, NAME)
+    assert other.read() == b"2"
+    item.write(b"3")
+    with pytest.raises(ConflictError):
+        other.write(b"4")
 
 
 @pytest.mark.parametrize("url", ["bucket/prefix", "s3://", "", "s3:/bucket"])

@@ -10,10 +10,12 @@ import pytest
 
 from airflow_provider_luma.arguments import IfExists
 from airflow_provider_luma.download.downloader import Downloader, Limits
+from airflow_provider_luma.download.fresh_links import FreshLinks
 from airflow_provider_luma.download.pool import DownloadPool, DownloadResult
 from airflow_provider_luma.download.ssrf import AddressPolicy
 from airflow_provider_luma.download.staging import StagedFile, Staging
 from airflow_provider_luma.download.stores.base import NamedStore
+from airflow_provider_luma.download.stores.s3 import PART_BYTES
 from airflow_provider_luma.download.task_download import Options, TaskDownloader
 from airflow_provider_luma.download.transport import Transport
 from airflow_provider_luma.operators.destination import open_store
@@ -51,7 +53,7 @@ def downloader(stopped: threading.Event) -> Downloader:
 @pytest.fixture
 def staging(tmp_path: Path) -> Staging:
     (tmp_path / "staging").mkdir()
-    return Staging(str(tmp_path / "staging"), with_crc32=True)
+    return Staging(str(tmp_path / "staging"), crc32_above=PART_BYTES)
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ def run(
         downloader = create_downloader(stopped, **{"link_timeout": 5} | limits)
         task_downloader = TaskDownloader(
             downloader,
-            lambda task_id: relay.query_once([task_id]).get(task_id),
+            FreshLinks(relay.query_once).get,
             store,
             staging,
             Options(**{"if_exists": IfExists.SKIP} | arguments),

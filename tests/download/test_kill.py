@@ -65,7 +65,7 @@ def download(key, url, destination, order):
     if_exists = IfExists(order.get("if_exists", "skip"))
     options = Options(media=order.get("media", ["video"]), if_exists=if_exists, max_parallel=4)
     tasks = list(relay.get_tasks(order["ids"]).values())
-    staging = Staging(store.staging_folder(), with_crc32=True)
+    staging = Staging(store.staging_folder(), crc32_above=store.store.multipart_above)
     print(os.getpid(), flush=True)
     result = DownloadPool(TaskDownloader(downloader, refresh, store, staging, options)).download(tasks)
     assert not result.errors, result.errors

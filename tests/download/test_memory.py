@@ -31,7 +31,8 @@ store = NamedStore(open_store(destination, None, max_parallel=8, fsync=True))
 def download(url):
     url, *ids = url.split("|")
     downloader = Downloader(Transport(AddressPolicy(url, ["127.0.0.1"])))
-    task_downloader = TaskDownloader(downloader, None, store, Staging(staging, with_crc32=True), Options())
+    files = Staging(staging, crc32_above=store.store.multipart_above)
+    task_downloader = TaskDownloader(downloader, None, store, files, Options())
     result = DownloadPool(task_downloader).download(list(RelayClient(key, url).get_tasks(ids).values()))
     assert not result.errors, result.errors
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

@@ -47,6 +47,18 @@ def test_templates_name_objects(template: str, expected: str) -> None:
     assert name(template, CAT) == expected
 
 
+@pytest.mark.parametrize("template", ["{id}-{created_at:%Y}", "{id}-{created_at!s}", "{id}-{created_at!r}"])
+def test_a_time_that_the_relay_did_not_tell_is_unknown_in_every_form(template: str) -> None:
+    (name,) = object_names(template, [task("clip", request={"prompt": "x"}, created_at=None)]).values()
+    assert name == "clip-unknown"
+
+
+@pytest.mark.parametrize("template", ["{id}-{prompt:%Y}", "{id:d}", "{id!x}"])
+def test_a_format_that_a_field_does_not_take_is_named(template: str) -> None:
+    with pytest.raises(LumaValueError, match="has a format that its field does not take"):
+        object_names(template, [task("clip")])
+
+
 def test_what_the_relay_did_not_tell_is_unknown() -> None:
     assert name("{created_at:%Y}/{prompt}/{id}", task("a")) == "unknown/unknown/a"
 
@@ -95,6 +107,12 @@ def test_no_two_ids_share_a_name() -> None:
     assert len({safe_id(task_id) for task_id in ids}) == len(ids)
 
 
+@pytest.mark.parametrize("template", ["{id}\n", "a\x00{id}", "a\x1b[31m/{id}", "{created_at:%Y\t%m}"])
+def test_templates_with_controls_are_refused(template: str) -> None:
+    with pytest.raises(LumaValueError, match="not printable"):
+        parse_name_template(template)
+
+
 def test_two_tasks_with_one_name_are_refused() -> None:
     with pytest.raises(LumaValueError, match=r"a and b the same name.*\{id\}"):
         object_names("clip", [task("a"), task("b")])
@@ -103,8 +121,18 @@ def test_two_tasks_with_one_name_are_refused() -> None:
 def test_names_that_differ_only_in_case_do_not_collide() -> None:
     names = object_names("{id}", [task("clip"), task("CLIP"), task("Clip")]).values()
     assert len({name.casefold() for name in names}) == 3
+    prompts = {"a": "cat", "b": "Cat", "c": "CAT", "d": "Dog"}
+    tasks = [task(task_id, request={"prompt": prompt}) for task_id, prompt in prompts.items()]
+    spelt = object_names("{prompt}", tasks)
+    assert len({name.casefold() for name in spelt.values()}) == 4
+    assert (spelt["a"], spelt["d"]) == ("cat", "Dog")
+    assert spelt == object_names("{prompt}", tasks[::-1])
+
+
+def test_the_same_name_is_refused_also_where_others_differ_in_case() -> None:
+    prompts = {"a": "cat", "b": "Cat", "c": "Cat"}
     with pytest.raises(LumaValueError, match="the same name"):
-        object_names("{prompt}", [task("a", request={"prompt": "Cat"}), task("b", request={"prompt": "cat"})])
+        object_names("{prompt}", [task(key, request={"prompt": prompt}) for key, prompt in prompts.items()])
 
 
 @pytest.mark.parametrize(

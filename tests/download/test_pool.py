@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
+import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -10,12 +13,18 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.arguments import IfExists
+from airflow_provider_luma.download.fresh_links import FreshLinks
+from airflow_provider_luma.download.pool import DownloadPool
 from airflow_provider_luma.download.staging import Staging
+from airflow_provider_luma.download.stores.base import NamedStore
+from airflow_provider_luma.download.task_download import Options, TaskDownloader
 from airflow_provider_luma.exceptions import LinkExpiredError, LumaValueError, ObjectExistsError
+from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.relay import RelayClient
 from airflow_provider_luma.relay.task import LumaTask, TaskState, read_tasks
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from tests.download.conftest import Run, create_downloader
+from tests.stores import S3
 
 
 @pytest.fixture
@@ -156,8 +165,17 @@ def test_links_that_are_dead_for_good_cost_few_requests(sandbox: Sandbox, run: R
     result = run(ids)
     assert all(isinstance(error, LinkExpiredError) for error in result.errors.values())
     assert len(result.errors) == 8
-    assert len(sandbox.requests) - 1 <= 8 * 3
+    assert len(sandbox.requests) - 1 <= 12
     assert len(sandbox.downloads) <= 8 * 4
+
+
+def test_tasks_that_need_a_fresh_link_share_requests(sandbox: Sandbox, run: Run) -> None:
+    ids = [sandbox.add_task(seconds=0) for _ in range(200)]
+    sandbox.script_downloads(*[ScriptedAnswer(status=404)] * 1000)
+    assert len(run(ids).errors) == 200
+    queries = len(sandbox.requests) - 2  # the first two asked for a hundred tasks each
+    assert queries <= 200  # of the 600 links that were asked for
+    assert len(sandbox.downloads) == 200 * 4
 
 
 def test_fresh_links_that_are_rejected_again_and_again_are_given_up(sandbox: Sandbox, run: Run) -> None:
@@ -259,6 +277,73 @@ def test_a_writer_whose_name_was_overwritten_meanwhile_loses(
     assert fast.encode() in (tmp_path / "clips/a-cat.mp4").read_bytes()
 
 
+def test_a_store_that_hangs_is_given_up_at_the_deadline(
+    sandbox: Sandbox, relay: RelayClient, staging: Staging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        server = S3(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
+        monkeypatch.setenv("AIRFLOW_CONN_SILENT", server.connection())
+        store = NamedStore(open_store("s3://silent@bucket/x", None, max_parallel=8, fsync=True))
+        tasks = list(relay.get_tasks([sandbox.add_task(seconds=0) for _ in range(2)]).values())
+        downloader = TaskDownloader(
+            create_downloader(download_timeout=1), FreshLinks(relay.query_once).get, store, staging, Options()
+        )
+        result = DownloadPool(downloader).download(tasks)
+    assert result.seconds < 20  # boto3 would wait for minutes
+    assert [str(error) for error in result.errors.values()] == ["not complete within download_timeout"] * 2
+
+
+def test_a_fifo_in_the_way_is_the_error_of_its_task_only(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
+    ids = [sandbox.add_task(seconds=0) for _ in range(2)]
+    (tmp_path / "clips").mkdir()
+    os.mkfifo(tmp_path / f"clips/{ids[0]}.json")
+    result = run(ids)
+    assert [record["id"] for record in result.records] == [ids[1]]
+    assert f"{ids[0]}.json cannot be read: OSError: [Errno 22] Not a regular file" in str(
+        result.errors[ids[0]]
+    )
+
+
+def test_a_fifo_of_a_videos_name_is_replaced(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
+    task_id = sandbox.add_task(seconds=0)
+    (tmp_path / "clips").mkdir()
+    os.mkfifo(tmp_path / f"clips/{task_id}.mp4")
+    assert run([task_id]).errors == {}
+    assert task_id.encode() in (tmp_path / f"clips/{task_id}.mp4").read_bytes()
+
+
+def test_a_folder_that_another_process_locked_is_given_up_at_the_deadline(
+    sandbox: Sandbox, run: Run, tmp_path: Path
+) -> None:
+    task_id = sandbox.add_task(seconds=0)
+    (tmp_path / "clips").mkdir()
+    (tmp_path / f"clips/{task_id}.mp4").write_bytes(b"in the way")
+    folder = os.open(tmp_path / "clips", os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    # The claim is a new name, which needs no lock.
+    (error,) = run([task_id], download_timeout=1).errors.values()
+    assert "not complete within download_timeout" in str(error)
+    os.close(folder)
+    time.sleep(0.5)  # an abandoned thread would have the lock now
+    assert (tmp_path / f"clips/{task_id}.mp4").read_bytes() == b"in the way"
+    assert run([task_id]).errors == {}
+
+
+def test_prompts_that_differ_only_in_case_get_an_object_each(
+    sandbox: Sandbox, run: Run, tmp_path: Path
+) -> None:
+    prompts = ["a cat", "A Cat", "A CAT"]
+    ids = [sandbox.add_task(seconds=0, prompt=prompt) for prompt in prompts]
+    for _ in range(2):  # the second time under the same names
+        result = run(ids, name_template="{prompt}")
+        assert result.errors == {}
+    uris = [record["video"]["uri"] for record in result.records]
+    assert len({uri.casefold() for uri in uris}) == 3
+    for task_id, uri in zip(ids, uris, strict=True):
+        assert task_id.encode() in Path(uri.removeprefix("file://")).read_bytes()
+    assert len(list((tmp_path / "clips").glob("*.mp4"))) == 3
+
+
 def test_a_stop_ends_everything_and_leaves_no_file(
     sandbox: Sandbox, run: Run, stopped: threading.Event, staging: Staging, tmp_path: Path
 ) -> None:
@@ -274,9 +359,6 @@ def test_a_stop_ends_everything_and_leaves_no_file(
 def test_a_long_download_logs_its_progress(
     sandbox: Sandbox, relay: RelayClient, staging: Staging, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from airflow_provider_luma.download.pool import DownloadPool
-    from airflow_provider_luma.download.task_download import Options, TaskDownloader
-
     caplog.set_level(logging.INFO)
     sandbox.script_downloads(ScriptedAnswer(status=400, delay=1.0))
     task_id = sandbox.add_task(seconds=0)

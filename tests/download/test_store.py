@@ -25,6 +25,7 @@ from airflow_provider_luma.exceptions import DownloadError, LumaValueError, Obje
 from airflow_provider_luma.operators.destination import open_store
 from tests.slow_line import slow_line
 from tests.stores import S3
+from tests.verifying_s3 import corrupting_line
 
 CONTENT = random.Random(4).randbytes(1000)
 MIB = 2**20
@@ -205,6 +206,37 @@ def test_s3_is_given_the_checksums_of_what_the_cdn_sent(
     (complete,) = [headers for url, headers in sent if url.startswith("POST") and "uploadId=" in url]
     assert decoded(complete["x-amz-checksum-crc32"]) == large.crc32.to_bytes(4)
     assert text(complete["x-amz-mp-object-size"]) == str(len(LARGE))
+
+
+@pytest.mark.parametrize("content", [CONTENT, LARGE], ids=["one put", "in parts"])
+def test_a_byte_that_changed_on_the_way_to_s3_is_rejected_by_the_store(
+    s3: S3, staged: Any, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    folder = uuid.uuid4().hex
+    with corrupting_line(s3.url, "wrong.mp4") as url:
+        monkeypatch.setenv("AIRFLOW_CONN_LINE", S3(url, s3.folder).connection())
+        store = opened(f"s3://line@bucket/{folder}")
+        with pytest.raises(DownloadError, match=r"wrong\.mp4 cannot be written.*BadDigest"):
+            store.put(Upload(staged(content), "wrong.mp4", "video/mp4"))
+        store.put(Upload(staged(content), "right.mp4", "video/mp4"))
+        assert store.head("wrong.mp4") is None
+        assert store.sha256("right.mp4") == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("content", [CONTENT, LARGE], ids=["one put", "in parts"])
+def test_a_byte_that_changed_on_the_disk_is_rejected_by_the_store(
+    s3: S3, staged: Any, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    with corrupting_line(s3.url, "nothing") as url:
+        monkeypatch.setenv("AIRFLOW_CONN_LINE", S3(url, s3.folder).connection())
+        store = opened(f"s3://line@bucket/{uuid.uuid4().hex}")
+        file = staged(content)
+        with Path(file.path).open("r+b") as disk:
+            disk.seek(len(content) // 2)
+            disk.write(bytes([content[len(content) // 2] ^ 1]))
+        with pytest.raises(DownloadError, match="BadDigest"):
+            store.put(Upload(file, "wrong.mp4", "video/mp4"))
+        assert store.head("wrong.mp4") is None
 
 
 def decoded(value: Any) -> bytes:

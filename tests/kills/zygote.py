@@ -8,11 +8,13 @@ line of JSON for each kill.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,7 +38,7 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=1)
     asked = parser.parse_args()
     dag = _load(asked.state_path)
-    _in_child(lambda: dag.test())  # so that what a first run sets up is there
+    _warm_up(dag)
     line, died = 1, True
     while died:
         died = _in_child(lambda line=line: _run_killed(dag, line)) == KILLED  # type: ignore[misc]
@@ -56,6 +58,23 @@ def _load(state_path: str | None) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.dag
+
+
+def _warm_up(dag: Any) -> None:
+    """Do once what each fork would do again: set up the database, import, and build the api-server's app."""
+    modules = Path(os.environ["AIRFLOW_HOME"]) / "modules.txt"
+
+    def first_run() -> None:
+        dag.test()
+        modules.write_text("\n".join(sys.modules))
+
+    _in_child(first_run)
+    for name in modules.read_text().splitlines():
+        with suppress(Exception):  # some can only be imported as parts of others
+            importlib.import_module(name)
+    from airflow.sdk.execution_time.supervisor import in_process_api_server
+
+    _ = in_process_api_server().app
 
 
 def _in_child(act: Callable[[], Any]) -> int:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
-from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
+from airflow_provider_luma.relay import BatchResult, LumaTask, TaskBatch, TaskState
 from airflow_provider_luma.relay.state import (
     CUT_REASON,
     MAX_REASON_BYTES,
     fit_entries,
     fit_reasons,
-    pack_positions,
-    unpack_positions,
+    pack_codes,
+    unpack_codes,
 )
 
 KINDS = ("completed", "failed", "processing", None)
@@ -85,9 +86,7 @@ def test_what_is_no_state_is_not_taken(state):
     assert not TaskBatch.is_state(state)
 
 
-@pytest.mark.parametrize(
-    "field", ["version", "ids", "started_at", "completed", "missing", "failed", "absent"]
-)
+@pytest.mark.parametrize("field", ["version", "ids", "started_at", "absent", "reasons", "codes"])
 @pytest.mark.parametrize("value", [None, 17, "x", "AAAA", [["why", "x"]], [[1]], {"a": 1}])
 def test_a_damaged_state_is_not_taken(field, value):
     batch = polled(4)
@@ -116,6 +115,41 @@ def test_no_reasons_make_a_state_or_a_summary_large(reason):
     assert TaskBatch.load(ids, state).result.summary() == summary
 
 
+@pytest.mark.parametrize("kinds", [2, 40, 400, 5_000])
+def test_no_spread_of_reasons_makes_a_state_large(kinds):
+    ids = [f"{n:036}" for n in range(10_000)]
+    pick = random.Random(1)
+    batch = TaskBatch(ids, started_at=0, missing_grace=10**6)
+    for n, task_id in enumerate(ids):
+        raw = {"failure_reason": f"reason {pick.randrange(kinds)}"}
+        failed = {task_id: LumaTask(task_id, TaskState.FAILED, raw=raw)} if pick.random() < 0.5 else {}
+        batch.update([task_id], failed, now=float(n))
+    state = over_json(batch.dump())
+    assert len(json.dumps(state)) < 40_000
+    assert TaskBatch.load(ids, state).result == batch.result
+
+
+def summary_of(failed, running):
+    ids = [f"{n:08}-7641-4809-a133-10786201bb56" for n in range(failed + running)]
+    reasons = {task_id: f"{task_id} {'x' * 260}" for task_id in ids[:failed]}
+    return BatchResult(ids, reasons, (), ids[failed:]).summary()
+
+
+@pytest.mark.parametrize(("failed", "running"), [(9_000, 0), (9_000, 1_000), (300, 1_300), (1, 1_400)])
+def test_a_summary_stays_below_64_kb_where_the_running_ids_leave_room(failed, running):
+    summary = summary_of(failed, running)
+    assert len(summary["running"]) == running
+    assert len(summary["failed"]) + summary.get("failed_not_listed", 0) == failed
+    assert len(json.dumps(summary)) <= 64_000
+
+
+def test_failures_add_little_to_a_summary_that_running_ids_fill():
+    summary = summary_of(5_000, 5_000)
+    assert len(summary["running"]) == 5_000
+    assert 0 < len(summary["failed"]) == 5_000 - summary["failed_not_listed"]
+    assert len(json.dumps(summary)) - len(json.dumps(summary["running"])) <= 8_200
+
+
 def test_a_reason_that_was_cut_says_so():
     reasons = {f"id-{n}": f"{n} {'x' * 290}" for n in range(1000)}
     fitted = fit_reasons(reasons)
@@ -138,11 +172,11 @@ def test_the_first_entries_stay_where_not_all_fit():
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 1000])
-def test_positions_survive(length):
-    for positions in ([], list(range(length)), list(range(0, length, 3))):
-        assert unpack_positions(pack_positions(positions, length), length) == positions
+def test_codes_survive(length):
+    for codes in ([0] * length, list(range(length)), [65_535] * length):
+        assert unpack_codes(pack_codes(codes), length) == codes
 
 
-def test_positions_that_would_expand_are_rejected():
-    with pytest.raises(ValueError, match="bytes for 8 positions"):
-        unpack_positions(pack_positions([], 8_000_000), 8)
+def test_codes_that_would_expand_are_rejected():
+    with pytest.raises(ValueError, match="bytes for 8 codes"):
+        unpack_codes(pack_codes([0] * 8_000_000), 8)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -19,8 +20,8 @@ from airflow_provider_luma.exceptions import (
     RelayTransientError,
 )
 from airflow_provider_luma.relay import RelayClient, RetryPolicy, TaskState
-from airflow_provider_luma.relay.client import PROBE_ID
 from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL
+from airflow_provider_luma.relay.task import PROBE_ID
 from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedAnswer
 
 A = {"id": "a", "state": "completed"}
@@ -53,7 +54,7 @@ def test_a_request_holds_the_ids_and_nothing_else(make_client, listen):
         "Host": base_url.removeprefix("http://"),
         "User-Agent": f"airflow-provider-luma/{__version__}",
         "Accept": "application/json",
-        "Accept-Encoding": "gzip, deflate",
+        "Accept-Encoding": "gzip",
         "Connection": "keep-alive",
         "Content-Type": "application/json",
         "Content-Length": "19",
@@ -257,3 +258,21 @@ def test_a_ca_bundle_may_be_a_file_or_a_directory(tmp_path: Path) -> None:
     (tmp_path / "bundle.pem").touch()
     for verify in (True, False, str(tmp_path), str(tmp_path / "bundle.pem")):
         RelayClient("sk-a", verify=verify).close()
+
+
+@pytest.mark.parametrize(
+    ("video", "meaning"),
+    [(None, "running"), ({"url": "https://cdn.test/a.mp4"}, "completed, as its video is there")],
+)
+def test_the_log_says_how_an_unknown_state_is_taken(make_client, listen, caplog, video, meaning):
+    row = json.dumps([{"id": "a", "state": "ready", "video": video}]).encode()
+    base_url, _ = listen(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(row), row))
+    make_client("sk-a", base_url).get_tasks(["a"])
+    assert f"Unknown task state 'ready'; treating the task as {meaning}" in caplog.text
+
+
+def test_a_new_state_for_each_task_does_not_fill_the_log(make_client, listen, caplog):
+    rows = json.dumps([{"id": f"id-{n}", "state": f"word-{n}"} for n in range(500)]).encode()
+    base_url, _ = listen(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(rows), rows))
+    make_client("sk-a", base_url).get_tasks(["a"])
+    assert caplog.text.count("Unknown task state") == 50

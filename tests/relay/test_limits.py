@@ -388,6 +388,21 @@ def test_an_endless_response_is_read_no_further_than_max_response_bytes(
     assert client.get_tasks(["a"]) == {}  # on a connection that holds nothing of the first response
 
 
+def test_a_chunk_of_a_negative_size_is_not_read_to_the_end(
+    make_client: MakeClient, serve: Callable[..., Server]
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n"
+    server = serve([(0, head), *[(0, b" " * MEGABYTE)] * 300])
+    tracemalloc.start()
+    try:
+        error_of(make_client(base_url=server.base_url, max_response_bytes=MEGABYTE))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert server.completed == 0
+    assert peak < 8 * MEGABYTE
+
+
 @cache
 def bomb(wbits: int) -> bytes:
     """Compress 300 MB of blanks to less than half a megabyte."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import logging
 import re
 import time
@@ -181,6 +182,18 @@ MALFORMED = [
     "a/b@hush#c",
 ]
 SCHEMES = ["http://", "https://", ""]
+
+
+def test_the_credentials_that_a_proxy_echoes_are_in_no_error(make_client: MakeClient, listen: Listen) -> None:
+    basic = base64.b64encode(b"user:s3cret-word").decode()
+    body = f'{{"message": "no Proxy-Authorization: Basic {basic}"}}'.encode()
+    head = f"HTTP/1.1 407 No\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    proxy, _ = listen(head.encode() + body)
+    proxies = {"http": proxy.replace("//", "//user:s3cret-word@")}
+    with pytest.raises(RelayError) as error:
+        make_client("sk-a", "http://relay.example", proxies=proxies).get_tasks(["a"])
+    told = str(error.value)
+    assert "Proxy-Authorization: Basic ***" in told
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -109,7 +109,6 @@ def test_a_bare_429_backs_off_and_never_past_the_longest_wait():
 @pytest.mark.parametrize(
     ("kind", "told", "least"),
     [
-        (RelayRateLimitError, 0, 0),
         (RelayRateLimitError, 3, 3),
         (RelayRateLimitError, 120, 120),
         (RelayTransientError, 3, 3),

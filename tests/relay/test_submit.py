@@ -133,6 +133,44 @@ def test_a_number_is_an_id_where_there_is_no_other(sandbox: Sandbox, client: Rel
     assert client.submit(CAT).id == "13917"
 
 
+@pytest.mark.parametrize("digits", [18, 19, 20, 25])
+def test_a_number_of_any_length_is_an_id(sandbox: Sandbox, client: RelayClient, digits: int) -> None:
+    """Databases number rows with 19 digits, which JSON readers may have no integer for."""
+    number = "1858473625847362560777777"[:digits]
+    body = f'{{"code": 0, "message": "success", "data": {{"task_id": {number}}}}}'
+    sandbox.script_submits(ScriptedAnswer(body=body), created=True)
+    assert client.submit(CAT).id == number
+
+
+def test_an_unknown_outcome_shows_the_response_beside_its_message(
+    sandbox: Sandbox, client: RelayClient
+) -> None:
+    body = {"code": "success", "message": "submitted", "data": {"job": "new-form-17"}}
+    sandbox.script_submits(ScriptedAnswer(body=body), created=True)
+    with pytest.raises(SubmitOutcomeUnknownError, match="new-form-17"):
+        client.submit(CAT)
+
+
+@pytest.mark.parametrize("said", ["task_id", "request id"])
+def test_a_rejection_that_is_full_of_blanks_is_judged_in_time(
+    sandbox: Sandbox, client: RelayClient, said: str
+) -> None:
+    """With a quadratic search the blanks would take minutes, beyond every bound of the request."""
+    body = f'{{"message": "no", "{said}":{" " * 60_000}}}{" " * 60_000}'
+    sandbox.script_submits(ScriptedAnswer(status=400, body=body))
+    with pytest.raises(RelayInvalidRequestError):
+        client.submit(CAT)
+
+
+def test_interim_responses_are_no_responses() -> None:
+    interim = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    body = b'{"id": "4665a07c-7641"}'
+    final = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with raw_relay(interim + final + body) as relay, RelayClient("key", relay.url) as client:
+        assert client.submit(CAT).id == "4665a07c-7641"
+        assert len(relay.posts) == 1
+
+
 LATE = "9d4b7516-77e5-481a-b015-48313946f33b"
 UNKNOWN = {
     "500": ScriptedAnswer(status=500, body={"message": "upstream"}),
@@ -172,6 +210,22 @@ UNKNOWN = {
     "a type that it was passed on": ScriptedAnswer(
         status=400, body={"error": {"type": "upstream_error", "message": "x"}}
     ),
+    **{
+        f"passed on, in other places: {body}": ScriptedAnswer(status=400, body=body)
+        for body in (
+            "do request failed: context deadline exceeded",
+            {"msg": "do request failed: EOF"},
+            {"data": {"code": "do_request_failed"}, "message": "x"},
+            {"errors": [{"code": "do_request_failed"}], "message": "x"},
+            {"error": {"error": {"message": "read: connection reset by peer"}}},
+            [{"message": "upstream timed out"}],
+            {"message": "unexpected EOF"},
+            {"message": "write: broken pipe"},
+            {"message": "请求上游超时"},
+            {"uuid": "luma_gen_abc123", "status": "queued"},
+            {"data": {"video_id": "vid_123", "status": "queued"}},
+        )
+    },
     "a code behind another": ScriptedAnswer(
         status=400, body={"code": "post_consume_quota_failed", "error": {"code": "x", "message": "x"}}
     ),
@@ -337,6 +391,20 @@ def test_a_dripping_response_is_an_unknown_outcome_in_time() -> None:
         with pytest.raises(SubmitOutcomeUnknownError, match=r"request_timeout \(0.5 s\)"):
             RelayClient("sk-key", url, timeout=5, request_timeout=0.5, retry=QUICK).submit(CAT)
     assert len(posts) == 1
+
+
+def test_a_429_that_welcomes_a_retry_at_once_is_not_retried_without_end(sandbox: Sandbox) -> None:
+    limited = ScriptedAnswer(status=429, headers={"Retry-After": "0"})
+    sandbox.script_submits(*[limited] * 6)
+    waits: list[float] = []
+    client = RelayClient(
+        sandbox.api_key,
+        sandbox.base_url,
+        retry=RetryPolicy(initial_delay=0.01, max_delay=1),
+        event_hook=lambda error, seconds: waits.append(time.monotonic()),
+    )
+    client.submit(CAT)
+    assert waits[-1] - waits[0] > 0.01 + 0.02 + 0.04 + 0.08 + 0.16 + 0.32
 
 
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "0.1"}])
@@ -561,7 +629,7 @@ def test_the_task_that_is_extended_is_not_taken_for_the_new_one(
     assert client.submit(Generation("and on", extend_task_id="source-7641")).id == "4665a07c-7641"
 
 
-@pytest.mark.parametrize("spelling", ["sk-with/slash-1234", "sk-with\\/slash-1234"])
+@pytest.mark.parametrize("spelling", ["sk-with/slash-1234", "sk-with\\/slash-1234", "sk-with%2Fslash-1234"])
 def test_an_echo_of_the_key_is_redacted_as_json_writes_it(spelling: str) -> None:
     with Sandbox(tasks=0, api_key="sk-with/slash-1234") as sandbox:
         sandbox.script_submits(ScriptedAnswer(body=f'{{"id": "4665a07c-7641", "echo": "{spelling}"}}'))

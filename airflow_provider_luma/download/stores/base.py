@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from airflow_provider_luma.download.abandon import StoppedError
+from airflow_provider_luma.download.abandon import DeadlineError, StoppedError
 from airflow_provider_luma.download.staging import StagedFile
 from airflow_provider_luma.download.urls import redact_text
 from airflow_provider_luma.exceptions import DownloadError, ObjectExistsError
@@ -51,6 +52,7 @@ class Upload:
     :param metadata: kept with the object, where the store can.
     :param if_absent: do not replace another object.
     :param stopped: ends it between two parts.
+    :param deadline: of the monotonic clock; ends it in the same way.
     """
 
     file: StagedFile
@@ -59,10 +61,13 @@ class Upload:
     metadata: Mapping[str, str] = field(default_factory=dict)
     if_absent: bool = False
     stopped: threading.Event = field(default_factory=threading.Event)
+    deadline: float = math.inf
 
     def check_stopped(self) -> None:
         if self.stopped.is_set():
             raise StoppedError
+        if time.monotonic() >= self.deadline:
+            raise DeadlineError
 
     def ascii_metadata(self) -> dict[str, str]:
         return {key: quote(value, safe=" !#$&'()*+,/:;=?@[]~") for key, value in self.metadata.items()}
@@ -132,7 +137,7 @@ class NamedStore:
         Publish a complete file.
 
         :raises ObjectExistsError: when there is an object already, and it must not be replaced.
-        :raises DownloadError: when the store rejects it, or it is stopped.
+        :raises DownloadError: when the store rejects it, or it is stopped or out of time.
         """
         upload.check_stopped()
         with self._naming(upload.name, "written"):

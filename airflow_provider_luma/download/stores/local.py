@@ -14,16 +14,22 @@ a record calls complete survives a power loss.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
 import shutil
+import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 from airflow_provider_luma.download.staging import file_identity, open_anonymous
 from airflow_provider_luma.download.stores.base import NO_MULTIPART, StoredObject, Upload
+
+_LOCK_POLL_SECONDS = 0.1
 
 
 class LocalStore:
@@ -54,13 +60,13 @@ class LocalStore:
 
     def read(self, name: str, max_bytes: int) -> bytes | None:
         try:
-            with (self.folder / name).open("rb") as file:
+            with _open_file(self.folder / name) as file:
                 return file.read(max_bytes)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def sha256(self, name: str) -> str:
-        with (self.folder / name).open("rb") as file:
+        with _open_file(self.folder / name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def put(self, upload: Upload) -> None:
@@ -69,7 +75,7 @@ class LocalStore:
         if self._fsync:
             upload.file.flush_to_disk()
         try:
-            _place(upload.file.path, final, if_absent=upload.if_absent)
+            _place(upload, upload.file.path, final)
         except OSError as error:  # the file is on another file system, or this one has no links
             if upload.if_absent and isinstance(error, FileExistsError):
                 raise
@@ -97,12 +103,12 @@ class LocalStore:
             return
         try:
             _copy_bytes(upload.file.path, fd, fsync=self._fsync)
-            _place(f"/dev/fd/{fd}", final, if_absent=upload.if_absent)
+            _place(upload, f"/dev/fd/{fd}", final)
         finally:
             os.close(fd)
 
     def _copy_by_name(self, upload: Upload, final: Path) -> None:
-        with _part(final) as part:
+        with _part(upload, final) as part:
             fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
                 _copy_bytes(upload.file.path, fd, fsync=self._fsync)
@@ -121,34 +127,59 @@ def _copy_bytes(source: str, fd: int, *, fsync: bool) -> None:
         os.fsync(fd)
 
 
-def _place(file: str, final: Path, *, if_absent: bool) -> None:
+def _place(upload: Upload, file: str, final: Path) -> None:
     try:
         _link(file, final)
     except FileExistsError:
-        if if_absent:
+        if upload.if_absent:
             raise
-        _replace(file, final)
+        _replace(upload, file, final)
 
 
-def _replace(file: str, final: Path) -> None:
-    with _part(final) as part:
+def _replace(upload: Upload, file: str, final: Path) -> None:
+    with _part(upload, final) as part:
         _link(file, part)
         os.replace(part, final)  # noqa: PTH105
 
 
 @contextmanager
-def _part(final: Path) -> Iterator[Path]:
+def _part(upload: Upload, final: Path) -> Iterator[Path]:
     """Yield the hidden name beside a final one: always the same, so that none piles up."""
     part = final.with_name(f".{hashlib.sha256(final.name.encode()).hexdigest()[:32]}.part")
     folder = os.open(final.parent, os.O_RDONLY)
     try:
-        with suppress(OSError):  # of a file system without locks
-            fcntl.flock(folder, fcntl.LOCK_EX)  # other runs want the same name; a killed worker lets go
+        _lock(upload, folder)  # other runs want the same name; a killed worker lets go
         part.unlink(missing_ok=True)  # a killed worker has left it
         yield part
         part.unlink(missing_ok=True)  # where both were the same file, a rename does nothing
     finally:
         os.close(folder)
+
+
+def _lock(upload: Upload, folder: int) -> None:
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            upload.check_stopped()
+            time.sleep(_LOCK_POLL_SECONDS)
+        except OSError:  # of a file system without locks
+            return
+        else:
+            return
+
+
+@contextmanager
+def _open_file(path: Path) -> Iterator[BufferedReader]:
+    """Open a file for reading; anything else, such as a FIFO, would be waited for."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file")
+        with open(fd, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(fd)
 
 
 def _link(file: str, name: Path) -> None:

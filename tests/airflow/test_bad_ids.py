@@ -1,0 +1,111 @@
+"""One id with which a relay fails hurts no other: in every mode, and among triggers that share a request."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.sandbox import Sandbox
+from tests.airflow.test_poller import event_of, result_of, together, trigger
+from tests.airflow.test_poller_faults import connect_to
+from tests.airflow.waiting import Wait, answers, ended, summary
+from tests.serving import Quiet, serving
+
+IDS = [f"id-{n:02}" for n in range(50)]
+
+
+@contextmanager
+def relay_that_fails_with(bad: str, status: int) -> Iterator[tuple[str, list[list[str]]]]:
+    """Serve a relay that fails every request for a bad id, and completes every other task."""
+    requests: list[list[str]] = []
+
+    class Relay(Quiet):
+        def do_POST(self) -> None:
+            ids = self.read_json()["ids"]
+            requests.append(ids)
+            if bad in ids:
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.end_headers()
+                self.wfile.write(b'{"message": "no luck with this id"}')
+            else:
+                rows = [{"id": task_id, "state": "completed"} for task_id in ids]
+                self.answer(json.dumps(rows).encode(), "application/json")
+
+    with serving(Relay) as url:
+        yield url, requests
+
+
+@pytest.mark.parametrize("status", [500, 400, 404])
+def test_an_id_with_which_the_relay_fails_ends_its_own_trigger_alone(
+    monkeypatch: pytest.MonkeyPatch, quick_retries: RetryPolicy, status: int
+) -> None:
+    with relay_that_fails_with(IDS[17], status) as (url, requests):
+        connect_to(monkeypatch, url)
+        events = together(*(event_of(trigger(task_id)) for task_id in IDS))
+    assert Counter(event["status"] for event in events) == {"done": 49, "error": 1}
+    assert events[17]["error"]["status"] == status
+    assert len(requests) <= quick_retries.max_attempts + 16
+
+
+def test_a_huge_row_ends_its_own_trigger_alone(
+    sandbox: Sandbox, connect: Callable[..., None], quick_retries: RetryPolicy
+) -> None:
+    connect(sandbox, max_response_bytes=300_000)
+    ids = [sandbox.add_task(seconds=0, fails="x" * 400_000 if n == 17 else None) for n in range(50)]
+    events = together(*(event_of(trigger(task_id)) for task_id in ids))
+    assert Counter(event["status"] for event in events) == {"done": 49, "error": 1}
+    assert "max_response_bytes (300000)" in events[17]["error"]["message"]
+
+
+@pytest.mark.parametrize("status", [500, 400])
+@pytest.mark.usefixtures("airflow_db", "quick_retries")
+def test_a_bad_id_leaves_nothing_unknown_of_the_others(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    with relay_that_fails_with(IDS[17], status) as (url, _):
+        connect_to(monkeypatch, url)
+        run = wait(IDS, retries=0)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(49, running=[IDS[17]])
+
+
+@pytest.mark.usefixtures("airflow_db", "quick_retries")
+def test_a_huge_row_leaves_nothing_unknown_of_the_others(
+    wait: Wait, sandbox: Sandbox, connect: Callable[..., None]
+) -> None:
+    connect(sandbox, max_response_bytes=300_000)
+    ids = [sandbox.add_task(seconds=0, fails="x" * 400_000 if n == 17 else None) for n in range(50)]
+    run = wait(ids, silent_fail=True, timeout=2)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(49, running=[ids[17]])
+
+
+@pytest.mark.usefixtures("airflow_db", "quick_retries")
+def test_fail_fast_and_silent_fail_decide_alike_beside_a_bad_id(
+    wait: Wait, sandbox: Sandbox, connect: Callable[..., None]
+) -> None:
+    connect(sandbox, max_response_bytes=300_000)
+    failed = sandbox.add_task(seconds=0.5, fails="moderation")
+    huge = sandbox.add_task(seconds=0, fails="x" * 400_000)
+    run = wait([failed, huge, sandbox.add_task(seconds=math.inf)], silent_fail=True, fail_fast=True)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary")["failed"] == {failed: "moderation"}
+
+
+def test_a_relay_that_is_down_is_asked_little_more_often(
+    sandbox: Sandbox, connect: Callable[..., None], quick_retries: RetryPolicy
+) -> None:
+    connect(sandbox, batch_size=10, max_in_flight=1)
+    sandbox.script(*answers(*[500] * 100))
+    ids = [sandbox.add_task(seconds=0) for _ in range(50)]
+    events = together(*(event_of(trigger(task_id)) for task_id in ids))
+    assert {event["status"] for event in events} == {"error"}
+    assert len(sandbox.requests) == 5 * quick_retries.max_attempts + 2
+    assert result_of(events[0], ids[0])["running"] == ids[:1]
