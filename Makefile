@@ -2,12 +2,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 4
-GROUPS := dev bench celery docs fuzz release samples stores
+GROUPS := dev bench celery docs fuzz release samples screenshots stores
 
 INSTALL := $(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-stack test-celery test-kills soak test-memory test-matrix bench-wait bench-transfer check docs dist audit fix constraints clean
+.PHONY: help demo test fuzz test-stack test-celery test-kills soak test-memory test-matrix bench-wait bench-submit bench-transfer screenshots check docs dist audit fix constraints clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -24,17 +24,21 @@ fuzz: $(VENV)/stores ## try far more bad input than `make test` does (five minut
 test-stack: $(VENV)/stores postgresql ## test a real api-server, scheduler and triggerer on PostgreSQL (some minutes)
 	$(BIN)/python -m pytest -m stack tests/stack -v -s $(ARGS)
 
-test-celery: $(VENV)/stores postgresql redis ## test 1,000 prompts on Celery while parts of it are killed (a quarter of an hour)
+test-celery: $(VENV)/stores postgresql redis ## test 1,000 prompts on Celery while parts of it are killed (half an hour)
 	$(BIN)/python -m pytest -m celery tests/stack -v -s $(ARGS)
 
-test-kills: $(VENV)/stores ## kill a generate task before each of its lines, on a real Airflow too (an hour; LUMA_KILLS_STEP=5 for some)
-	LUMA_KILLS_STEP=$${LUMA_KILLS_STEP:-1} $(BIN)/python -m pytest -m "kills or not kills" -k kill tests/kills tests/airflow/test_paid_once.py -v -s $(ARGS)
+test-kills: $(VENV)/stores ## kill generate tasks before each of their lines, on a real Airflow too (hours; LUMA_KILLS_STEP=5 for some)
+	LUMA_KILLS_STEP=$${LUMA_KILLS_STEP:-1} $(BIN)/python -m pytest -m "kills or not kills" -k kill tests/kills tests/airflow/test_paid_once.py tests/airflow/test_batch_paid_once.py -v -s $(ARGS)
 
 MINUTES ?= 20
 soak: $(VENV)/stores postgresql redis ## wait and archive in a loop for MINUTES=20; memory, threads, sockets and files must stay flat
 	LUMA_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -m soak tests/stack -v -s $(ARGS)
 
-.PHONY: postgresql redis
+.PHONY: chromium postgresql redis
+chromium: $(VENV)/ready
+	@$(INSTALL) --group screenshots
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; }
+
 redis: $(VENV)/ready
 	@$(INSTALL) --group celery
 	@command -v redis-server >/dev/null || { apt-get update -qq && apt-get install -y -qq redis-server; }
@@ -49,6 +53,9 @@ test-matrix: $(VENV)/stores ## test the wheel on each Airflow and Python that we
 bench-wait: $(VENV)/ready ## measure what waiting costs a triggerer, beside the peers (ten minutes)
 	$(BIN)/python benchmarks/wait.py
 
+bench-submit: $(VENV)/stores postgresql redis ## measure a batch of prompts beside a mapped task for each, and its journal (half an hour)
+	$(BIN)/python benchmarks/submit.py $(ARGS)
+
 bench-transfer: $(VENV)/stores ## measure the archiver beside curl, rclone and HttpToS3Operator (ten minutes)
 	@command -v nginx >/dev/null || { apt-get update -qq && apt-get install -y -qq nginx-light; }
 	@command -v curl >/dev/null || { apt-get update -qq && apt-get install -y -qq curl; }
@@ -57,6 +64,9 @@ bench-transfer: $(VENV)/stores ## measure the archiver beside curl, rclone and H
 
 test-memory: $(VENV)/stores ## test that gigabytes add little memory, on every store (six minutes)
 	$(BIN)/python -m pytest -m slow tests/download -rP $(ARGS)
+
+screenshots: $(VENV)/stores postgresql chromium ## click through the approval example in a real browser; writes docs/images (four minutes)
+	$(BIN)/python scripts/screenshots.py
 
 check: $(VENV)/ready ## lint, check formatting and types; changes nothing
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ the id is logged                    the doubt is reported; the id stands in the 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
@@ -27,7 +28,6 @@ from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit_record import Action, Phase, SubmitRecord
 
 if TYPE_CHECKING:
-    from airflow_provider_luma.relay.client import RelayClient
     from airflow_provider_luma.relay.generation import Generation
     from airflow_provider_luma.relay.task import LumaTask
 
@@ -55,7 +55,14 @@ class Ledger(Protocol):
     def begin(self, generation: Generation) -> None:
         """Save ``sending``: the submit may leave from now on."""
 
-    def mark(self, phase: Phase, *, id: str | None = None, reason: str | None = None) -> None:  # noqa: A002
+    def mark(
+        self,
+        phase: Phase,
+        *,
+        id: str | None = None,  # noqa: A002
+        reason: str | None = None,
+        quota: float | None = None,
+    ) -> None:
         """Save that the submit reached a phase."""
 
 
@@ -64,10 +71,12 @@ class DurableSubmit:
     One submit and its record.
 
     :param ledger: keeps the record.
+    :param label: names it among others in the log, such as ``for prompt 17``.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, label: str = "") -> None:
         self._ledger = ledger
+        self._label = f" {label}" if label else ""
 
     def reconnect(self) -> str | None:
         """
@@ -86,23 +95,24 @@ class DurableSubmit:
         log.info("Reconnecting to Luma task %s, which an earlier try submitted", record.id)
         return record.id
 
-    def submit(self, client: RelayClient, generation: Generation) -> LumaTask:
+    def submit(self, send: Callable[[Generation], LumaTask], generation: Generation) -> LumaTask:
         """
         Submit a generation that was validated.
 
+        :param send: the client's method.
         :raises SubmitOutcomeUnknownError: when a task may have been created.
         :raises RelayError: when it is proven that none was.
         :raises LumaNonRetryableError: when one was created, and its id could not be saved.
         """
         self._ledger.begin(generation)
         try:
-            task = client.submit(generation)
+            task = send(generation)
         except SubmitOutcomeUnknownError as error:
             self._report_doubt(str(error), error)
         except RelayError as error:
             self._try_mark(Phase.NOT_CREATED, clean_text(str(error)))
             raise
-        log.info("Luma task %s was created", task.id)
+        log.info("Luma task %s was created%s", task.id, self._label)
         self._mark_created(task)
         return task
 
@@ -112,7 +122,7 @@ class DurableSubmit:
 
     def _report_doubt(self, message: str, error: SubmitOutcomeUnknownError | None = None) -> NoReturn:
         """Log the doubt before the record says that it was reported, and fail."""
-        log.error("%s", message)
+        log.error("%s%s", message, self._label)
         self._try_mark(Phase.REPORTED, message)
         raise SubmitOutcomeUnknownError(
             f"{message}. If the log shows the task, wait for its id with LumaTaskSensor. "
@@ -121,7 +131,7 @@ class DurableSubmit:
 
     def _mark_created(self, task: LumaTask) -> None:
         try:
-            self._ledger.mark(Phase.CREATED, id=task.id)
+            self._ledger.mark(Phase.CREATED, id=task.id, quota=task.quota)
         except Exception as error:
             raise LumaNonRetryableError(
                 f"Luma task {task.id} was created and charged, but its record could not be saved: "

@@ -26,6 +26,7 @@ def get_provider_info() -> dict[str, Any]:
                 "python-modules": [
                     "airflow_provider_luma.operators.download",
                     "airflow_provider_luma.operators.generate",
+                    "airflow_provider_luma.operators.generate_batch",
                     "airflow_provider_luma.operators.luma",
                 ],
             }

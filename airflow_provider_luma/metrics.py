@@ -11,6 +11,7 @@ from airflow_provider_luma.exceptions import RelayError, RelayPermanentError, Re
 
 if TYPE_CHECKING:
     from airflow_provider_luma.download.records import Summary
+    from airflow_provider_luma.relay.money import Money
 
 _OUTCOMES: tuple[Literal["downloaded", "unchanged", "errors"], ...] = ("downloaded", "unchanged", "errors")
 
@@ -46,6 +47,12 @@ def count_rate_limit_pause(conn_id: str) -> None:
 def record_pending_ids(conn_id: str, ids: int) -> None:
     """Record how many ids a round of polling asks for."""
     Stats.gauge("luma.pending_ids", ids, tags={"conn_id": conn_id})
+
+
+def record_balance(conn_id: str, balance: Money) -> None:
+    """Record what an account can still spend, unless there is no limit."""
+    if not balance.is_unlimited:
+        Stats.gauge("luma.balance", balance.amount, tags={"conn_id": conn_id, "unit": balance.unit})
 
 
 def _outcome(error: RelayError | None) -> str:

@@ -30,7 +30,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_luma.exceptions import SubmitRecordError
-from airflow_provider_luma.relay.task import is_valid_id
+from airflow_provider_luma.relay.task import is_valid_id, number
 from airflow_provider_luma.relay.text import clean_text
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class SubmitRecord:
     :param fingerprint: of what was submitted.
     :param id: the Luma task's, once it is known.
     :param reason: why the phase was reached, for people.
+    :param quota: what was charged, in the relay's own quota, where it says so.
     """
 
     phase: Phase
@@ -92,6 +93,7 @@ class SubmitRecord:
     fingerprint: str
     id: str | None = None
     reason: str | None = None
+    quota: float | None = None
 
     @classmethod
     def sending(cls, generation: Generation, max_tries: int) -> Self:
@@ -105,9 +107,11 @@ class SubmitRecord:
         *,
         id: str | None = None,  # noqa: A002
         reason: str | None = None,
+        quota: float | None = None,
     ) -> Self:
         """Return this record at a later phase."""
-        return replace(self, phase=phase, max_tries=max_tries, id=id or self.id, reason=reason)
+        quota = self.quota if quota is None else quota
+        return replace(self, phase=phase, max_tries=max_tries, id=id or self.id, reason=reason, quota=quota)
 
     def to_dict(self) -> dict[str, Any]:
         facts = {name: value for name, value in vars(self).items() if value is not None}
@@ -129,6 +133,7 @@ class SubmitRecord:
                 data["fingerprint"],
                 data.get("id"),
                 clean_text(data.get("reason"), _MAX_REASON_CHARS) or None,
+                number(data.get("quota")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SubmitRecordError(f"it is no record of a submit: {clean_text(repr(error), 80)}") from None

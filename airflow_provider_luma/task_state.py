@@ -17,19 +17,22 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import quote
 
 from airflow_provider_luma.airflow_version import CLEAR_DELETES_STATE, NEVER_EXPIRE
 from airflow_provider_luma.exceptions import LumaError, LumaValueError, SubmitRecordError
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit_record import Action, Phase, SubmitRecord, next_action
-from airflow_provider_luma.versioned_objects import MAX_BYTES, ConflictError, VersionedObject, open_object
+from airflow_provider_luma.versioned_objects import MAX_BYTES, ConflictError, VersionedObject, open_folder
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_luma.relay.generation import Generation
+
+T = TypeVar("T")
 
 KEY = "luma_submit"
 
@@ -38,13 +41,7 @@ _WRITTEN_MEANWHILE = "another process has written it meanwhile"
 
 
 class TaskState(Protocol):
-    """
-    A place for one record of a task instance, shared by its tries.
-
-    ``survives_clear``: whether every way to clear the task keeps it.
-    """
-
-    survives_clear: bool
+    """A place for one record of a task instance, shared by its tries."""
 
     def load(self) -> Any:
         """Return the record; ``None`` when there is none yet."""
@@ -60,23 +57,22 @@ class AirflowTaskState:
     It takes no conditions, so that of two processes that save in the same instant both may win.
     """
 
-    survives_clear = False
-
-    def __init__(self, store: Any) -> None:
+    def __init__(self, store: Any, key: str) -> None:
         self._store = store
+        self._key = key
         self._seen: Any = None
 
     def __str__(self) -> str:
-        return f"the key {KEY!r} of the task state store"
+        return f"the key {self._key!r} of the task state store"
 
     def load(self) -> Any:
-        self._seen = self._store.get(KEY)
+        self._seen = self._store.get(self._key)
         return self._seen
 
     def save(self, record: dict[str, Any]) -> None:
-        if self._store.get(KEY) not in (self._seen, None):  # None: it was cleared meanwhile
+        if self._store.get(self._key) not in (self._seen, None):  # None: it was cleared meanwhile
             raise SubmitRecordError(_WRITTEN_MEANWHILE)
-        self._store.set(KEY, record, retention=NEVER_EXPIRE)
+        self._store.set(self._key, record, retention=NEVER_EXPIRE)
         self._seen = record
 
 
@@ -86,8 +82,6 @@ class ObjectTaskState:
 
     :param earlier: read while there is no object yet, as when a task was given a ``state_path`` later.
     """
-
-    survives_clear = True
 
     def __init__(self, item: VersionedObject, earlier: TaskState | None) -> None:
         self._object = item
@@ -117,35 +111,79 @@ class ObjectTaskState:
             raise SubmitRecordError(_WRITTEN_MEANWHILE) from None
 
 
+class StatePlace:
+    """
+    Where the task instance that runs keeps its records.
+
+    :param state_path: URL of a folder in object storage; wins over the task state store.
+    :param durable: whether it keeps any.
+    """
+
+    def __init__(self, context: Context, state_path: str | None, *, durable: bool) -> None:
+        self._store = context.get("task_state_store") if durable else None
+        self._url = state_path if durable and state_path else None
+        self._folder = open_folder(self._url) if self._url else None
+        self._name = object_name(context["ti"])
+
+    @property
+    def is_durable(self) -> bool:
+        return self._store is not None or self._folder is not None
+
+    @property
+    def may_be_lost_by_a_clear(self) -> bool:
+        """Say whether clearing the task deletes the records unless the user keeps them."""
+        return self._store is not None and self._folder is None and CLEAR_DELETES_STATE
+
+    @property
+    def clear_hint(self) -> str:
+        """Say how the task is cleared without losing the records."""
+        if self.may_be_lost_by_a_clear:
+            return "Clear this task with 'keep task state', else it is paid for again"
+        return "Clear this task"
+
+    def open(self, key: str, part: str | None = None) -> TaskState | None:
+        """
+        Return one record, ``None`` where none is kept.
+
+        :param key: its name in the task state store.
+        :param part: its name in the folder of the task instance, which else has one object.
+        """
+        state = AirflowTaskState(self._store, key) if self._store is not None else None
+        if self._folder is None:
+            return state
+        name = f"{self._name}/{part}.json" if part else f"{self._name}.json"
+        return ObjectTaskState(self._folder(name), earlier=state)
+
+    def open_manifest(self) -> tuple[VersionedObject, str]:
+        """
+        Return a JSONL object beside the records, and its URL as Airflow's object storage takes it.
+
+        :raises LumaValueError: when there is no ``state_path``.
+        """
+        if self._folder is None or self._url is None:
+            raise LumaValueError("manifest=True needs a state_path")
+        name = f"{self._name}/manifest.jsonl"
+        return self._folder(name), f"{self._url.rstrip('/')}/{name}"
+
+
 class SubmitLedger:
     """
     The record of a task instance's submit, and what this try may do.
 
-    :param state: where the record lives; ``None`` keeps none.
+    :param place: where the record lives.
     :param max_tries: of the task instance.
     """
 
-    def __init__(self, state: TaskState | None, max_tries: int) -> None:
-        self._state = state
+    def __init__(self, place: StatePlace, max_tries: int) -> None:
+        self.place = place
+        self._state = place.open(KEY)
         self._max_tries = max_tries
-        self.record = self._load()
-
-    @property
-    def is_durable(self) -> bool:
-        return self._state is not None
-
-    @property
-    def may_be_lost_by_a_clear(self) -> bool:
-        """Say whether clearing the task deletes the record unless the user keeps it."""
-        survives = self._state is None or self._state.survives_clear
-        return not survives and CLEAR_DELETES_STATE
+        self.record = load_record(self._state, SubmitRecord.from_dict)
 
     @property
     def clear_hint(self) -> str:
         """Say how the task is cleared without losing the record."""
-        if self.may_be_lost_by_a_clear:
-            return "Clear this task with 'keep task state', else it is paid for again"
-        return "Clear this task"
+        return self.place.clear_hint
 
     def next_action(self) -> Action:
         return next_action(self.record, self._max_tries)
@@ -154,61 +192,81 @@ class SubmitLedger:
         """Write down that a submit may leave from now on."""
         self._save(SubmitRecord.sending(generation, self._max_tries))
 
-    def mark(self, phase: Phase, *, id: str | None = None, reason: str | None = None) -> None:  # noqa: A002
+    def mark(
+        self,
+        phase: Phase,
+        *,
+        id: str | None = None,  # noqa: A002
+        reason: str | None = None,
+        quota: float | None = None,
+    ) -> None:
         """Write down that the submit reached a phase."""
         if self.record is not None:
-            self._save(self.record.at(phase, self._max_tries, id=id, reason=reason))
-
-    def _load(self) -> SubmitRecord | None:
-        if self._state is None:
-            return None
-        try:
-            data = self._state.load()
-            return None if data is None else SubmitRecord.from_dict(data)
-        except SubmitRecordError as error:
-            raise SubmitRecordError(
-                f"The record of this task's submit, {self._state}, cannot be read: {error}. "
-                "Nothing was sent. Check the relay's task log, then delete the record to submit"
-            ) from None
-        except LumaValueError:
-            raise
-        except Exception as error:  # the store's, so that a retry may help
-            raise LumaError(
-                f"The record of this task's submit, {self._state}, cannot be read at the moment: "
-                f"{type(error).__name__}: {clean_text(str(error))}. Nothing was sent"
-            ) from error
+            self._save(self.record.at(phase, self._max_tries, id=id, reason=reason, quota=quota))
 
     def _save(self, record: SubmitRecord) -> None:
-        if self._state is not None:
-            what = f"The record of this task's submit, {self._state}, cannot be written"
-            try:
-                self._state.save(record.to_dict())
-            except SubmitRecordError as error:
-                raise SubmitRecordError(f"{what}: {error}") from None
-            except Exception as error:  # the store's, so that a retry may help
-                raise LumaError(f"{what}: {type(error).__name__}: {clean_text(str(error))}") from error
+        save_record(self._state, record.to_dict())
         self.record = record
 
 
-def open_ledger(context: Context, state_path: str | None, *, durable: bool) -> SubmitLedger:
+def load_record(state: TaskState | None, parse: Callable[[Any], T]) -> T | None:
     """
-    Open the record of the task instance that runs.
+    Load a record; ``None`` where there is none.
 
-    :param state_path: URL of a folder in object storage; wins over the task state store.
-    :raises SubmitRecordError: when there is a record that cannot be read.
+    :raises SubmitRecordError: when there is one that cannot be read.
     """
-    ti: Any = context["ti"]
-    store = context.get("task_state_store")
-    state: TaskState | None = AirflowTaskState(store) if store is not None else None
-    if state_path:
-        state = ObjectTaskState(open_object(state_path, object_name(ti)), earlier=state)
-    return SubmitLedger(state if durable else None, ti.max_tries)
+    if state is None:
+        return None
+    try:
+        data = state.load()
+        return None if data is None else parse(data)
+    except SubmitRecordError as error:
+        raise SubmitRecordError(
+            f"The record of this task's submit, {state}, cannot be read: {error}. "
+            "Nothing was sent. Check the relay's task log, then delete the record to submit"
+        ) from None
+    except LumaValueError:
+        raise
+    except Exception as error:  # the store's, so that a retry may help
+        raise LumaError(
+            f"The record of this task's submit, {state}, cannot be read at the moment: "
+            f"{type(error).__name__}: {clean_text(str(error))}. Nothing was sent"
+        ) from error
+
+
+def save_record(state: TaskState | None, record: dict[str, Any]) -> None:
+    """
+    Save a record, where one is kept.
+
+    :raises SubmitRecordError: when another process wrote it meanwhile.
+    """
+    if state is None:
+        return
+    what = f"The record of this task's submit, {state}, cannot be written"
+    try:
+        state.save(record)
+    except SubmitRecordError as error:
+        raise SubmitRecordError(f"{what}: {error}") from None
+    except Exception as error:  # the store's, so that a retry may help
+        raise LumaError(f"{what}: {type(error).__name__}: {clean_text(str(error))}") from error
+
+
+def is_success_recorded(ti: Any) -> bool:
+    """
+    Say whether Airflow recorded the success of the task instance that runs.
+
+    From 3.3 on success callbacks are called also when the api-server refused the success.
+    """
+    states = ti.get_task_states(
+        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
+    )
+    return set(states.get(ti.run_id, {}).values()) == {"success"}
 
 
 def object_name(ti: Any) -> str:
-    """Return the name of a task instance's object: without the try number, and the same for every try."""
+    """Return the name of a task instance's records: without the try number, the same for every try."""
     parts = (ti.dag_id, ti.run_id, ti.task_id, str(ti.map_index if ti.map_index is not None else -1))
-    return "/".join(map(_path_segment, parts)) + ".json"
+    return "/".join(map(_path_segment, parts))
 
 
 def _path_segment(name: str) -> str:

@@ -17,6 +17,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -194,43 +195,55 @@ class OtherObject:
 
 
 def open_object(folder: str, name: str) -> VersionedObject:
-    """
-    Return the object ``name`` below a folder.
+    """Return the object ``name`` below a folder, see :func:`open_folder`."""
+    return open_folder(folder)(name)
 
-    :param folder: a URL as Airflow's object storage takes it, such as ``s3://conn_id@bucket/prefix``.
+
+def open_folder(url: str) -> Callable[[str], VersionedObject]:
+    """
+    Return a function from a name to the object below a folder; its objects share a client.
+
+    :param url: as Airflow's object storage takes it, such as ``s3://conn_id@bucket/prefix``.
     :raises LumaValueError: when it is not such a URL, or its provider is not installed.
     """
-    parts = urlsplit(folder)
+    parts = urlsplit(url)
     bucket = parts.netloc.rpartition("@")[2]
-    if parts.scheme in {"file", "local"} or (not parts.scheme and folder.startswith("/")):
+    if parts.scheme in {"file", "local"} or (not parts.scheme and url.startswith("/")):
         if parts.netloc or parts.query or parts.fragment or not parts.path.startswith("/"):
             raise LumaValueError(
-                f"state_path must be an absolute path like 'file:///data/_luma', not {folder!r:.200}"
+                f"state_path must be an absolute path like 'file:///data/_luma', not {url!r:.200}"
             )
-        return LocalObject(Path(unquote(parts.path) if parts.scheme else folder), name)
+        return partial(LocalObject, Path(unquote(parts.path) if parts.scheme else url))
     if not parts.scheme or not bucket:
-        raise LumaValueError(f"state_path must be the URL of a folder in object storage, not {folder!r:.200}")
-    if parts.scheme not in EXTRAS:
-        return OtherObject(f"{folder.rstrip('/')}/{name}")
+        raise LumaValueError(f"state_path must be the URL of a folder in object storage, not {url!r:.200}")
     try:
-        found = _open_by_sdk(parts, bucket, f"{parts.path.strip('/')}/{name}".lstrip("/"))
+        opened = _open_by_sdk(parts, bucket) if parts.scheme in EXTRAS else None
     except ImportError as error:
         raise LumaValueError(
             f"state_path {parts.scheme}:// needs another provider: "
             f"pip install 'airflow-provider-luma[{EXTRAS[parts.scheme]}]' ({error})"
         ) from None
-    return found or OtherObject(f"{folder.rstrip('/')}/{name}")
+    return opened or (lambda name: OtherObject(f"{url.rstrip('/')}/{name}"))
 
 
-def _open_by_sdk(parts: SplitResult, bucket: str, key: str) -> VersionedObject | None:
+def _open_by_sdk(parts: SplitResult, bucket: str) -> Callable[[str], VersionedObject] | None:
     conn_id = parts.netloc.rpartition("@")[0] or None
-    uri = f"{parts.scheme}://{bucket}/{key}"
+    kind: Callable[[str, Any, str, str], VersionedObject]
     if EXTRAS[parts.scheme] == "s3":
-        return S3Object(uri, s3_client(conn_id), bucket, key)
-    if EXTRAS[parts.scheme] == "gcs":
-        return GCSObject(uri, gcs_client(conn_id)[0], bucket, key)
-    client = azure_client(conn_id)
-    return None if client is None else AzureObject(uri, client, bucket, key)
+        kind, client = S3Object, s3_client(conn_id)
+    elif EXTRAS[parts.scheme] == "gcs":
+        kind, client = GCSObject, gcs_client(conn_id)[0]
+    else:
+        kind, client = AzureObject, azure_client(conn_id)
+    if client is None:
+        return None
+    prefix = parts.path.strip("/")
+
+    def open_name(name: str) -> VersionedObject:
+        key = f"{prefix}/{name}".lstrip("/")
+        return kind(f"{parts.scheme}://{bucket}/{key}", client, bucket, key)
+
+    return open_name
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_luma import metrics
+from airflow_provider_luma.balance import BalanceReader
 from airflow_provider_luma.exceptions import LumaError, LumaValueError, RelayPermissionError
 from airflow_provider_luma.get_provider_info import get_provider_info
 from airflow_provider_luma.relay.batch import read_task_ids
@@ -26,6 +27,7 @@ from airflow_provider_luma.relay.text import clean_text
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection
 
+    from airflow_provider_luma.relay.money import Money
     from airflow_provider_luma.relay.task import LumaTask
 
 
@@ -147,15 +149,33 @@ class LumaHook(BaseHook):
         """
         return list(self.client.get_tasks(read_task_ids(luma_task_ids)).values())
 
+    @cached_property
+    def _balance(self) -> BalanceReader:
+        return BalanceReader(self.client.get_balance, self.luma_conn_id)
+
+    def get_balance(self) -> Money | None:
+        """
+        Return what the account can still spend, in the relay's unit; threads may share it.
+
+        Relays limit such queries, so that it is read at most once a minute. When the relay does not tell it
+        for a while, the last reading counts for 20 minutes.
+
+        :return: infinite where there is no limit; ``None``, and one line in the log, where the relay has no
+            endpoint for it.
+        :raises RelayError: when the relay cannot be read now and there is no recent reading.
+        """
+        return self._balance.get()
+
     def test_connection(self) -> tuple[bool, str]:
-        """Query a task that cannot exist, which costs nothing, and the models that the key may use."""
+        """Query a task that cannot exist, which costs nothing, the key's models and its balance."""
         try:
             self.client.ping()
         except RelayPermissionError as error:
             return False, f"{error}.{self._models_hint()}"
         except LumaError as error:
             return False, str(error)
-        return True, f"The relay at {self.client.base_url} accepts the API key.{self._models_hint()}"
+        hints = self._balance_hint() + self._models_hint()
+        return True, f"The relay at {self.client.base_url} accepts the API key.{hints}"
 
     def _models_hint(self) -> str:
         """Say what a key that is limited to some models may not do; nothing where the relay does not tell."""
@@ -167,6 +187,13 @@ class LumaHook(BaseHook):
         if not missing:
             return ""
         return f" This key may {' and '.join(allowed) or 'do nothing here'}, but not {' or '.join(missing)}"
+
+    def _balance_hint(self) -> str:
+        try:
+            balance = self.get_balance()
+        except LumaError as error:
+            return f" Its balance could not be read: {error}."
+        return "" if balance is None else f" Its balance: {balance}."
 
     def _warn_of_unknown(self, extra: Mapping[str, Any]) -> None:
         if unknown := sorted(extra.keys() - _EXTRA_READERS.keys()):

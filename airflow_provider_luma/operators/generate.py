@@ -17,13 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseOperator, conf
+from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
-from airflow_provider_luma.airflow_version import HAS_TASK_STATE_STORE, get_merged_default_args
 from airflow_provider_luma.arguments import check_number
 from airflow_provider_luma.durable_submit import DurableSubmit
 from airflow_provider_luma.exceptions import (
@@ -33,27 +31,24 @@ from airflow_provider_luma.exceptions import (
     SubmitOutcomeUnknownError,
     TriggerEventError,
 )
-from airflow_provider_luma.relay.generation import FIELDS, Generation
+from airflow_provider_luma.operators.generation import GenerationOperator
+from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, TaskState
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit_record import Phase, fingerprint_of
-from airflow_provider_luma.task_state import Retries, SubmitLedger, open_ledger
+from airflow_provider_luma.task_state import Retries, SubmitLedger, is_success_recorded
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_luma.hooks.luma import LumaHook
     from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
 XCOM_TASK_KEY = "luma_task"
 
-# Where a record is kept, a retry is the safe way back from a dead worker; elsewhere it may be charged twice.
-DURABLE_RETRIES = 2
-
 _MAX_RESPONSE_CHARS = 2000
 
 
-class LumaGenerateOperator(BaseOperator):
+class LumaGenerateOperator(GenerationOperator):
     """
     Submit a generation, which costs money, and return the id of the Luma task.
 
@@ -101,11 +96,7 @@ class LumaGenerateOperator(BaseOperator):
     :raises RelayTransientError: when the relay could not be reached at all; Airflow's ``retries`` apply.
     """
 
-    template_fields: Sequence[str] = (
-        *(name for name in FIELDS if name not in {"loop", "expand_prompt"}),
-        "luma_conn_id",
-    )
-    ui_color = "#e6e0ff"
+    template_fields: Sequence[str] = ("prompt", *GenerationOperator.template_fields)
 
     _ledger: SubmitLedger | None = None
 
@@ -113,68 +104,21 @@ class LumaGenerateOperator(BaseOperator):
         self,
         *,
         prompt: str,
-        aspect_ratio: str | None = None,
-        loop: bool | None = None,
-        expand_prompt: bool | None = None,
-        image_url: str | None = None,
-        image_end_url: str | None = None,
-        model_name: str | None = None,
-        resolution: str | None = None,
-        duration: str | None = None,
-        notify_hook: str | None = None,
-        extend_task_id: str | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        luma_conn_id: str = "luma_default",
         wait_for_completion: bool = False,
         poke_interval: float = 60,
         timeout: float = 7200,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
-        durable: bool = True,
-        state_path: str | None = None,
-        retries: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if retries is None:
-            retries = _default_retries(durable=durable, state_path=state_path)
-        super().__init__(retries=retries, **kwargs)
+        super().__init__(**kwargs)
         self.prompt = prompt
-        self.aspect_ratio = aspect_ratio
-        self.loop = loop
-        self.expand_prompt = expand_prompt
-        self.image_url = image_url
-        self.image_end_url = image_end_url
-        self.model_name = model_name
-        self.resolution = resolution
-        self.duration = duration
-        self.notify_hook = notify_hook
-        self.extend_task_id = extend_task_id
-        self.extra_body = extra_body
-        self.luma_conn_id = luma_conn_id
         self.wait_for_completion = wait_for_completion
         self.poke_interval = poke_interval
         self.timeout = timeout
         self.deferrable = deferrable
-        self.durable = durable
-        self.state_path = state_path
         check_number("poke_interval", poke_interval)
         check_number("timeout", timeout)
         self.on_success_callback = [*self.on_success_callback, _mark_returned]
-
-    @classmethod
-    def partial(cls, **kwargs: Any) -> Any:
-        """Put the default of ``retries`` in force when mapped, too; Airflow 3.0 to 3.2 ignore it there."""
-        given = get_merged_default_args(kwargs) | kwargs
-        if given.get("retries") is None:
-            kwargs["retries"] = _default_retries(
-                durable=given.get("durable", True), state_path=given.get("state_path")
-            )
-        return super().partial(**kwargs)
-
-    @cached_property
-    def hook(self) -> LumaHook:
-        from airflow_provider_luma.hooks.luma import LumaHook
-
-        return LumaHook(self.luma_conn_id)
 
     def execute(self, context: Context) -> str | dict[str, Any]:
         with fail_without_retry():
@@ -191,17 +135,21 @@ class LumaGenerateOperator(BaseOperator):
             task_id = self._submitted_id(context, ledger)
         return self._wait(context, ledger, task_id, event or {})
 
+    def on_kill(self) -> None:
+        record = self._ledger.record if self._ledger is not None else None
+        if record is not None and record.id is not None:
+            self.log.warning("Luma task %s goes on, and is charged, at the relay", record.id)
+
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         # Before the base class, which raises when the trigger failed.
         with fail_without_retry():
-            if not self._open_ledger(context).is_durable:
+            if not self._open_ledger(context).place.is_durable:
                 Retries(context).forbid()
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _open_ledger(self, context: Context) -> SubmitLedger:
         if self._ledger is None:
-            state_path = self.state_path or self.hook.settings.state_path
-            self._ledger = open_ledger(context, state_path, durable=self.durable)
+            self._ledger = SubmitLedger(self._open_place(context), context["ti"].max_tries)
         return self._ledger
 
     def _reconnect(self, context: Context, ledger: SubmitLedger) -> str | None:
@@ -223,8 +171,8 @@ class LumaGenerateOperator(BaseOperator):
         if self.wait_for_completion:
             self._build_sensor(PROBE_ID)  # raises now what would be found out after the charge
         with _without_retries(context, ledger):
-            task = DurableSubmit(ledger).submit(self.hook.client, generation)
-        if ledger.may_be_lost_by_a_clear:
+            task = DurableSubmit(ledger).submit(self.hook.client.submit, generation)
+        if ledger.place.may_be_lost_by_a_clear:
             self.log.info("Should this task fail from here on: %s, and it reconnects", ledger.clear_hint)
         context["ti"].xcom_push(XCOM_TASK_KEY, _xcom_of(task))
         return task.id
@@ -297,9 +245,7 @@ class LumaGenerateOperator(BaseOperator):
             return None
 
     def _build_generation(self) -> Generation:
-        return Generation(
-            **{name: getattr(self, name) for name in FIELDS} | {"extra_body": self.extra_body or {}}
-        )
+        return Generation(self.prompt, **self._fields())
 
     def _build_sensor(self, task_id: str) -> LumaTaskSensor:
         from airflow_provider_luma.sensors.luma import LumaTaskSensor
@@ -314,14 +260,10 @@ class LumaGenerateOperator(BaseOperator):
         )
 
 
-def _default_retries(*, durable: bool, state_path: Any) -> int:
-    return DURABLE_RETRIES if durable and (HAS_TASK_STATE_STORE or state_path) else 0
-
-
 @contextmanager
 def _without_retries(context: Context, ledger: SubmitLedger) -> Iterator[None]:
     """Where no record is kept, forbid Airflow's retries from the submit on, unless it created nothing."""
-    if ledger.is_durable:
+    if ledger.place.is_durable:
         yield
         return
     retries = Retries(context)
@@ -342,11 +284,7 @@ def _mark_returned(context: Context) -> None:
     ledger: SubmitLedger | None = ti.task._ledger  # noqa: SLF001 - the operator's own callback
     if ledger is None or ledger.record is None or ledger.record.phase is not Phase.CREATED:
         return
-    # From Airflow 3.3 on it calls them also when the api-server refused the success.
-    states = ti.get_task_states(
-        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-    )
-    if set(states.get(ti.run_id, {}).values()) == {"success"}:
+    if is_success_recorded(ti):
         ledger.mark(Phase.RETURNED)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.relay.batch import TaskBatch
+from airflow_provider_luma.relay.money import Money
 from airflow_provider_luma.relay.result import BatchResult, Outcome
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.task import LumaTask, Media, TaskState
@@ -26,6 +27,7 @@ __all__ = [
     "FailWhen",
     "LumaTask",
     "Media",
+    "Money",
     "Outcome",
     "RelayClient",
     "RetryPolicy",

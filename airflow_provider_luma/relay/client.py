@@ -16,8 +16,10 @@ from tenacity import Retrying
 from urllib3.exceptions import HTTPError
 
 from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
+from airflow_provider_luma.relay.account import Account
 from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.generation import Generation
+from airflow_provider_luma.relay.money import Money
 from airflow_provider_luma.relay.network import (
     redact,
     root_cause_message,
@@ -27,6 +29,7 @@ from airflow_provider_luma.relay.network import (
 )
 from airflow_provider_luma.relay.responses import (
     parse_models,
+    parse_optional,
     parse_rows,
     parse_task_or_none,
 )
@@ -39,7 +42,7 @@ from airflow_provider_luma.relay.settings import (
     validate_verify,
 )
 from airflow_provider_luma.relay.submit_response import outcome_unknown, parse_submitted
-from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, read_tasks
+from airflow_provider_luma.relay.task import PROBE_ID, Json, LumaTask, read_tasks
 from airflow_provider_luma.relay.transport import (
     ContentEncodingError,
     Exchange,
@@ -102,6 +105,7 @@ class RelayClient:
         self.batch_size = batch_size
         self.retry = retry or RetryPolicy()
         self._unknown_states: set[str] = set()
+        self._account = Account(self._get_optional)
         self._event_hook = event_hook or (lambda error, seconds: None)
         self._api_key = validate_api_key(api_key)
         self._request_timeout = request_timeout
@@ -232,6 +236,41 @@ class RelayClient:
         except RelayError:
             return None
 
+    def get_balance(self) -> Money | None:
+        """
+        Query what can still be spent, once: the least of what the relay's endpoints tell.
+
+        The relay limits these queries, some to 20 in 20 minutes. What it tells may be the key's share, of
+        which the account behind the key has less.
+
+        :return: infinite where there is no limit; ``None`` where the relay has no such endpoint.
+        :raises RelayError: when none told a balance, and one may tell it later.
+        """
+        return self._account.get_balance()
+
+    def get_price(self, *, extend: bool = False) -> Money | None:
+        """
+        Query what a generation costs; ``None`` where the relay does not say.
+
+        An estimate: the price for the dearest group of customers, before what a relay adds for its duration
+        or resolution.
+
+        :param extend: of an extension, which relays price by itself.
+        """
+        return self._account.get_price(extend=extend)
+
+    def get_cost(self, task: LumaTask) -> Money | None:
+        """
+        Return what the relay says that it charged for a task; ``None`` where it does not say.
+
+        Takes a task from a submit or from a query, and sends a request only for the first one. It raises no
+        :class:`RelayError`, so that it can stand behind a submit that was paid for.
+        """
+        return self._account.get_cost(task)
+
+    def _get_optional(self, path: str) -> Json | None:
+        return self._observed(lambda: parse_optional(self._request("GET", path)))
+
     def validate_submit(self, generation: Generation) -> None:
         """
         Build the request of a submit, and send nothing.
@@ -258,12 +297,18 @@ class RelayClient:
         :raises RelayTransientError: when it could not be sent.
         :raises RelayError: when the relay rejected it.
         """
-        task: LumaTask = Retrying(**self.retry.retrying_kwargs())(
-            self._observed, lambda: self._submit_once(generation)
-        )
+        task: LumaTask = Retrying(**self.retry.retrying_kwargs())(self.submit_once, generation)
         return task
 
-    def _submit_once(self, generation: Generation) -> LumaTask:
+    def submit_once(self, generation: Generation) -> LumaTask:
+        """
+        Send one submit, once; see :meth:`submit`.
+
+        :raises RelayRateLimitError: when the relay asks to slow down.
+        """
+        return self._observed(lambda: self._send_submit(generation))
+
+    def _send_submit(self, generation: Generation) -> LumaTask:
         # A session of its own: on a connection that was kept alive a submit may break off without a fault of
         # anybody's, and then nobody knows whether it arrived.
         with (

@@ -111,10 +111,11 @@ class Generation:
 
     def warn_undocumented(self) -> None:
         """Log a warning for each value that no documentation knows; it is sent all the same."""
-        for message in self._undocumented():
+        for message in self.undocumented():
             log.warning("%s; it is sent all the same, as relays differ", message)
 
-    def _undocumented(self) -> list[str]:
+    def undocumented(self) -> list[str]:
+        """Return a message for each value that no documentation knows."""
         found = []
         if len(self.prompt.strip()) not in PROMPT_LENGTHS:
             shortest, longest = PROMPT_LENGTHS[0], PROMPT_LENGTHS[-1]

@@ -14,12 +14,13 @@ from airflow_provider_luma.exceptions import (
     RelayError,
     RelayInsufficientBalanceError,
     RelayInvalidRequestError,
+    RelayPermanentError,
     RelayPermissionError,
     RelayRateLimitError,
     RelayTransientError,
 )
 from airflow_provider_luma.relay.decode import MAX_VALUES, count_values, decode_json
-from airflow_provider_luma.relay.task import LumaTask, read_tasks
+from airflow_provider_luma.relay.task import Json, LumaTask, read_tasks
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.relay.transport import RelayResponse
 
@@ -42,6 +43,7 @@ _HINTS: Mapping[type[RelayError], str] = {
 }
 
 SUCCESS_CODES = frozenset({"", "success", "succeeded", "ok", "true", "0", "200", "201", "202", "20000"})
+_NO_ENDPOINT = frozenset({404, 405, 501})
 _NO_SUCH_TASK = "task_not_exist"
 NO_BALANCE = re.compile(r"insufficient.*(quota|balance)|exceeded.*quota", re.IGNORECASE)
 _MODEL = re.compile(r"\bluma_\w{1,60}")
@@ -92,6 +94,21 @@ def parse_models(response: RelayResponse) -> list[str] | None:
     if not isinstance(rows, list):
         return None
     return [clean_text(row.get("id")) for row in rows if isinstance(row, Mapping)]
+
+
+def parse_optional(response: RelayResponse) -> Json | None:
+    """
+    Return the object of a response from an endpoint that a relay may not have; ``None`` when it has not.
+
+    :raises RelayError: when it may be there, and another try may tell.
+    """
+    body = parse_json(response)
+    if response.status >= 300:
+        error = status_error(response, body)
+        if response.status in _NO_ENDPOINT or isinstance(error, RelayPermanentError):
+            return None
+        raise error
+    return body if isinstance(body, Mapping) and not _has_error(body) else None
 
 
 def _rows(response: RelayResponse, body: Any) -> list[Any]:

@@ -74,6 +74,13 @@ class BatchResult:
         """Return the ids that are still running in one line, the first few of them and then a count."""
         return ", ".join(_first(self._ordered(self.running)))
 
+    def abandoned_message(self) -> str:
+        """Say which tasks go on when nobody waits for them any more."""
+        return (
+            f"The wait was stopped. {len(self.running)} Luma tasks go on, and are charged, at the relay: "
+            f"{self.running_message()}"
+        )
+
     def summary(self) -> dict[str, Any]:
         """
         Return what goes into XCom as ``luma_summary``.

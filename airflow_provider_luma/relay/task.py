@@ -35,6 +35,7 @@ _MAX_PROMPT_CHARS = 10_000
 _MAX_WORD_CHARS = 60
 _MAX_URL_CHARS = 8_000
 _MAX_PIXELS = 2**31 - 1
+_MAX_QUOTA = 1e12
 _MAX_SECONDS = 366 * 24 * 3600
 _PLAIN_ID = re.compile(rf"[!-~]{{1,{MAX_ID_CHARS}}}")
 
@@ -143,8 +144,17 @@ class LumaTask:
     def duration(self) -> float | None:
         """Length of the video in seconds."""
         for part in _parts(self.raw, "video_raw", "video"):
-            if (seconds := _number(part.get("duration"), _MAX_SECONDS)) is not None:
+            if (seconds := number(part.get("duration"), _MAX_SECONDS)) is not None:
                 return seconds
+        return None
+
+    @property
+    def quota(self) -> float | None:
+        """What was charged for it, in the relay's quota (:meth:`RelayClient.get_cost` gives the money)."""
+        for holder in (self.raw, _luma_object(self.raw)):
+            charged = number(holder.get("quota"), _MAX_QUOTA)
+            if charged is not None and charged >= 0:
+                return charged
         return None
 
     @property
@@ -291,7 +301,7 @@ def _media(parts: list[Json], links: Iterable[Any]) -> Media | None:
 
 
 def _first_size(parts: Iterable[Json], name: str) -> int | None:
-    sizes = (_number(part.get(name), _MAX_PIXELS) for part in parts)
+    sizes = (number(part.get(name), _MAX_PIXELS) for part in parts)
     return next((int(size) for size in sizes if size), None)
 
 
@@ -303,7 +313,8 @@ def _prose(value: Any) -> str | None:
     return clean_text(value, _MAX_PROMPT_CHARS) or None
 
 
-def _number(value: Any, maximum: float = math.inf) -> float | None:
+def number(value: Any, maximum: float = math.inf) -> float | None:
+    """Return a JSON number of at most this size; ``None`` for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     # Python's JSON reads NaN, 1e999 as infinity, and integers that msgpack, and so XCom, has no room for.
@@ -315,8 +326,8 @@ def _time(value: Any) -> pendulum.DateTime | None:
     try:
         if isinstance(value, str) and value:
             moment = pendulum.parse(value)
-        elif number := _number(value):
-            moment = pendulum.from_timestamp(number / 1000 if number > 1e11 else number)
+        elif seconds := number(value):
+            moment = pendulum.from_timestamp(seconds / 1000 if seconds > 1e11 else seconds)
         else:
             return None
         if not isinstance(moment, pendulum.DateTime) or moment.year <= 1:

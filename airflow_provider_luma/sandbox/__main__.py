@@ -9,6 +9,7 @@ import signal
 import threading
 
 from airflow_provider_luma.sandbox import Faults, Sandbox
+from airflow_provider_luma.sandbox.account import RATES
 
 DESCRIPTION = """\
 Serve a relay and a CDN on loopback that behave like the documented ones and cost nothing: tasks that finish
@@ -61,6 +62,11 @@ def _sandbox(options: argparse.Namespace) -> Sandbox:
         cdn_port=options.cdn_port,
         video_bytes=options.video_bytes,
         link_ttl=options.link_ttl,
+        balance=options.balance,
+        price=options.price,
+        unit=options.unit,
+        billing=None if options.billing == "none" else options.billing,
+        max_running=options.max_running,
     )
 
 
@@ -72,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_tasks(parser.add_argument_group("tasks"))
+    _add_money(parser.add_argument_group("money"))
     _add_servers(parser.add_argument_group("servers"))
     _add_troubles(parser.add_argument_group("troubles (a SHARE is the part of requests struck, from 0 to 1)"))
     return parser
@@ -84,6 +91,20 @@ def _add_tasks(group: argparse._ArgumentGroup) -> None:
     add("--fail", type=float, default=0.2, metavar="SHARE", help="share of tasks that fails (default: 0.2)")
     add("--video-bytes", type=int, metavar="N", help="size of each video (default: about 65,000)")
     add("--seed", type=int, default=0, metavar="N", help="gives ids and chances; the same again for the same")
+
+
+def _add_money(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add("--balance", type=float, metavar="N", help="what submits can be paid with (default: no end of it)")
+    add("--price", type=float, default=1, metavar="N", help="what a generation costs (default: 1)")
+    add("--unit", choices=sorted(RATES), default="USD", help="of both (default: USD)")
+    add(
+        "--billing",
+        choices=("token", "dashboard", "none"),
+        default="token",
+        help="balance endpoints: of the key, with prices; the older form; none (default: token)",
+    )
+    add("--max-running", type=int, metavar="N", help="most unfinished submits (default: no limit)")
 
 
 def _add_servers(group: argparse._ArgumentGroup) -> None:

@@ -72,6 +72,7 @@ class Answers:
             "task_id": task.id,
             "platform": "luma",
             "action": "LUMA_VIDEO",
+            **_charge(task),
             "status": task.state_word or status,
             "fail_reason": _fail_reason(task, now, media),
             "submit_time": self._seconds(task.born),
@@ -81,9 +82,10 @@ class Answers:
             "data": None if status == "NOT_START" else self._inner(task, now, media),
         }
 
-    def submitted(self, task: Task) -> Json:
+    def submitted(self, task: Task, *, tells_charge: bool) -> Json:
         return {
             "id": task.id,
+            **(_charge(task) if tells_charge else {}),
             "prompt": "",
             "state": Phase.PENDING.value,
             "queue_state": None,
@@ -151,6 +153,10 @@ def _row_status(task: Task, now: float) -> str:
 
 def _failure(task: Task, now: float) -> Json:
     return {"failure_reason": task.fails} if task.phase(now) is Phase.FAILED else {}
+
+
+def _charge(task: Task) -> Json:
+    return {} if task.quota is None else {"quota": task.quota}
 
 
 def _fail_reason(task: Task, now: float, media: Json | None) -> str:

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-WINDOW_SECONDS = 60.0
-
 
 @dataclass(frozen=True)
 class Faults:
@@ -100,16 +98,21 @@ class Dice:
 
 
 class Window:
-    """A sliding window over the requests served in the last minute."""
+    """
+    A sliding window over the requests that were served.
 
-    def __init__(self) -> None:
+    :param seconds: its length.
+    """
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
         self._served: deque[float] = deque()
 
     def admit(self, limit: int, now: float) -> int:
         """Count a request in and give 0, or give the whole seconds after which there is room for it."""
-        while self._served and self._served[0] <= now - WINDOW_SECONDS:
+        while self._served and self._served[0] <= now - self._seconds:
             self._served.popleft()
         if len(self._served) < limit:
             self._served.append(now)
             return 0
-        return math.ceil(self._served[-limit] + WINDOW_SECONDS - now) if limit else round(WINDOW_SECONDS)
+        return math.ceil(self._served[-limit] + self._seconds - now) if limit else round(self._seconds)

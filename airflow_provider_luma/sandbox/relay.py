@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import Request
 
+from airflow_provider_luma.sandbox.account import ENDPOINTS, PUBLIC
 from airflow_provider_luma.sandbox.answers import gateway_error, page, task_error
 from airflow_provider_luma.sandbox.faults import Dice, Faults, ScriptedAnswer, Window
-from airflow_provider_luma.sandbox.tasks import FAILING_WORD, FAILURES
+from airflow_provider_luma.sandbox.tasks import FAILING_WORD, FAILURES, REJECTED_WORD
 from airflow_provider_luma.sandbox.wire import Connection, RecordedRequest
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from starlette.datastructures import Headers
     from starlette.types import Receive, Scope, Send
 
+    from airflow_provider_luma.sandbox.account import Account
     from airflow_provider_luma.sandbox.answers import Answers
     from airflow_provider_luma.sandbox.clock import Clock
     from airflow_provider_luma.sandbox.tasks import Library, Task
@@ -59,7 +61,7 @@ class Relay:
     :param max_ids: the most task ids a query may hold; no limit if None.
     :param faults: its troubles; may be replaced at any time.
     :param seed: decides which requests the troubles strike.
-    :param balance: how many tasks can be paid for; no end of them if None.
+    :param account: is charged for each submit.
     :param models: the models that the key may use, of ``luma_video_api`` (submit), ``luma_video_extend_api``
         and ``luma_video_fetch_tasks`` (status queries); all if None.
     """
@@ -76,7 +78,7 @@ class Relay:
         max_ids: int | None,
         faults: Faults,
         seed: int,
-        balance: int | None,
+        account: Account,
         models: Collection[str] | None,
     ) -> None:
         self.api_key = api_key
@@ -85,7 +87,7 @@ class Relay:
         self.submits: list[dict[str, Any]] = []
         self.script: deque[ScriptedAnswer] = deque()
         self.submit_script: deque[tuple[ScriptedAnswer, bool]] = deque()
-        self.balance = balance
+        self.account = account
         self.models = models
         self._library = library
         self._answers = answers
@@ -112,10 +114,13 @@ class Relay:
             return self.script.popleft()
         extended, asked = EXTEND.fullmatch(call[1]), SINGLE_QUERY.fullmatch(call[1])
         submits = call == SUBMIT or (call[0] == "POST" and extended is not None)
-        if call not in {STATUS_QUERY, MODELS} and not submits and not (call[0] == "GET" and asked):
+        known = {STATUS_QUERY, MODELS} | ENDPOINTS
+        if call not in known and not submits and not (call[0] == "GET" and asked):
             return DASHBOARD
-        if headers.get("authorization") != f"Bearer {self.api_key}":
+        if call not in PUBLIC and headers.get("authorization") != f"Bearer {self.api_key}":
             return gateway_error(401, "Invalid token", self._request_id())
+        if call in ENDPOINTS:
+            return self.account.answer(call) or self._no_endpoint(call)
         if call == MODELS:
             return self._list_models()
         if model := self._forbidden_model(submits=submits, extends=extended is not None):
@@ -125,6 +130,11 @@ class Relay:
         if asked:
             return self._single(asked[1])
         return self._over_limit() or self._fault() or self._status(body)
+
+    def _no_endpoint(self, call: tuple[str, str]) -> ScriptedAnswer:
+        if call[1].startswith("/api/"):
+            return gateway_error(404, f"Invalid URL ({' '.join(call)})", self._request_id())
+        return DASHBOARD
 
     def _list_models(self) -> ScriptedAnswer:
         models = ("luma_video_api", "luma_video_fetch_tasks") if self.models is None else self.models
@@ -180,7 +190,7 @@ class Relay:
         if fault == 1:
             return gateway_error(503, "no channel for model luma in group default", self._request_id())
         answer = self._wrong(body, extended) or ScriptedAnswer(
-            body=self._answers.submitted(self._create(body))
+            body=self._answers.submitted(self._create(body), tells_charge=self._shape == "wrapped")
         )
         if fault == 2:
             return page(502, "502 Bad Gateway")
@@ -194,20 +204,25 @@ class Relay:
                 return task_error(400, "invalid_request", f"{name} must be a {kind.__name__}")
         if extended is not None and self._library.find(extended, self._clock.now()) is None:
             return task_error(400, "task_not_exist", "task_not_exist")
-        if self.balance is not None and len(self.submits) >= self.balance:
-            message = f"pre-deduct failed, balance {self.balance - len(self.submits)}, needs 1"
-            return task_error(403, "insufficient_user_quota", message)
+        if rejection := self.account.reject():
+            return rejection
+        if REJECTED_WORD in body["user_prompt"]:
+            message = f"user sensitive words detected: {REJECTED_WORD}"
+            return task_error(400, "sensitive_words_detected", message)
         return None
 
     def _create(self, body: Any) -> Task:
         self.submits.append(body)
-        return self._library.add(
+        task = self._library.add(
             born=self._clock.now(),
             seconds=self._seconds,
             prompt=body["user_prompt"],
             fails=FAILURES[1] if FAILING_WORD in body["user_prompt"] else None,
             aspect_ratio=body.get("aspect_ratio") or "16:9",
+            quota=self.account.price,
         )
+        self.account.charge(task)
+        return task
 
     def _over_limit(self) -> ScriptedAnswer | None:
         limit = self.faults.limit_per_minute

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from starlette.middleware.gzip import GZipMiddleware
 
 from airflow_provider_luma.sandbox import footage
+from airflow_provider_luma.sandbox.account import RATES, Account, Billing
 from airflow_provider_luma.sandbox.answers import Answers
 from airflow_provider_luma.sandbox.cdn import Cdn
 from airflow_provider_luma.sandbox.clock import Clock
@@ -36,7 +37,8 @@ class Sandbox:
 
     :param tasks: how many tasks there are from the start.
     :param seconds: how long the slowest of them takes; the quickest takes 0.4 of it. Submitted tasks take
-        exactly this long, and complete unless their prompt holds the word "blacklisted".
+        exactly this long, and complete unless their prompt holds the word "blacklisted"; one that holds the
+        word "forbidden" is rejected.
     :param fail: share of the tasks that fails, rounded to whole tasks; at least one if it is above 0.
     :param shape: a status query's answer: ``bare``, an array of tasks, or ``wrapped``, rows in an envelope.
     :param api_key: the key requests must carry.
@@ -48,7 +50,14 @@ class Sandbox:
     :param video_bytes: bytes of each video; about 65,000 if None.
     :param link_ttl: seconds a link to media works; 7 days if None. Every answer holds fresh links.
     :param max_ids: the most task ids a status query may hold; no limit if None.
-    :param balance: how many submits can be paid for, each costs one; no end of them if None.
+    :param balance: what the account can pay at the start, in ``unit``; no end of it if None. What fails is
+        refunded.
+    :param price: what a generation costs, in ``unit``. In the shape ``wrapped`` rows and submits tell it.
+    :param unit: in which the relay tells money: ``USD``, ``CNY``, ``TOKENS``, or ``CUSTOM``, one of its own.
+    :param billing: which balance endpoints there are: ``token``, those of the key, with prices and a limit of
+        20 queries in 20 minutes; ``dashboard``, the older form, without prices; none if None.
+    :param max_running: how many submitted tasks may be unfinished before a submit gets a 429; no limit if
+        None.
     :param models: the models that the key may use, of ``luma_video_api`` (submit), ``luma_video_extend_api``
         and ``luma_video_fetch_tasks`` (status queries); all if None.
     :param clock: gives seconds that only grow. A test may pass its own and so decide what time it is.
@@ -70,11 +79,16 @@ class Sandbox:
         video_bytes: int | None = None,
         link_ttl: float | None = None,
         max_ids: int | None = None,
-        balance: int | None = None,
+        balance: float | None = None,
+        price: float = 1,
+        unit: str = "USD",
+        billing: Billing | None = "token",
+        max_running: int | None = None,
         models: Collection[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         _check(tasks, fail, shape, video_bytes)
+        _check_money(balance, price, unit, billing, max_running)
         self.base_url = ""
         self._host = host
         self._ports = (relay_port, cdn_port)
@@ -91,7 +105,9 @@ class Sandbox:
             api_key=api_key,
             seconds=seconds,
             max_ids=max_ids,
-            balance=balance,
+            account=Account(
+                self._clock, balance=balance, price=price, unit=unit, billing=billing, max_running=max_running
+            ),
             models=models,
             faults=faults or Faults(),
             seed=seed,
@@ -163,6 +179,15 @@ class Sandbox:
     @faults.setter
     def faults(self, faults: Faults) -> None:
         self._relay.faults = self._cdn.faults = faults
+
+    @property
+    def balance(self) -> float | None:
+        """What the account can still pay; may be changed, as when somebody tops it up."""
+        return self._relay.account.balance
+
+    @balance.setter
+    def balance(self, balance: float | None) -> None:
+        self._relay.account.balance = balance
 
     @property
     def requests(self) -> list[RecordedRequest]:
@@ -246,3 +271,17 @@ def _check(tasks: int, fail: float, shape: str, video_bytes: int | None) -> None
     if shape not in ("bare", "wrapped"):
         raise ValueError(f"shape is bare or wrapped, not {shape}")
     footage.video("0" * 36, video_bytes)
+
+
+def _check_money(
+    balance: float | None, price: float, unit: str, billing: str | None, max_running: int | None
+) -> None:
+    for name, amount in (("balance", balance), ("price", price)):
+        if amount is not None and not 0 <= amount < math.inf:
+            raise ValueError(f"{name} is a number from 0 up, not {amount}")
+    if unit not in RATES:
+        raise ValueError(f"unit is one of {', '.join(RATES)}, not {unit}")
+    if billing not in ("token", "dashboard", None):
+        raise ValueError(f"billing is token, dashboard or None, not {billing}")
+    if max_running is not None and max_running < 0:
+        raise ValueError(f"max_running is a number from 0 up, not {max_running}")

@@ -31,8 +31,10 @@ FAILURES = (
     "Failed to process the prompt",
     "The job has failed due to an internal error",
 )
-# A submitted prompt that holds this word fails, with the second of the reasons above.
+# A submitted prompt that holds the one word fails later, with the second of the reasons above; one that holds
+# the other is rejected.
 FAILING_WORD = "blacklisted"
+REJECTED_WORD = "forbidden"
 PENDING_SHARE = 0.25
 EARLIEST_FINISH = 0.4
 FIRST_NUMBER = 13917
@@ -62,6 +64,7 @@ class Task:
     :param state_word: the word answered as its state at all times, whatever the clock says.
     :param link_delay: seconds for which a completed task has no media yet.
     :param aspect_ratio: echoed in answers; the video is 16:9 regardless.
+    :param quota: what was charged for it, in the relay's unit; None if nothing was.
     """
 
     id: str
@@ -74,6 +77,7 @@ class Task:
     state_word: str | None = None
     link_delay: float = 0.0
     aspect_ratio: str = "16:9"
+    quota: int | None = None
 
     @property
     def starts(self) -> float:

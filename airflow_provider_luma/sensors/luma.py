@@ -188,6 +188,10 @@ class LumaTaskSensor(BaseSensorOperator):
                     ) from error
                 raise
 
+    def on_kill(self) -> None:
+        if self._wait is not None and self._wait.batch.pending_count:
+            self.log.warning("%s", self._wait.batch.result.abandoned_message())
+
     @contextmanager
     def _one_policy(self, context: Context) -> Iterator[None]:
         """

@@ -90,6 +90,7 @@ class LumaTaskTrigger(BaseTrigger):
         self.fail_fast = fail_fast
         self.missing_grace = missing_grace
         self.silent_fail = silent_fail
+        self._batch: TaskBatch | None = None
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         path = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -99,6 +100,7 @@ class LumaTaskTrigger(BaseTrigger):
         batch = TaskBatch.load(self.luma_task_ids, self.state, missing_grace=self.missing_grace)
         if batch is None:
             raise LumaValueError("The state of this trigger is not that of its luma_task_ids")
+        self._batch = batch
         subscription = self._build_subscription(batch)
         try:
             while not subscription.has_ended:
@@ -111,6 +113,11 @@ class LumaTaskTrigger(BaseTrigger):
         except (RelayError, LumaValueError) as error:
             event = {"status": "error", "error": _error_payload(error)}
         yield TriggerEvent(event | {"state": batch.dump()})  # type: ignore[no-untyped-call]
+
+    async def on_kill(self) -> None:
+        """Log what goes on at the relay when a user ends the deferred task (Airflow 3.3 and newer)."""
+        if self._batch is not None and self._batch.pending_count:
+            self.log.warning("%s", self._batch.result.abandoned_message())
 
     async def _wait(self, subscription: Subscription) -> None:
         """Sleep until the polling loop has an outcome, and log the progress meanwhile."""

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import asyncio
 
+from airflow_provider_luma.relay.pace import Pace
+
 
 class RateLimiter:
-    """Says when a request may leave: after a pause, and in step with a pace."""
+    """Holds requests back on an event loop, see :class:`Pace`."""
 
     def __init__(self, requests_per_minute: float | None) -> None:
-        self._spacing = 60 / requests_per_minute if requests_per_minute else 0.0
-        self._paused_until = 0.0
-        self._next_slot = 0.0
+        self._pace = Pace(requests_per_minute)
 
     async def acquire(self) -> None:
         loop = asyncio.get_running_loop()
-        # Both may have moved on meanwhile.
-        while loop.time() < (until := max(self._paused_until, self._next_slot)):
-            await asyncio.sleep(until - loop.time())
-        self._next_slot = loop.time() + self._spacing
+        # It may have grown meanwhile.
+        while delay := self._pace.delay(loop.time()):
+            await asyncio.sleep(delay)
+        self._pace.take(loop.time())
 
     def pause(self, seconds: float) -> None:
-        self._paused_until = max(self._paused_until, asyncio.get_running_loop().time() + seconds)
+        self._pace.pause(asyncio.get_running_loop().time(), seconds)

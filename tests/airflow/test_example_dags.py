@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_provider_luma.sandbox import Sandbox
-from tests.airflow.harness import Run, load_dag, run_dag
+from tests.airflow.harness import AIRFLOW, Run, load_dag, run_dag
+from tests.airflow.person import Person, at_the_api
 from tests.conftest import DAGS
 
 EXAMPLES = Path(__file__).parents[2] / "example_dags"
-NAMES = sorted(file.stem for file in EXAMPLES.glob("*.py"))
+# Required actions came with Airflow 3.1.
+FROM_3_1 = {"example_luma_approval"}
+NAMES = sorted(file.stem for file in EXAMPLES.glob("*.py") if AIRFLOW >= (3, 1) or file.stem not in FROM_3_1)
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
 
@@ -95,3 +99,81 @@ def test_a_table_of_prompts_becomes_archived_clips(sandbox: Sandbox, tmp_path: P
     }
     assert {file.stem for file in clips.glob("*.mp4")} == set(sandbox.task_ids)
     assert ran.xcom("archive")["completed"] == 2
+
+
+def test_a_batch_of_prompts_is_downloaded_in_chunks(sandbox: Sandbox, tmp_path: Path) -> None:
+    table, clips = tmp_path / "prompts.jsonl", tmp_path / "clips"
+    rows = [
+        "cat dance",
+        {"prompt": "dog dance", "aspect_ratio": "1:1"},
+        "a forbidden dance",
+        "a blacklisted dance",
+        *(f"fox dance {number}" for number in range(3)),
+    ]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ran = run("example_luma_batch", prompts=table.as_uri(), destination=clips.as_uri(), chunk_size=2)
+    assert set(ran.states.values()) == {"success"}
+    assert {body["user_prompt"]: body["aspect_ratio"] for body in sandbox.submits} == {
+        "cat dance": "16:9",
+        "dog dance": "1:1",
+        "a blacklisted dance": "16:9",
+        **{f"fox dance {number}": "16:9" for number in range(3)},
+    }
+    assert ran.xcom("generate", "luma_submits")["rejected"].keys() == {"2"}
+    completed = ran.xcom("wait")
+    assert len(completed) == 5
+    assert [ran.xcom("download", map_index=index)["downloaded"] for index in range(3)] == [2, 2, 1]
+    assert {file.stem for file in clips.glob("*.mp4")} == set(completed)
+
+
+@pytest.mark.skipif(AIRFLOW >= (3, 1), reason="Airflow 3.1 and newer have required actions")
+@pytest.mark.parametrize("name", sorted(FROM_3_1))
+def test_a_dag_for_newer_versions_imports_without_an_error(name: str) -> None:
+    with pytest.raises(StopIteration):
+        load_dag(EXAMPLES / f"{name}.py", name)
+
+
+TABLE = [
+    {"prompt": "cat | dance", "clips": 2, "aspect_ratio": "9:16"},
+    {"prompt": "a forbidden dance"},
+    {"prompt": "dog dance"},
+]
+requires_actions = pytest.mark.skipif(AIRFLOW < (3, 1), reason="required actions came with Airflow 3.1")
+
+
+@requires_actions
+def test_approved_prompts_are_paid_for_and_a_person_chooses_the_clips(
+    connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    person = Person(approve=lambda options: ["Approve"], choose=lambda options: options[1:])
+    with Sandbox(tasks=0, seconds=0.5, balance=20, price=0.35) as sandbox, at_the_api(person, monkeypatch):
+        connect(sandbox)
+        ran = run("example_luma_approval", prompts=TABLE, destination=tmp_path.as_uri())
+    assert set(ran.states.values()) == {"success"}
+    (shown,) = person.read("approve")
+    assert shown["subject"] == "Pay for these clips?"
+    assert "| cat \\| dance | 2 | 0.70 USD |" in shown["body"]
+    assert "| **total** | **4** | **1.40 USD** |" in shown["body"]
+    assert "The account has 20 USD" in shown["body"]
+    assert [body["user_prompt"] for body in sandbox.submits].count("cat | dance") == 2
+    assert len(sandbox.submits) == 3
+    (offered,) = person.read("choose")
+    assert len(offered["options"]) == 3
+    kept, records = ran.xcom("keep"), ran.xcom("download")
+    assert kept == [record["video"]["uri"] for record in records[1:]]
+    assert ran.xcom("generate", "luma_submits")["rejected"].keys() == {"2"}
+
+
+@requires_actions
+def test_a_rejected_list_costs_nothing(
+    connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    person = Person(approve=lambda options: ["Reject"])
+    with Sandbox(tasks=0, billing=None) as sandbox, at_the_api(person, monkeypatch):
+        connect(sandbox)
+        ran = run("example_luma_approval", prompts=TABLE, destination=tmp_path.as_uri())
+    assert sandbox.submits == []
+    assert {ran.states[name] for name in ("generate", "wait", "download")} == {"skipped"}
+    (shown,) = person.read("approve")
+    assert "| **total** | **4** |" in shown["body"]
+    assert "The relay does not tell what a clip costs." in shown["body"]

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from tests.airflow.harness import AIRFLOW, Run, load_source, run_source
+from tests.airflow.tries import GenerateTask, Instance, Store
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
 
@@ -201,3 +203,24 @@ def test_the_default_of_retries_depends_on_whether_a_record_is_kept(
     dag = load_source("retries", RETRIES.format(default_args=default_args, arguments=arguments))
     assert dag.get_task("plain").retries == retries
     assert dag.get_task("mapped").retries == retries
+
+
+def test_a_stop_names_the_luma_task_that_goes_on(
+    sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = GenerateTask(Store(tmp_path / "state.json"))
+    task_id = task.run()
+    assert task.instance.task is not None
+    task.instance.task.on_kill()
+    assert f"Luma task {task_id} goes on, and is charged, at the relay" in capsys.readouterr().out
+
+
+def test_a_stopped_sensor_names_the_luma_tasks_that_go_on(
+    sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ids = [sandbox.add_task(seconds=0), sandbox.add_task(seconds=60)]
+    sensor = LumaTaskSensor(task_id="wait", luma_task_ids=ids)
+    sensor.on_kill()  # before it began
+    sensor.poke({"ti": Instance()})  # type: ignore[typeddict-item]
+    sensor.on_kill()
+    assert f"1 Luma tasks go on, and are charged, at the relay: {ids[1]}" in capsys.readouterr().out

@@ -138,7 +138,7 @@ def test_tasks_come_in_the_order_of_the_ids(sandbox: Sandbox) -> None:
 def test_the_connection_test_says_when_all_is_well(sandbox: Sandbox) -> None:
     assert LumaHook().test_connection() == (
         True,
-        f"The relay at {sandbox.base_url} accepts the API key.",
+        f"The relay at {sandbox.base_url} accepts the API key. Its balance: unlimited.",
     )
 
 

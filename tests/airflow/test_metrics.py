@@ -33,6 +33,7 @@ async def wait():
     return [event async for event in trigger.run()]
 
 asyncio.run(wait())
+LumaHook().get_balance()
 count_tasks({"completed": 2, "failed": 1, "missing": 0})
 
 with tempfile.TemporaryDirectory() as folder:
@@ -44,7 +45,10 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def test_requests_tasks_and_pauses_are_counted() -> None:
-    with Sandbox(tasks=0) as sandbox, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd:
+    with (
+        Sandbox(tasks=0, balance=12.5) as sandbox,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as statsd,
+    ):
         statsd.bind(("127.0.0.1", 0))
         statsd.settimeout(0.5)
         ids = [sandbox.add_task(seconds=0) for _ in range(3)]
@@ -57,11 +61,13 @@ def test_requests_tasks_and_pauses_are_counted() -> None:
             "AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED": "True",
         }
         subprocess.run([sys.executable, "-c", SCRIPT, *ids], env=environment, check=True, capture_output=True)
-        counted = Counter(message.partition(":")[0] for message in received(statsd))
-    assert counted["airflow.luma.requests,outcome=ok"] == 3
+        messages = received(statsd)
+    counted = Counter(message.partition(":")[0] for message in messages)
+    assert "airflow.luma.balance,conn_id=luma_default,unit=USD:12.5|g" in messages
+    assert counted["airflow.luma.requests,outcome=ok"] == 3 + 4  # the tasks, and the balance with its unit
     assert counted["airflow.luma.requests,outcome=rate_limited"] == 1
     assert counted["airflow.luma.requests,outcome=transient_error"] == 1
-    assert counted["airflow.luma.request_duration"] == 5
+    assert counted["airflow.luma.request_duration"] == 5 + 4
     assert counted["airflow.luma.videos,outcome=downloaded"] == 1
     assert counted["airflow.luma.videos,outcome=unchanged"] == 1
     assert counted["airflow.luma.bytes"] == counted["airflow.luma.download_duration"] == 2

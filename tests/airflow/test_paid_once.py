@@ -79,7 +79,8 @@ def read_record(task: GenerateTask) -> SubmitRecord | None:
 
 
 def _object_of(task: GenerateTask) -> Path:
-    return Path(str(task.arguments["state_path"]).removeprefix("file://")) / object_name(task.instance)
+    folder = Path(str(task.arguments["state_path"]).removeprefix("file://"))
+    return folder / f"{object_name(task.instance)}.json"
 
 
 CELLS = [

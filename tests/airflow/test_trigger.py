@@ -260,3 +260,24 @@ def test_triggers_that_started_apart_poll_together_from_the_second_poll_on() -> 
     schedule = PollSchedule(60)
     assert {schedule.next_poll(6000 + started, 1) for started in range(60)} == {6060}
     assert {schedule.next_poll(6007 + started, 1, offset=7) for started in range(60)} == {6067}
+
+
+def test_a_killed_trigger_names_what_goes_on_at_the_relay(
+    connect: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def kill(waiting: LumaTaskTrigger) -> None:
+        """End it as the triggerer does for a user."""
+        task = asyncio.create_task(event_of(waiting))
+        await asyncio.sleep(1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await waiting.on_kill()
+
+    with Sandbox(tasks=0, seconds=60) as sandbox:
+        connect(sandbox)
+        ids = [sandbox.add_task(seconds=0), sandbox.add_task(), sandbox.add_task()]
+        asyncio.run(kill(trigger(ids)))
+    assert (
+        f"The wait was stopped. 2 Luma tasks go on, and are charged, at the relay: {ids[1]}, {ids[2]}"
+        in capsys.readouterr().out
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,8 +13,8 @@ from types import FrameType
 from typing import Any
 
 import airflow_provider_luma
-from airflow_provider_luma.operators.luma import LumaGenerateOperator
-from airflow_provider_luma.task_state import SubmitLedger, open_ledger
+from airflow_provider_luma.operators.luma import LumaGenerateBatchOperator, LumaGenerateOperator
+from airflow_provider_luma.task_state import StatePlace, SubmitLedger
 
 PACKAGE = str(Path(airflow_provider_luma.__file__).parent)
 KILLED = 99
@@ -52,7 +53,7 @@ class Instance:
     task_id: str = "generate"
     map_index: int = -1
     xcoms: dict[str, Any] = field(default_factory=dict)
-    task: LumaGenerateOperator | None = None
+    task: LumaGenerateOperator | LumaGenerateBatchOperator | None = None
     is_success_recorded: bool = True
 
     def xcom_push(self, key: str, value: Any) -> None:
@@ -73,9 +74,12 @@ class GenerateTask:
     :param arguments: of the operator.
     """
 
+    operator_class: type[LumaGenerateOperator | LumaGenerateBatchOperator] = LumaGenerateOperator
+    defaults: Mapping[str, Any] = {"prompt": "cat dance"}
+
     def __init__(self, store: Store | None, **arguments: Any) -> None:
         self.store = store
-        self.arguments = {"prompt": "cat dance"} | arguments
+        self.arguments = {**self.defaults, **arguments}
         self.instance = Instance()
 
     def run(self, **arguments: Any) -> Any:
@@ -94,18 +98,19 @@ class GenerateTask:
     def open_ledger(self) -> SubmitLedger:
         """Open the record as a try does."""
         _, context = self._prepared({})
-        return open_ledger(context, self.arguments.get("state_path"), durable=True)  # type: ignore[arg-type]
+        place = StatePlace(context, self.arguments.get("state_path"), durable=True)  # type: ignore[arg-type]
+        return SubmitLedger(place, self.instance.max_tries)
 
     def clear(self, *, keeps_state: bool = True) -> None:
         self.instance.max_tries += 1
         if self.store is not None and not keeps_state:
             self.store.wipe()
 
-    def run_killed_at(self, line: int) -> int | None:
-        """Execute a try in a process of its own, which dies before the ``line``-th line that it runs."""
+    def run_killed_at(self, line: int, *, since: str = "") -> int | None:
+        """Execute a try in a process of its own, which dies as :func:`kill_at` says."""
         child = os.fork()
         if child == 0:
-            kill_at(line)
+            kill_at(line, since)
             code = 0
             try:
                 self.run()
@@ -114,25 +119,47 @@ class GenerateTask:
             os._exit(code)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    def _prepared(self, arguments: Mapping[str, Any]) -> tuple[LumaGenerateOperator, dict[str, Any]]:
-        operator = LumaGenerateOperator(task_id="generate", **self.arguments | dict(arguments))
+    def _prepared(
+        self, arguments: Mapping[str, Any]
+    ) -> tuple[LumaGenerateOperator | LumaGenerateBatchOperator, dict[str, Any]]:
+        operator = self.operator_class(task_id="generate", **self.arguments | dict(arguments))
         self.instance.task = operator
         context = {"ti": self.instance}
         return operator, context | ({} if self.store is None else {"task_state_store": self.store})
 
 
-def kill_at(line: int) -> None:
-    """Die as by ``kill -9`` before the ``line``-th line of the package that runs from now on."""
+class BatchTask(GenerateTask):
+    """One batch, tried again and again; failed prompts do not fail it, unless asked for."""
+
+    operator_class = LumaGenerateBatchOperator
+    defaults: Mapping[str, Any] = {"fail_when": "never"}
+
+    @property
+    def submits(self) -> dict[str, Any]:
+        """What the last try said of its prompts."""
+        submits: dict[str, Any] = self.instance.xcoms["luma_submits"]
+        return submits
+
+
+def kill_at(line: int, since: str = "") -> None:
+    """
+    Die as by ``kill -9`` before the ``line``-th line of the package that runs from now on, in any thread.
+
+    :param since: counts only from the first call of this function on.
+    """
     seen = 0
+    begun = not since
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal seen
+        nonlocal seen, begun
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
-        if event == "line":
+        begun = begun or frame.f_code.co_qualname == since
+        if event == "line" and begun:
             seen += 1
             if seen == line:
                 os._exit(KILLED)
         return trace
 
+    threading.settrace(trace)
     sys.settrace(trace)

@@ -52,6 +52,7 @@ def test_it_serves_what_it_prints_until_it_is_stopped(client, number):
     [
         (["--rate-limit", "30"], "rate_limited is a share from 0 to 1"),
         (["--shape", "round"], "invalid choice"),
+        (["--balance", "-1"], "balance is a number from 0 up"),
     ],
 )
 def test_wrong_options_are_told(arguments, said):
@@ -71,6 +72,6 @@ def test_help_names_every_option():
     shown = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True)
     options = (
         "tasks seconds fail shape api-key host port cdn-port video-bytes rate-limit retry-after server-errors"
-        " slow cut-downloads link-ttl seed"
+        " slow cut-downloads link-ttl seed balance price unit billing max-running"
     )
     assert [name for name in options.split() if f"--{name} " not in shown.stdout] == []

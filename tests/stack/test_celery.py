@@ -1,7 +1,8 @@
 """
 A thousand prompts on Celery: parts of the stack, the relay and the store fail meanwhile, and nothing is lost.
 
-Two workers, two triggerers, Redis and PostgreSQL. What came of it goes to ``benchmarks/celery.md``.
+Two workers, two triggerers, Redis and PostgreSQL. The prompts are submitted by a mapped task each, and by one
+batch. What came of it goes to ``benchmarks/celery.md`` and ``benchmarks/celery-batch.md``.
 """
 
 from __future__ import annotations
@@ -32,12 +33,16 @@ PARTS = (
     *("triggerer-1", "triggerer-2", "worker-1", "worker-2"),
 )
 PACKAGES = ("apache-airflow", "apache-airflow-providers-celery", "celery")
-FIGURES = Path(__file__).parents[2] / "benchmarks/celery.md"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 DAG = """
 from datetime import timedelta
 from airflow.sdk import DAG, Param, task
-from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaGenerateOperator
+from airflow_provider_luma.operators.luma import (
+    LumaDownloadOperator,
+    LumaGenerateBatchOperator,
+    LumaGenerateOperator,
+)
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
 AGAIN = {"retries": 5, "retry_delay": timedelta(seconds=5)}
@@ -48,7 +53,7 @@ with DAG("thousand", schedule=None, params={"prompts": Param([], type="array")})
     def prompts(params: dict):
         return params["prompts"]
 
-    generate = LumaGenerateOperator.partial(task_id="generate", **AGAIN).expand(prompt=prompts())
+    GENERATE
 
     @task(trigger_rule="all_done", **AGAIN)
     def chunks(ids):
@@ -62,6 +67,13 @@ with DAG("thousand", schedule=None, params={"prompts": Param([], type="array")})
         task_id="archive", destination="s3://s3@bucket/clips", manifest=True, max_parallel=2, **AGAIN
     ).expand(luma_task_ids=wait.output)
 """
+
+GENERATE = {
+    "mapped": 'LumaGenerateOperator.partial(task_id="generate", **AGAIN).expand(prompt=prompts())',
+    "batch": ('LumaGenerateBatchOperator(task_id="generate", prompts=prompts(), fail_when="never", **AGAIN)'),
+}
+# So that a batch lasts long enough for what happens to it.
+EXTRA = {"mapped": {}, "batch": {"max_requests_per_minute": 600}}
 
 SETTINGS = {
     "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
@@ -102,12 +114,15 @@ class Troubles:
 
 
 @pytest.mark.celery
-def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", GENERATE)
+def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path, kind: str) -> None:
     relay_port, cdn_port, s3_port, redis_port = free_ports(4)
     prompts = [f"cat dance number {n}" + (" blacklisted" if n % 50 == 7 else "") for n in range(TASKS)]
     sandbox = Sandbox(tasks=0, seconds=60, relay_port=relay_port, cdn_port=cdn_port, video_bytes=BYTES)
     with ExitStack() as relay, ExitStack() as s3, ExitStack() as broker:
         relay.enter_context(sandbox)
+        connection = sandbox.connection
+        connection["extra"] |= EXTRA[kind]
         store = s3.enter_context(s3_server(tmp_path / "s3", s3_port))
         address = broker.enter_context(redis(tmp_path / "redis", redis_port))
         stack = Stack(
@@ -115,14 +130,15 @@ def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path) -> No
             {
                 **SETTINGS,
                 "AIRFLOW__CELERY__BROKER_URL": address,
-                "AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(sandbox.connection),
+                "AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(connection),
                 "AIRFLOW_CONN_S3": store.connection(),
             },
             PARTS,
         )
         troubles = Troubles(stack)
         clips = store.folder / "bucket/clips"
-        with stack.running({"thousand.py": DAG}):
+        dag = DAG.replace("GENERATE", f"generate = {GENERATE[kind]}")
+        with stack.running({"thousand.py": dag}):
             started = time.monotonic()
             stack.trigger("thousand", {"prompts": prompts})
             with Watch(stack, sandbox) as watch:
@@ -130,6 +146,9 @@ def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path) -> No
                 troubles.kill("worker-1")
                 stack.until(lambda: len(sandbox.submits) >= TASKS * 0.4, "two fifths are submitted", 900)
                 troubles.outage("the relay", relay, lambda: sandbox, 30)
+                if kind == "batch":  # one of the two workers has the task
+                    stack.until(lambda: len(sandbox.submits) >= TASKS * 0.5, "half is submitted", 900)
+                    troubles.kill("worker-2")
                 stack.until(lambda: len(sandbox.submits) >= TASKS * 0.6, "three fifths are submitted", 900)
                 troubles.outage("Redis", broker, lambda: redis(tmp_path / "redis", redis_port), 5)
                 stack.until(
@@ -144,6 +163,7 @@ def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path) -> No
                 stack.until(lambda: ended(stack), "the run has ended", 1800)
             seconds = time.monotonic() - started
             states = {task: stack.states(task) for task in ("generate", "wait", "archive")}
+            submits = [json.loads(v) if isinstance(v, str) else v for (v,) in stack.rows(SUBMITS)]
             summaries = [json.loads(v) if isinstance(v, str) else v for (v,) in stack.rows(SUMMARIES)]
         lines = [
             json.loads(line)
@@ -154,12 +174,15 @@ def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path) -> No
     archived = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in clips.glob("*.mp4")}
     failed = [task_id for summary in summaries for task_id in summary["failed"]]
     doubtful, known = (ended_as(states["generate"], state) for state in ("failed", "success"))
+    if kind == "batch":
+        assert known == 1
+        doubtful, known = len(submits[0]["unknown"]), submits[0]["created"]
     tries = sum(number * tries for counted in states.values() for (_, tries), number in counted.items())
     figures = {
         "prompts": TASKS,
         "charges": charged.total(),
         "charged twice": sum(number > 1 for number in charged.values()),
-        "submits in doubt, which failed and were not repeated": doubtful,
+        "submits in doubt, which were not repeated": doubtful,
         "videos archived": len(archived),
         "of them whole and identical": sum(identical(*clip) for clip in archived.items()),
         "failed generations, reported": len(failed),
@@ -183,9 +206,10 @@ def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path) -> No
     assert {path.suffix for path in clips.iterdir()} == {".mp4", ".json", ".jsonl"}
     assert len(list(clips.glob("*.json"))) == len(archived)
     if TASKS >= 1000:
-        write_figures(table, troubles.log)
+        write_figures(kind, table, troubles.log)
 
 
+SUBMITS = "select value from xcom where task_id = 'generate' and key = 'luma_submits'"
 SUMMARIES = "select value from xcom where task_id = 'wait' and key = 'luma_summary'"
 
 
@@ -229,12 +253,13 @@ def identical(task_id: str, digest: str) -> bool:
     return digest == hashlib.sha256(b"".join(video(task_id, BYTES).chunks(0, BYTES))).hexdigest()
 
 
-def write_figures(table: str, troubles: list[str]) -> None:
+def write_figures(kind: str, table: str, troubles: list[str]) -> None:
     happened = "\n".join(f"{number}. {trouble}" for number, trouble in enumerate(troubles, 1))
-    FIGURES.write_text(
-        f"""# A thousand prompts on Celery
+    title, submitted, name, last = PAGES[kind]
+    (BENCHMARKS / name).write_text(
+        f"""# {title}
 
-`make test-celery`: prompts are submitted one a task, waited for by deferred sensors of 50 ids each, archived
+`make test-celery`: prompts are submitted {submitted}, waited for by deferred sensors of 50 ids each, archived
 to S3 by one task for each 50. Two workers of four processes, two triggerers, a scheduler and an api-server,
 Redis and PostgreSQL, the relay, the CDN and the S3 server share {os.cpu_count()} cores;
 {", ".join(f"{name} {version(name)}" for name in PACKAGES)}, Python {platform.python_version()}.
@@ -246,7 +271,16 @@ What befell it, in this order:
 | | |
 |---|---|
 {table}
-
-Most of the time is Airflow's own: it starts a process for each task instance.
-""",
+{last}""",
     )
+
+
+PAGES = {
+    "mapped": (
+        "A thousand prompts on Celery",
+        "one a task",
+        "celery.md",
+        "\nMost of the time is Airflow's own: it starts a process for each task instance.\n",
+    ),
+    "batch": ("A thousand prompts in one task on Celery", "in one batch", "celery-batch.md", ""),
+}

@@ -1,0 +1,154 @@
+"""
+From a list or a table of prompts to generations, all of them validated before the first is submitted.
+
+A table is read as a stream, a line at a time: JSONL with a text or an object in each line, or CSV with a
+header. An error names the line, or the position in the list.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any
+
+from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.relay.generation import FIELDS, Generation
+from airflow_provider_luma.relay.text import clean_text
+
+log = logging.getLogger(__name__)
+
+MAX_PROMPTS = 100_000
+# An image in Base64 may be part of a line.
+MAX_LINE_CHARS = 16 * 1024 * 1024
+
+_MAX_WARNINGS = 20
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_FLAGS = {"true": True, "false": False}
+
+
+def read_prompts(prompts: Any, defaults: Mapping[str, Any]) -> list[Generation]:
+    """
+    Read a list of texts and dicts, or a text that holds such a list as JSON.
+
+    :param defaults: the fields of prompts that do not give them.
+    :raises LumaValueError: when one of them cannot be sent, naming its position.
+    """
+    if isinstance(prompts, str):
+        prompts = _parse_json(prompts, "prompts is no list of prompts")
+    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
+        raise LumaValueError(f"prompts must be a list of texts or dicts, not {prompts!r:.80}")
+    numbered = ((f"prompts[{position}]", prompt) for position, prompt in enumerate(prompts))
+    return _build_all(numbered, defaults)
+
+
+def read_prompts_file(url: str, defaults: Mapping[str, Any]) -> list[Generation]:
+    """
+    Read a table of prompts from object storage.
+
+    :param url: ends in ``.jsonl``, ``.ndjson`` or ``.csv``.
+    :param defaults: the fields of prompts that do not give them.
+    :raises LumaValueError: when there is no such table, or a prompt cannot be sent, naming the line.
+    """
+    from airflow.providers.common.compat.sdk import ObjectStoragePath
+
+    read = _READERS.get(str(url).rpartition(".")[2].lower())
+    if read is None:
+        raise LumaValueError(f"prompts_path must end in .jsonl, .ndjson or .csv, not {url!r:.200}")
+    try:
+        path: Any = ObjectStoragePath(url)
+        # Bytes that are no UTF-8 become lone surrogates, so that the error can name their line.
+        file = path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="")
+    except FileNotFoundError:
+        raise LumaValueError(f"There is no table of prompts at prompts_path {url!r:.200}") from None
+    except (ValueError, ImportError) as error:
+        raise LumaValueError(f"No object storage for prompts_path {url!r:.200}: {error}") from None
+    with file:
+        return _build_all(read(file), defaults)
+
+
+def warn_undocumented(generations: Iterable[Generation]) -> None:
+    """Log each value that no documentation knows once, however many prompts have it."""
+    found = Counter(message for generation in generations for message in generation.undocumented())
+    for message, number in found.most_common(_MAX_WARNINGS):
+        log.warning("%d prompts: %s; it is sent all the same, as relays differ", number, message)
+    if len(found) > _MAX_WARNINGS:
+        log.warning("And %d more values that no documentation knows", len(found) - _MAX_WARNINGS)
+
+
+def _build_all(numbered: Iterable[tuple[str, Any]], defaults: Mapping[str, Any]) -> list[Generation]:
+    generations: list[Generation] = []
+    for place, prompt in numbered:
+        if len(generations) == MAX_PROMPTS:
+            raise LumaValueError(f"There are more than {MAX_PROMPTS} prompts; cut them into several tasks")
+        try:
+            generations.append(_build(prompt, defaults))
+        except LumaValueError as error:
+            raise LumaValueError(f"{place}: {error}") from None
+    return generations
+
+
+def _build(prompt: Any, defaults: Mapping[str, Any]) -> Generation:
+    if isinstance(prompt, str):
+        prompt = {"prompt": prompt}
+    if not isinstance(prompt, Mapping):
+        raise LumaValueError(f"a prompt must be a text or a dict of fields, not {prompt!r:.80}")
+    if unknown := [name for name in prompt if name not in FIELDS]:
+        raise LumaValueError(
+            f"unknown field {clean_text(str(unknown[0]), 80)!r}; the fields are {', '.join(FIELDS)}"
+        )
+    given = {name: value for name, value in prompt.items() if value is not None}
+    if "prompt" not in given:
+        raise LumaValueError("there is no prompt")
+    return Generation(**{**defaults, **given})
+
+
+def _read_jsonl(file: IO[str]) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(_lines(file), 1):
+        if line.strip():
+            place = f"line {number}"
+            yield place, _parse_json(line, f"{place} is not JSON")
+
+
+def _read_csv(file: IO[str]) -> Iterator[tuple[str, Any]]:
+    rows = csv.DictReader(_lines(file), restkey="")
+    try:
+        for row in rows:
+            place = f"line {rows.line_num}"
+            if "" in row:
+                raise LumaValueError(f"{place}: it has more values than the header, or a column has no name")
+            yield place, {name: _parse_cell(place, name, value) for name, value in row.items() if value}
+    except csv.Error as error:
+        raise LumaValueError(f"line {rows.line_num + 1}: {error}") from None
+
+
+def _parse_cell(place: str, name: str, value: str) -> Any:
+    if name in {"loop", "expand_prompt"}:
+        return _FLAGS.get(value.strip().lower(), value)
+    if name == "extra_body":
+        return _parse_json(value, f"{place}: extra_body is not JSON")
+    return value
+
+
+def _lines(file: IO[str]) -> Iterator[str]:
+    number = 0
+    while line := file.readline(MAX_LINE_CHARS + 1):
+        number += 1
+        if len(line) > MAX_LINE_CHARS:
+            raise LumaValueError(f"line {number} has more than {MAX_LINE_CHARS} characters")
+        if _SURROGATE.search(line):
+            raise LumaValueError(f"line {number} is not UTF-8")
+        yield line
+
+
+def _parse_json(text: str, problem: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise LumaValueError(f"{problem}: {clean_text(str(error), 80)}") from None
+
+
+_READERS = {"jsonl": _read_jsonl, "ndjson": _read_jsonl, "csv": _read_csv}

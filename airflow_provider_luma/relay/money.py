@@ -1,0 +1,161 @@
+"""
+What a relay tells of money: pure, from its responses to amounts in one unit.
+
+Relays of this family count in an integer *quota* and show it to people in a unit of the operator's choice.
+Which endpoints there are differs, and none is promised:
+
+===================================  ================================================================
+response                             what it tells
+===================================  ================================================================
+``/api/usage/token/``                the quota left of the key; the account behind it may have less
+``/dashboard/billing/subscription``  granted to the key or to the account, in the unit shown
+``/dashboard/billing/usage``         used of that, in hundredths
+``/api/status``                      what the quota is worth
+``/api/pricing``                     prices in US dollars, before a factor of the customer's group
+a wrapped row's ``quota``            what was charged for its task
+===================================  ================================================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_luma.relay.task import Json, number
+from airflow_provider_luma.relay.text import clean_text
+
+# Nobody's account, and every sum of such amounts is still exact to a cent.
+_MAX_AMOUNT = 1e12
+# How the dashboard's form says that a key has no limit.
+_NO_LIMIT = 100_000_000
+_PER_CALL = 1
+_EVERY_GROUP = "all"
+_MAX_UNIT_CHARS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """
+    An amount in a relay's unit.
+
+    :param amount: infinite for a balance without a limit.
+    :param unit: ``USD``, ``CNY``, ``tokens``, the relay's own, or ``quota`` where it does not say.
+    """
+
+    amount: float
+    unit: str
+
+    @property
+    def is_unlimited(self) -> bool:
+        return math.isinf(self.amount)
+
+    def __mul__(self, number: float) -> Money:
+        return Money(self.amount * number, self.unit)
+
+    def __str__(self) -> str:
+        if self.is_unlimited:
+            return "unlimited"
+        return f"{f'{self.amount:,.4f}'.removesuffix('00').removesuffix('.00')} {self.unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """
+    The unit in which a relay shows money.
+
+    :param name: of the unit.
+    :param per_quota: what one quota is worth.
+    :param per_usd: what one US dollar is worth; ``None`` where the relay does not say.
+    :param per_dashboard: what one is worth of the dashboard's amounts, which know no unit of the relay's own.
+    """
+
+    name: str
+    per_quota: float
+    per_usd: float | None
+    per_dashboard: float = 1.0
+
+    def of_quota(self, quota: float) -> Money:
+        return Money(quota * self.per_quota, self.name)
+
+    def of_usd(self, usd: float) -> Money:
+        return Money(usd, "USD") if self.per_usd is None else Money(usd * self.per_usd, self.name)
+
+
+QUOTA = Unit("quota", 1.0, None)
+
+
+def read_unit(body: Json | None) -> Unit:
+    """Read what ``/api/status`` says of the unit; the plain quota where it says nothing that makes sense."""
+    status = _data(body)
+    per_usd = _rate(status.get("quota_per_unit"))
+    if per_usd is None:
+        return QUOTA
+    shown = status.get("display_in_currency")
+    kind = clean_text(status.get("quota_display_type"), _MAX_UNIT_CHARS).upper()
+    kind = kind or ("USD" if shown in (None, True) else "TOKENS")
+    if kind == "USD":
+        return Unit("USD", 1 / per_usd, 1.0)
+    if kind == "TOKENS":
+        return Unit("tokens", 1.0, per_usd)
+    if kind == "CNY" and (rate := _rate(status.get("usd_exchange_rate"))):
+        return Unit("CNY", rate / per_usd, rate)
+    if kind == "CUSTOM" and (rate := _rate(status.get("custom_currency_exchange_rate"))):
+        symbol = clean_text(status.get("custom_currency_symbol"), _MAX_UNIT_CHARS)
+        return Unit(symbol or "CUSTOM", rate / per_usd, rate, per_dashboard=rate)
+    return QUOTA
+
+
+def read_key_balance(body: Json | None, unit: Unit) -> Money | None:
+    """Read what is left of the key from ``/api/usage/token/``."""
+    usage = _data(body)
+    if usage.get("unlimited_quota") is True:  # its total_available falls below zero and means nothing
+        return Money(math.inf, unit.name)
+    left = number(usage.get("total_available"), _MAX_AMOUNT)
+    return None if left is None else unit.of_quota(left)
+
+
+def read_dashboard_balance(subscription: Json | None, usage: Json | None, unit: Unit) -> Money | None:
+    """Read what is left from the two responses under ``/dashboard/billing``."""
+    limit = number((subscription or {}).get("hard_limit_usd"), _MAX_AMOUNT)
+    used = number((usage or {}).get("total_usage"), _MAX_AMOUNT)
+    if limit == _NO_LIMIT:
+        return Money(math.inf, unit.name)
+    if limit is None or used is None:
+        return None
+    return Money((limit - used / 100) * unit.per_dashboard, unit.name)
+
+
+def read_price(body: Json | None, model: str, unit: Unit) -> Money | None:
+    """Read from ``/api/pricing`` what one call of a model costs at the most, if it tells."""
+    rows = body.get("data") if body else None
+    for row in rows if isinstance(rows, list) else []:
+        if not isinstance(row, Mapping) or row.get("model_name") != model:
+            continue
+        price = number(row.get("model_price"), _MAX_AMOUNT)
+        if row.get("quota_type") != _PER_CALL or row.get("billing_mode") or price is None or price < 0:
+            return None
+        return unit.of_usd(price * _highest_ratio(row, body or {}))
+    return None
+
+
+def _highest_ratio(row: Json, body: Json) -> float:
+    """Return the highest factor of the groups that may use a model: the key's own is not told."""
+    ratios, groups = body.get("group_ratio"), row.get("enable_groups")
+    if not isinstance(ratios, Mapping):
+        return 1.0
+    usable = groups if isinstance(groups, list) and _EVERY_GROUP not in groups else list(ratios)
+    known = [_rate(ratios.get(group)) for group in usable if isinstance(group, str)]
+    return max((ratio for ratio in known if ratio), default=1.0)
+
+
+def _data(body: Json | None) -> Json:
+    """Return the object in ``data``, or the body itself where it has none."""
+    data = (body or {}).get("data", body)
+    return data if isinstance(data, Mapping) else {}
+
+
+def _rate(value: Any) -> float | None:
+    rate = number(value, _MAX_AMOUNT)
+    return rate if rate and rate > 1 / _MAX_AMOUNT else None

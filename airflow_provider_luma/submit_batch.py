@@ -1,0 +1,340 @@
+"""
+Submits a batch of generations by its journal, several at once.
+
+For each prompt the table in :mod:`airflow_provider_luma.submit_record` says what this try does with it. Then
+threads take the prompts that are to be submitted, in their order:
+
+==================================  =====================================================================
+outcome of a submit                 what follows
+==================================  =====================================================================
+created                             the next prompt
+rejected: moderation, invalid       the reason is kept; the next prompt
+429                                 all submits pause, see :mod:`.submit_gate`; the prompt is tried again
+not sent: transient error           likewise, until too many follow each other; then the batch stops
+unknown                             the prompt is left alone; all submits pause, likewise
+rejected: key, rights, balance      the batch stops
+the record cannot be saved          the batch stops
+==================================  =====================================================================
+
+A batch that stops waits for the submits that are under way, and lets no other leave.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential
+
+from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError
+from airflow_provider_luma.download.abandon import start_thread
+from airflow_provider_luma.durable_submit import DurableSubmit
+from airflow_provider_luma.exceptions import (
+    RelayError,
+    RelayInvalidRequestError,
+    RelayRateLimitError,
+    RelayTransientError,
+    SubmitOutcomeUnknownError,
+    SubmitRecordError,
+)
+from airflow_provider_luma.relay.task import LumaTask, TaskState
+from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.submit_gate import Pass, SubmitGate
+from airflow_provider_luma.submit_record import Action, fingerprint_of
+from airflow_provider_luma.submit_result import BatchSubmits, first_positions
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.relay.client import RelayClient
+    from airflow_provider_luma.relay.generation import Generation
+    from airflow_provider_luma.submit_journal import Journal
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_PROGRESS = 10.0
+# A stop has two seconds: for submits that are under way, and for what is not saved yet.
+_SECONDS_TO_STOP = 1.2
+_SECONDS_TO_SAVE = 0.5
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    When a batch stops before all of its prompts are submitted.
+
+    :param max_generations: how many of its prompts may have been submitted, those of earlier tries included.
+    :param check_balance: returns why the balance is too low for the next submit, ``None`` when it is not.
+    """
+
+    max_generations: int | None = None
+    check_balance: Callable[[], str | None] = lambda: None
+
+
+class SubmitBatch:
+    """
+    Submits what the journal says is to be submitted.
+
+    :param client: sends each submit once; this class decides what is sent again.
+    :param journal: of these generations.
+    :param generations: in the order of the prompts, all of them validated.
+    :param gate: says when a submit may leave.
+    :param limits: when to stop.
+    :param stopped: set by a stop from outside, at any time.
+    :param report_progress: takes a line for people, every ten seconds.
+    :param count_rate_limit: is called for each 429.
+    """
+
+    def __init__(
+        self,
+        client: RelayClient,
+        journal: Journal,
+        generations: Sequence[Generation],
+        gate: SubmitGate,
+        limits: Limits,
+        *,
+        stopped: threading.Event,
+        report_progress: Callable[[str], None] = lambda line: None,
+        count_rate_limit: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._client = client
+        self._journal = journal
+        self._generations = generations
+        self._gate = gate
+        self._limits = limits
+        self._stopped = stopped
+        self._report_progress = report_progress
+        self._count_rate_limit = count_rate_limit
+        # Guards what follows, and the gate.
+        self._changed = threading.Condition()
+        self._waiting: list[int] = []
+        self._rejected: dict[int, str] = {}
+        self._stopped_by: str | None = None
+        self._error: Exception | None = None
+
+    def run(self, max_parallel: int) -> None:
+        """Submit until nothing is left to, or something stops the batch; :meth:`submits` tells the rest."""
+        self._plan()
+        threads = min(max_parallel, len(self._waiting))
+        futures = [start_thread(self._work, f"luma-submit-{number}")[0] for number in range(threads)]
+        try:
+            self._watch(futures)
+        except BaseException:  # such as Airflow's execution_timeout
+            self._stopped.set()
+            raise
+        finally:
+            if self._stopped.is_set():
+                self._stop("the task was stopped")
+                wait(futures, timeout=_SECONDS_TO_STOP)
+            self._save_rest()
+
+    def submits(self) -> BatchSubmits:
+        """Tell what became of each prompt, by the journal."""
+        with self._changed:
+            waiting = set(self._waiting)
+            result = BatchSubmits(
+                rejected=dict(self._rejected),
+                not_submitted=len(waiting),
+                stopped_by=self._stopped_by,
+                error=self._error,
+            )
+        quota = 0.0
+        for position in range(len(self._generations)):
+            if position in waiting or position in result.rejected:
+                continue
+            record = self._journal.record(position)
+            if record is None or record.id is None:
+                result.unknown.append(position)
+                continue
+            result.ids[position] = record.id
+            quota += record.quota or 0.0
+        if quota and not self._stopped.is_set():
+            result.cost = self._client.get_cost(LumaTask("all", TaskState.PENDING, raw={"quota": quota}))
+        return result
+
+    def _plan(self) -> None:
+        """Look up what this try does with each prompt, and say what earlier tries have left."""
+        actions = [self._journal.next_action(position) for position in range(len(self._generations))]
+        doubts = [position for position, action in enumerate(actions) if action is Action.REPORT]
+        known = [position for position, action in enumerate(actions) if action is Action.RECONNECT]
+        self._waiting = [position for position, action in enumerate(actions) if action is Action.SUBMIT]
+        if known:
+            log.info("Reconnecting to %d Luma tasks, which earlier tries submitted", len(known))
+        self._warn_of_changes([*doubts, *known])
+        self._warn_of_removed(len(actions))
+        if doubts:
+            log.error(
+                "%d prompts are left alone, at the positions %s: an earlier try may have submitted and been "
+                "charged for them. Check the relay's task log. Clear this task to submit them again",
+                len(doubts),
+                first_positions(doubts),
+            )
+            self._journal.mark_reported(doubts)
+
+    def _warn_of_changes(self, positions: Sequence[int]) -> None:
+        changed = [
+            position
+            for position in positions
+            if (record := self._journal.record(position)) is not None
+            and record.fingerprint != fingerprint_of(self._generations[position])
+        ]
+        if changed:
+            log.warning(
+                "%d prompts render differently from what was submitted, at the positions %s: "
+                "their Luma tasks are those of what was submitted",
+                len(changed),
+                first_positions(changed),
+            )
+
+    def _warn_of_removed(self, prompts: int) -> None:
+        removed = [position for position in self._journal.positions if position >= prompts]
+        ids = [record.id for position in removed if (record := self._journal.record(position)) and record.id]
+        if ids:
+            log.warning(
+                "The list of prompts is shorter than it was; these Luma tasks were created and are not among "
+                "the results: %s",
+                ", ".join(ids),
+            )
+
+    def _watch(self, futures: Sequence[Future[None]]) -> None:
+        """Wait for the threads, and say every now and then how far they are."""
+        running = set(futures)
+        next_line = time.monotonic() + SECONDS_BETWEEN_PROGRESS
+        while running and not self._stopped.is_set():
+            _, running = wait(running, timeout=_POLL_SECONDS)
+            if time.monotonic() >= next_line:
+                next_line += SECONDS_BETWEEN_PROGRESS
+                self._report()
+        self._report()
+
+    def _report(self) -> None:
+        with self._changed:
+            left, under_way, rejected = len(self._waiting), self._gate.under_way, len(self._rejected)
+        number = len(self._generations)
+        line = f"{number - left - under_way} of {number} prompts are submitted, {rejected} of them rejected"
+        log.info("%s", line)
+        self._report_progress(line)
+
+    def _work(self) -> None:
+        while (taken := self._take()) is not None:
+            position, permission = taken
+            try:
+                self._submit(position, permission)
+            except LumaNonRetryableError as error:  # created, and the record could not be saved yet
+                self._leave(permission)
+                self._stop(clean_text(str(error)), error)
+            except Exception as error:  # noqa: BLE001 - of the store, before anything was sent
+                self._leave(permission, left_out=position)
+                self._stop(clean_text(str(error)), error)
+
+    def _take(self) -> tuple[int, Pass] | None:
+        """Wait until the next prompt may be submitted; ``None`` when none may any more."""
+        with self._changed:
+            while self._waiting and self._stopped_by is None and not self._stopped.is_set():
+                delay = self._gate.delay(time.monotonic())
+                if self._is_exhausted():
+                    if self._gate.under_way == 0:
+                        self._stop(f"max_generations={self._limits.max_generations} is reached")
+                    delay = None  # one that is under way may be rejected
+                if delay == 0:
+                    return heapq.heappop(self._waiting), self._gate.enter(time.monotonic())
+                if self._stopped_by is None:
+                    self._changed.wait(delay)
+        return None
+
+    def _is_exhausted(self) -> bool:
+        """Say whether one more submit could exceed ``max_generations``; unknown outcomes count."""
+        if self._limits.max_generations is None:
+            return False
+        begun = len(self._generations) - len(self._waiting) - len(self._rejected)
+        return begun >= self._limits.max_generations
+
+    def _submit(self, position: int, permission: Pass) -> None:
+        submit = DurableSubmit(self._journal.ledger(position), f"for prompt {position}")
+        try:
+            if too_low := self._limits.check_balance():
+                self._leave(permission, left_out=position)
+                self._stop(too_low)
+                return
+            submit.submit(self._send, self._generations[position])
+        except RelayInvalidRequestError as error:
+            self._reject(position, permission, clean_text(str(error)))
+        except (RelayRateLimitError, RelayTransientError) as error:
+            self._pause(permission, error, left_out=position)
+        except SubmitOutcomeUnknownError as error:
+            self._pause(permission, error)
+        except RelayError as error:  # of the key, its permissions or its balance
+            self._leave(permission, left_out=position)
+            self._stop(clean_text(str(error)), error)
+        else:
+            with self._changed:
+                self._gate.leave_judged(permission)
+                self._changed.notify_all()
+
+    def _send(self, generation: Generation) -> LumaTask:
+        if self._stopped.is_set():
+            raise RelayTransientError("The task was stopped before this prompt was sent")
+        return self._client.submit_once(generation)
+
+    def _leave(self, permission: Pass, *, left_out: int | None = None) -> None:
+        with self._changed:
+            self._gate.leave(permission)
+            if left_out is not None:
+                heapq.heappush(self._waiting, left_out)
+            self._changed.notify_all()
+
+    def _reject(self, position: int, permission: Pass, reason: str) -> None:
+        log.warning("Prompt %d was rejected: %s", position, reason)
+        with self._changed:
+            self._rejected[position] = reason
+            self._gate.leave_judged(permission)
+            self._changed.notify_all()
+
+    def _pause(self, permission: Pass, error: RelayError, *, left_out: int | None = None) -> None:
+        """Let all submits pause after one that the relay did not judge, or give up."""
+        is_rate_limit = isinstance(error, RelayRateLimitError)
+        if is_rate_limit:
+            self._count_rate_limit()
+        with self._changed:
+            seconds = self._gate.leave_failed(permission, error, time.monotonic())
+            if left_out is not None:
+                heapq.heappush(self._waiting, left_out)
+            if self._gate.gives_up:
+                text = f"Too many submits in a row got no response that says what became of them: {error}"
+                self._stop(clean_text(str(error)), RelayTransientError(text))
+            self._changed.notify_all()
+        if seconds:
+            level = logging.INFO if is_rate_limit else logging.WARNING
+            log.log(level, "All submits pause for %.1f s: %s", seconds, error)
+
+    def _stop(self, why: str, error: Exception | None = None) -> None:
+        """Let no other submit leave; the first reason counts, and an error before any other reason."""
+        with self._changed:
+            if self._stopped_by is None or (error is not None and self._error is None):
+                self._stopped_by = why
+                self._error = error
+            self._changed.notify_all()
+
+    def _save_rest(self) -> None:
+        """Save what the store did not take at once, unless a stop has no time for that."""
+        patient = Retrying(
+            stop=stop_after_attempt(1 if self._stopped.is_set() else 5),
+            wait=wait_exponential(0.5, max=8),
+            retry=retry_if_not_exception_type(SubmitRecordError),
+            reraise=True,
+        )
+        saving = start_thread(lambda: patient(self._journal.save_rest), "luma-submit-journal")[0]
+        try:
+            saving.result(_SECONDS_TO_SAVE if self._stopped.is_set() else None)
+        except Exception:
+            log.exception("The journal of the submits could not be saved")
+        else:
+            if isinstance(self._error, LumaNonRetryableError) and self._error.__cause__ is not None:
+                self._error = RelayTransientError(
+                    f"The journal was not saved at once: {self._error.__cause__}"
+                )

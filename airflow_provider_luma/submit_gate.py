@@ -1,0 +1,113 @@
+"""
+Decides when a submit of a batch may leave, and when the batch gives up: pure.
+
+::
+
+    open ──rate limit, transient error, unknown outcome──▶ paused
+    paused ──the time is over──▶ narrow: one submit at a time
+    narrow ──each submit that the relay has judged──▶ one more at a time, up to all
+
+A rate limit pauses for as long as ``Retry-After`` says, else for a delay that doubles; it never ends the
+batch. Transient errors and unknown outcomes do when too many follow each other: an unknown outcome may be a
+charge for nothing, so that few of them are enough. Submits that left before a pause began count as one.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from airflow_provider_luma.exceptions import RelayError, RelayRateLimitError, SubmitOutcomeUnknownError
+from airflow_provider_luma.relay.pace import Pace
+from airflow_provider_luma.relay.retry import RetryPolicy
+
+MAX_UNKNOWN_OUTCOMES = 3
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The permission of one submit to leave, since so many pauses."""
+
+    pauses: int
+
+
+class SubmitGate:
+    """
+    Lets submits leave.
+
+    :param max_parallel: how many may be under way at once.
+    :param requests_per_minute: of the connection.
+    :param retry: the delays, and after how many transient errors it gives up.
+    """
+
+    def __init__(self, max_parallel: int, requests_per_minute: float | None, retry: RetryPolicy) -> None:
+        self._max_parallel = max_parallel
+        self._width = max_parallel
+        self._pace = Pace(requests_per_minute)
+        self._retry = retry
+        self._under_way = 0
+        self._pauses = 0
+        self._backoffs = 0
+        self._transient_errors = 0
+        self._unknown_outcomes = 0
+
+    @property
+    def under_way(self) -> int:
+        return self._under_way
+
+    @property
+    def gives_up(self) -> bool:
+        """Say whether too many errors followed each other."""
+        return (
+            self._transient_errors >= self._retry.max_attempts
+            or self._unknown_outcomes >= MAX_UNKNOWN_OUTCOMES
+        )
+
+    def delay(self, now: float) -> float | None:
+        """Return the seconds until a submit may leave; ``None`` while another one has to end first."""
+        if self._under_way >= self._width:
+            return None
+        return self._pace.delay(now)
+
+    def enter(self, now: float) -> Pass:
+        self._pace.take(now)
+        self._under_way += 1
+        return Pass(self._pauses)
+
+    def leave(self, permission: Pass) -> None:
+        """End a submit that was not sent."""
+        self._under_way -= 1
+
+    def leave_judged(self, permission: Pass) -> None:
+        """End a submit that the relay took or rejected."""
+        self._under_way -= 1
+        if permission.pauses == self._pauses:
+            self._width = min(self._width + 1, self._max_parallel)
+            self._backoffs = self._transient_errors = self._unknown_outcomes = 0
+
+    def leave_failed(self, permission: Pass, error: RelayError, now: float) -> float:
+        """End a submit that the relay did not judge; return the seconds of the pause."""
+        self._under_way -= 1
+        is_first = permission.pauses == self._pauses
+        if is_first:
+            self._pauses += 1
+            self._backoffs += 1
+            self._width = 1
+            self._count(error)
+        seconds = self._seconds(error) if is_first or error.retry_after is not None else 0.0
+        self._pace.pause(now, seconds)
+        return seconds
+
+    def _count(self, error: RelayError) -> None:
+        if isinstance(error, SubmitOutcomeUnknownError):
+            self._unknown_outcomes += 1
+        elif not isinstance(error, RelayRateLimitError):
+            self._transient_errors += 1
+
+    def _seconds(self, error: RelayError) -> float:
+        retry = self._retry
+        if error.retry_after is not None and isinstance(error, RelayRateLimitError):
+            return error.retry_after + random.uniform(0, 0.2)  # noqa: S311
+        delay = min(retry.initial_delay * 2.0 ** min(self._backoffs - 1, 32), retry.max_delay)
+        delay = max(delay, min(error.retry_after or 0.0, retry.max_delay))
+        return delay + random.uniform(0, retry.initial_delay)  # noqa: S311

@@ -1,0 +1,301 @@
+"""A batch: one charge for each prompt, by the table of the phases, and a kill at every line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
+from airflow_provider_luma.relay.generation import Generation
+from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.submit_journal import HEAD_KEY, SEGMENT_SIZE, Head
+from airflow_provider_luma.submit_record import ACTIONS, Action, Phase, SubmitRecord
+from airflow_provider_luma.task_state import object_name
+from tests.airflow.tries import KILLED, BatchTask, Store
+
+# Each line takes a try of its own; `make test-kills` takes them all.
+STEP = int(os.environ.get("LUMA_KILLS_STEP", "40"))
+CREATED_BEFORE = "created-before-4665a07c"
+PROMPTS = [f"cat dance {number}" for number in range(4)]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "task_state.json")
+
+
+def state_path(tmp_path: Path) -> str:
+    (tmp_path / "state").mkdir(exist_ok=True)
+    return (tmp_path / "state").as_uri()
+
+
+def charges(sandbox: Sandbox, since: int = 0) -> Counter[str]:
+    return Counter(body["user_prompt"] for body in sandbox.submits[since:])
+
+
+def prompts_of(sandbox: Sandbox, ids: list[str]) -> list[str]:
+    """Return what each task was created for."""
+    created = dict(zip(sandbox.task_ids, sandbox.submits, strict=True))
+    return [created[task_id]["user_prompt"] for task_id in ids]
+
+
+CELLS = [
+    pytest.param(phase, is_cleared, id=f"{phase or 'no record'}-{'cleared' if is_cleared else 'retry'}")
+    for phase in ACTIONS
+    for is_cleared in (False, True)
+    if phase is not Phase.ENDED  # a batch does not wait for its generations
+]
+
+
+@pytest.mark.parametrize(("phase", "is_cleared"), CELLS)
+def test_each_phase_leads_to_what_its_row_says(
+    store: Store, sandbox: Sandbox, phase: Phase | None, is_cleared: bool
+) -> None:
+    task = BatchTask(store, prompts=PROMPTS[:2])
+    if phase is not None:
+        begun = SubmitRecord.sending(Generation(PROMPTS[1]), 0)
+        kept = Phase.CREATED if phase is Phase.RETURNED else phase
+        record = begun.at(kept, 0, id=CREATED_BEFORE if kept is Phase.CREATED else None, reason="as said")
+        store.set(HEAD_KEY, Head(2, returned=0 if phase is Phase.RETURNED else None).to_dict())
+        store.set(f"{HEAD_KEY}_0", {"version": 1, "records": {"1": record.to_dict()}})
+    if is_cleared:
+        task.clear()
+    ids = task.run()
+    action = ACTIONS[phase][is_cleared]
+    assert charges(sandbox) == Counter(PROMPTS[: 1 + (action is Action.SUBMIT)])
+    assert task.submits["unknown"] == ([1] if action is Action.REPORT else [])
+    assert ids[1:] == {
+        Action.SUBMIT: sandbox.task_ids[1:],
+        Action.RECONNECT: [CREATED_BEFORE],
+        Action.REPORT: [],
+    }.get(action)
+    if action is Action.REPORT:
+        reported = SubmitRecord.from_dict(store.get(f"{HEAD_KEY}_0")["records"]["1"])
+        assert reported.phase is Phase.REPORTED
+
+
+@pytest.mark.parametrize("way_back", ["retry", "clear"])
+@pytest.mark.parametrize("place", ["task state store", "state_path"])
+def test_a_kill_at_any_line_is_paid_for_once(
+    sandbox: Sandbox, tmp_path: Path, place: str, way_back: str, quick_retries: Any
+) -> None:
+    """From the first record to the return: each prompt is charged once, or named as unknown."""
+    line, died, doubts, reconnects = 0, True, 0, 0
+    while died:
+        line += STEP
+        (tmp_path / f"{line}").mkdir()
+        store = Store(tmp_path / f"{line}" / "state.json") if place == "task state store" else None
+        path = {} if store else {"state_path": (tmp_path / f"{line}").as_uri()}
+        task = BatchTask(store, prompts=PROMPTS, max_parallel=2, **path)
+        before = len(sandbox.submits)
+        died = task.run_killed_at(line, since="Journal.begin") == KILLED
+        if not died:
+            break
+        left = len(sandbox.submits) - before
+        is_returned = _head_of(task).returned is not None
+        if way_back == "clear":
+            task.clear()
+        ids = task.run()
+        if is_returned and way_back == "clear":  # who clears such a task wants other clips
+            assert set(charges(sandbox, before).values()) == {2}
+            continue
+        unknown = task.submits["unknown"]
+        assert len(unknown) <= 2
+        expected = [prompt for position, prompt in enumerate(PROMPTS) if position not in unknown]
+        assert prompts_of(sandbox, ids) == expected, f"line {line}"
+        charged = charges(sandbox, before)
+        assert charged.total() == len(charged)
+        assert set(expected) <= set(charged)
+        doubts += len(unknown)
+        reconnects += left
+        assert task.run() == ids if way_back == "retry" else True
+        assert charges(sandbox, before) == charged
+    assert line > 400
+    assert doubts > 40 / STEP
+    assert reconnects > 40 / STEP
+
+
+def _head_of(task: BatchTask) -> Head:
+    if task.store is not None:
+        return Head.from_dict(task.store.get(HEAD_KEY))
+    return Head.from_dict(json.loads((_folder_of(task) / "head.json").read_text()))
+
+
+def _folder_of(task: BatchTask) -> Path:
+    return Path(str(task.arguments["state_path"]).removeprefix("file://")) / object_name(task.instance)
+
+
+def test_a_retry_submits_only_the_rest(store: Store, sandbox: Sandbox, quick_retries: Any) -> None:
+    prompts = [f"cat dance {number}" for number in range(3 * SEGMENT_SIZE)]
+    task = BatchTask(store, prompts=prompts, max_generations=SEGMENT_SIZE + 3)
+    first = task.run_without_being_heard()
+    assert task.submits["not_submitted"] == len(prompts) - len(first) == 2 * SEGMENT_SIZE - 3
+    ids = task.run(max_generations=None)
+    assert ids[: len(first)] == first
+    assert prompts_of(sandbox, ids) == prompts
+    assert charges(sandbox) == Counter(prompts)
+
+
+def test_a_doubt_is_named_by_position_and_left_alone(
+    store: Store, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.script_submits(ScriptedAnswer(status=502), created=True)
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1, fail_when="any")
+    with pytest.raises(LumaTaskFailedError, match=r"1 may have been charged for \(0\)"):
+        task.run()
+    assert task.submits == {"created": 3, "rejected": {}, "unknown": [0], "not_submitted": 0}
+    assert prompts_of(sandbox, task.instance.xcoms["return_value"]) == PROMPTS[1:]
+    with caplog.at_level("ERROR"), pytest.raises(LumaTaskFailedError, match="may have been charged for"):
+        task.run()
+    assert "1 prompts are left alone, at the positions 0" in caplog.text
+    assert charges(sandbox) == Counter(PROMPTS)
+    task.clear()
+    ids = task.run()
+    assert len(ids) == 4
+    assert charges(sandbox) == Counter([PROMPTS[0], *PROMPTS])
+
+
+def test_an_unread_segment_is_an_error_and_nothing_is_sent(tmp_path: Path, sandbox: Sandbox) -> None:
+    prompts = [f"cat dance {number}" for number in range(SEGMENT_SIZE + 1)]
+    task = BatchTask(None, prompts=prompts, state_path=state_path(tmp_path))
+    task.run_without_being_heard()
+    before = len(sandbox.requests)
+    for content in ("", "{", "null", "[]", "{}", '{"version": 2, "records": {}}', "x" * 70_000):
+        (_folder_of(task) / "1.json").write_text(content)
+        with pytest.raises(LumaNonRetryableError, match=r"generate/-1/1\.json, cannot be read"):
+            task.run()
+    assert len(sandbox.requests) == before
+
+
+def test_a_success_that_airflow_never_heard_of_is_not_paid_for_again_when_cleared(
+    store: Store, sandbox: Sandbox
+) -> None:
+    task = BatchTask(store, prompts=PROMPTS)
+    first = task.run_without_being_heard()
+    task.clear()
+    assert task.run() == first
+    assert len(sandbox.submits) == len(PROMPTS)
+    task.clear()
+    assert not set(task.run()) & set(first)
+    assert len(sandbox.submits) == 2 * len(PROMPTS)
+
+
+def test_a_success_that_airflow_refused_was_not_returned(store: Store, sandbox: Sandbox) -> None:
+    task = BatchTask(store, prompts=PROMPTS)
+    task.instance.is_success_recorded = False
+    first = task.run()
+    task.clear()
+    assert task.run() == first
+    assert len(sandbox.submits) == len(PROMPTS)
+
+
+def test_a_rejected_prompt_may_be_submitted_by_the_next_try(store: Store, sandbox: Sandbox) -> None:
+    sandbox.script_submits(ScriptedAnswer(status=400, body={"code": "invalid_request", "message": "no"}))
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
+    assert len(task.run_without_being_heard()) == 3
+    assert task.submits["rejected"].keys() == {"0"}
+    assert "no" in task.submits["rejected"]["0"]
+    assert prompts_of(sandbox, task.run()) == PROMPTS
+    assert charges(sandbox) == Counter(PROMPTS)
+
+
+def test_changed_prompts_keep_the_tasks_of_what_was_submitted(
+    store: Store, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = BatchTask(store, prompts=PROMPTS)
+    first = task.run_without_being_heard()
+    with caplog.at_level("WARNING"):
+        assert task.run(prompts=["another", *PROMPTS[1:]]) == first
+    assert "1 prompts render differently from what was submitted, at the positions 0" in caplog.text
+    assert len(sandbox.submits) == 4
+
+
+def test_a_longer_and_a_shorter_list_lose_no_task(
+    store: Store, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    task = BatchTask(store, prompts=PROMPTS[:2])
+    first = task.run_without_being_heard()
+    longer = [*PROMPTS[:2], *(f"dog dance {number}" for number in range(SEGMENT_SIZE))]
+    ids = BatchTask.run_without_being_heard(_with_prompts(task, longer))
+    assert ids[:2] == first
+    assert len(sandbox.submits) == len(longer)
+    with caplog.at_level("WARNING"):
+        assert _with_prompts(task, PROMPTS[:2]).run() == first
+    assert "The list of prompts is shorter than it was" in caplog.text
+    assert all(task_id in caplog.text for task_id in ids[2:])
+
+
+def _with_prompts(task: BatchTask, prompts: list[str]) -> BatchTask:
+    task.arguments["prompts"] = prompts
+    return task
+
+
+def test_two_tries_at_the_same_time_cannot_both_submit_a_prompt(tmp_path: Path, sandbox: Sandbox) -> None:
+    from airflow_provider_luma.submit_journal import Journal
+    from airflow_provider_luma.task_state import StatePlace
+
+    task = BatchTask(None, prompts=PROMPTS, state_path=state_path(tmp_path))
+    context: Any = {"ti": task.instance}
+    places = [StatePlace(context, task.arguments["state_path"], durable=True) for _ in range(2)]
+    first = Journal(places[0], 0, 4)
+    second = Journal(places[1], 0, 4)
+    first.begin(0, Generation(PROMPTS[0]))
+    with pytest.raises(Exception, match="another process has written it meanwhile"):
+        second.begin(0, Generation(PROMPTS[0]))
+
+
+class FailingStore(Store):
+    """Fails for some writes, as a database may that goes away for a while."""
+
+    failing: range = range(0)
+    writes = 0
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        self.writes += 1
+        if self.writes in self.failing:
+            raise ConnectionError("the api-server is gone")
+        super().set(key, value)
+
+
+def test_an_id_that_is_not_saved_at_once_is_saved_at_the_end(tmp_path: Path, sandbox: Sandbox) -> None:
+    store = FailingStore(tmp_path / "s.json")
+    store.failing = range(3, 5)  # the head and ``sending`` are saved, ``created`` is not
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
+    with pytest.raises(Exception, match="the api-server is gone") as error:
+        task.run()
+    assert not isinstance(error.value, LumaNonRetryableError)
+    assert task.instance.xcoms["return_value"] == sandbox.task_ids
+    assert prompts_of(sandbox, task.run()) == PROMPTS
+    assert charges(sandbox) == Counter(PROMPTS)
+
+
+def test_an_id_that_cannot_be_saved_at_all_is_in_the_error_and_reported_by_a_retry(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    store = FailingStore(tmp_path / "s.json")
+    store.failing = range(3, 100)
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
+    with pytest.raises(LumaNonRetryableError) as error:
+        task.run()
+    (task_id,) = sandbox.task_ids
+    assert f"Luma task {task_id} was created and charged" in str(error.value)
+    store.failing = range(0)
+    assert prompts_of(sandbox, task.run()) == PROMPTS[1:]
+    assert task.submits["unknown"] == [0]
+    assert charges(sandbox) == Counter(PROMPTS)
+
+
+def test_nothing_is_sent_before_its_record_is_saved(tmp_path: Path, sandbox: Sandbox) -> None:
+    store = FailingStore(tmp_path / "s.json")
+    store.failing = range(2, 100)
+    task = BatchTask(store, prompts=PROMPTS)
+    with pytest.raises(Exception, match="the api-server is gone"):
+        task.run()
+    assert sandbox.submits == []
+    store.failing = range(0)
+    assert prompts_of(sandbox, task.run()) == PROMPTS

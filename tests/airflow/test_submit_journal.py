@@ -1,0 +1,191 @@
+"""The journal of a batch, in a state store, a local folder and a real S3."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma.exceptions import SubmitRecordError
+from airflow_provider_luma.group_commit import GroupCommit
+from airflow_provider_luma.relay.generation import Generation
+from airflow_provider_luma.submit_journal import HEAD_KEY, SEGMENT_SIZE, Head, Journal
+from airflow_provider_luma.submit_record import Action, Phase
+from airflow_provider_luma.task_state import StatePlace
+from airflow_provider_luma.versioned_objects import MAX_BYTES
+from tests.airflow.tries import Instance, Store
+from tests.stores import S3
+
+CAT = Generation("cat dance")
+NUMBER = 2 * SEGMENT_SIZE + 1
+
+OpenJournal = Callable[..., Journal]
+
+
+@pytest.fixture(params=["task state store", "file", "s3"])
+def open_journal(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> OpenJournal:
+    context: Any = {"ti": Instance()}
+    path = None
+    if request.param == "task state store":
+        context["task_state_store"] = Store(tmp_path / "state.json")
+    elif request.param == "file":
+        path = tmp_path.as_uri()
+    else:
+        s3: S3 = request.getfixturevalue("s3")
+        monkeypatch.setenv("AIRFLOW_CONN_S3", s3.connection())
+        path = f"s3://s3@bucket/{uuid.uuid4().hex}"
+    return lambda max_tries=0, prompts=NUMBER: Journal(
+        StatePlace(context, path, durable=True), max_tries, prompts
+    )
+
+
+def test_records_outlive_the_process(open_journal: OpenJournal) -> None:
+    journal = open_journal()
+    for position in (0, SEGMENT_SIZE - 1, SEGMENT_SIZE, NUMBER - 1):
+        journal.begin(position, CAT)
+        journal.mark(position, Phase.CREATED, id=f"task-{position}", quota=0.5)
+    journal.begin(1, CAT)
+    journal.mark(1, Phase.NOT_CREATED, reason="moderation")
+    journal.begin(2, CAT)
+    again = open_journal()
+    assert sorted(again.positions) == [0, 1, 2, SEGMENT_SIZE - 1, SEGMENT_SIZE, NUMBER - 1]
+    assert all(again.record(position) == journal.record(position) for position in range(NUMBER))
+    assert [again.next_action(position) for position in range(4)] == [
+        Action.RECONNECT,
+        Action.SUBMIT,
+        Action.REPORT,
+        Action.SUBMIT,
+    ]
+
+
+def test_one_write_returns_the_whole_batch(open_journal: OpenJournal) -> None:
+    journal = open_journal()
+    for position in (0, NUMBER - 1):
+        journal.begin(position, CAT)
+        journal.mark(position, Phase.CREATED, id=f"task-{position}")
+    journal.mark_returned()
+    assert open_journal().next_action(0) is Action.RECONNECT
+    cleared = open_journal(max_tries=1)
+    assert [cleared.next_action(position) for position in (0, NUMBER - 1)] == [Action.SUBMIT] * 2
+    cleared.begin(0, CAT)
+    cleared.mark(0, Phase.CREATED, id="another")
+    again = open_journal(max_tries=2)  # cleared once more, before it succeeded
+    assert [again.next_action(position) for position in (0, NUMBER - 1)] == [Action.RECONNECT, Action.SUBMIT]
+
+
+def test_threads_that_save_at_once_lose_nothing(open_journal: OpenJournal) -> None:
+    journal = open_journal()
+
+    def submit(position: int) -> None:
+        journal.begin(position, CAT)
+        journal.mark(position, Phase.CREATED, id=f"task-{position}")
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(submit, range(NUMBER)))
+    again = open_journal()
+    assert {position: again.record(position).id for position in range(NUMBER)} == {  # type: ignore[union-attr]
+        position: f"task-{position}" for position in range(NUMBER)
+    }
+
+
+@pytest.mark.parametrize("reason", ["x" * 1000, "不" * 1000, "😀" * 1000, '"\\' * 500])
+def test_a_segment_of_the_longest_reasons_and_ids_is_small(tmp_path: Path, reason: str) -> None:
+    context: Any = {"ti": Instance()}
+    journal = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, SEGMENT_SIZE)
+    for position in range(SEGMENT_SIZE):
+        journal._records[position] = _longest(reason, position)
+        journal._commits.add(0)
+    journal.save_rest()
+    (segment,) = tmp_path.rglob("0.json")
+    assert segment.stat().st_size <= MAX_BYTES
+    again = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, SEGMENT_SIZE)
+    assert again.record(0) == journal.record(0)
+
+
+def _longest(reason: str, position: int) -> Any:
+    from airflow_provider_luma.submit_journal import _fit_reason
+    from airflow_provider_luma.submit_record import SubmitRecord
+
+    begun = SubmitRecord.sending(CAT, 10**9)
+    return begun.at(Phase.CREATED, 10**9, id=f"{position:0200}", reason=_fit_reason(reason), quota=1 / 3)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [{}, [], {"version": 1}, {"version": 1, "prompts": -1}, {"version": 2, "prompts": 1}, {"version": True}],
+)
+def test_a_head_that_cannot_be_read_is_an_error(tmp_path: Path, head: Any) -> None:
+    store = Store(tmp_path / "state.json")
+    store.set(HEAD_KEY, head)
+    with pytest.raises(SubmitRecordError, match="cannot be read"):
+        Journal(StatePlace({"ti": Instance(), "task_state_store": store}, None, durable=True), 0, 1)  # type: ignore[typeddict-item,typeddict-unknown-key]
+
+
+def test_a_record_in_another_segment_is_an_error(tmp_path: Path) -> None:
+    store = Store(tmp_path / "state.json")
+    place = StatePlace({"ti": Instance(), "task_state_store": store}, None, durable=True)  # type: ignore[typeddict-item,typeddict-unknown-key]
+    journal = Journal(place, 0, 1)
+    journal.begin(0, CAT)
+    store.set(f"{HEAD_KEY}_1", store.get(f"{HEAD_KEY}_0"))
+    store.set(HEAD_KEY, Head(SEGMENT_SIZE + 1).to_dict())
+    with pytest.raises(SubmitRecordError, match="it has a record of the prompt '0'"):
+        Journal(place, 0, 1)
+
+
+def test_a_journal_that_is_given_a_state_path_later_finds_its_records(tmp_path: Path) -> None:
+    context: Any = {"ti": Instance(), "task_state_store": Store(tmp_path / "state.json")}
+    journal = Journal(StatePlace(context, None, durable=True), 0, NUMBER)
+    journal.begin(NUMBER - 1, CAT)
+    later = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, NUMBER)
+    assert later.next_action(NUMBER - 1) is Action.REPORT
+
+
+def test_changes_that_come_during_a_flush_share_the_next_one() -> None:
+    saved: list[int] = []
+    began, may_end = threading.Event(), threading.Event()
+
+    def save(segment: int) -> None:
+        saved.append(segment)
+        began.set()
+        assert may_end.wait(30)
+
+    commits = GroupCommit(save)
+    threads = [threading.Thread(target=commits.commit, args=(0,))]
+    threads[0].start()
+    assert began.wait(30)
+    threads += [threading.Thread(target=commits.commit, args=(number % 2,)) for number in range(10)]
+    for thread in threads[1:]:
+        thread.start()
+    while len(commits._changed._waiters) < 10:  # type: ignore[attr-defined]
+        time.sleep(0.01)
+    may_end.set()
+    for thread in threads:
+        thread.join(30)
+    assert saved == [0, 0, 1]
+
+
+def test_a_flush_that_fails_is_told_to_those_it_was_for_and_left_to_the_next() -> None:
+    saved: list[int] = []
+    failing = {1}
+
+    def save(segment: int) -> None:
+        if segment in failing:
+            raise ConnectionError("gone")
+        saved.append(segment)
+
+    commits = GroupCommit(save)
+    with pytest.raises(ConnectionError):
+        commits.commit(1)
+    commits.commit(0)
+    assert saved == [0]
+    failing.clear()
+    commits.commit()
+    assert saved == [0, 1]

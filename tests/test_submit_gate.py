@@ -1,0 +1,87 @@
+"""When a submit of a batch may leave: pure, on a clock of the test's own."""
+
+from __future__ import annotations
+
+from airflow_provider_luma.exceptions import (
+    RelayRateLimitError,
+    RelayTransientError,
+    SubmitOutcomeUnknownError,
+)
+from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.submit_gate import MAX_UNKNOWN_OUTCOMES, SubmitGate
+
+RETRY = RetryPolicy(max_attempts=3, initial_delay=1, max_delay=8)
+
+
+def gate(max_parallel: int = 4, per_minute: float | None = None) -> SubmitGate:
+    return SubmitGate(max_parallel, per_minute, RETRY)
+
+
+def test_so_many_may_be_under_way() -> None:
+    opened = gate(2)
+    first = opened.enter(0)
+    opened.enter(0)
+    assert opened.delay(0) is None
+    opened.leave_judged(first)
+    assert opened.delay(0) == 0
+
+
+def test_they_leave_in_step_with_the_pace() -> None:
+    opened = gate(per_minute=60)
+    opened.enter(0)
+    assert opened.delay(0.25) == 0.75
+
+
+def test_a_rate_limit_pauses_all_as_long_as_it_says_and_then_one_leaves_at_a_time() -> None:
+    opened = gate()
+    passes = [opened.enter(0) for _ in range(4)]
+    assert 30 <= opened.leave_failed(passes[0], RelayRateLimitError("slow", retry_after=30), 0) < 31
+    for other in passes[1:3]:  # they left before: one pause for all of them, but the longest
+        opened.leave_failed(other, RelayRateLimitError("slow", retry_after=10), 1)
+    opened.leave_judged(passes[3])
+    assert 29 <= (opened.delay(1) or 0) < 30
+    probe = opened.enter(31)
+    assert opened.delay(31) is None
+    opened.leave_judged(probe)
+    opened.enter(31)
+    assert opened.delay(31) == 0
+
+
+def test_rate_limits_without_a_time_back_off_and_never_give_up() -> None:
+    opened = gate()
+    pauses = [opened.leave_failed(opened.enter(0), RelayRateLimitError("slow"), 0) for _ in range(50)]
+    assert all(delay <= pause <= delay + 1 for delay, pause in zip((1, 2, 4, 8), pauses, strict=False))
+    assert 8 <= pauses[-1] <= 9
+    assert not opened.gives_up
+
+
+def test_transient_errors_in_a_row_give_up_and_a_judged_submit_forgives_them() -> None:
+    opened = gate()
+    for _ in range(RETRY.max_attempts - 1):
+        opened.leave_failed(opened.enter(0), RelayTransientError("gone"), 0)
+    opened.leave_judged(opened.enter(0))
+    assert not opened.gives_up
+    for _ in range(RETRY.max_attempts):
+        assert not opened.gives_up
+        opened.leave_failed(opened.enter(0), RelayTransientError("gone"), 0)
+    assert opened.gives_up
+
+
+def test_few_unknown_outcomes_in_a_row_give_up() -> None:
+    opened = gate()
+    together = [opened.enter(0) for _ in range(4)]
+    for permission in together:  # those that were under way together count as one
+        opened.leave_failed(permission, SubmitOutcomeUnknownError("502"), 0)
+    for _ in range(MAX_UNKNOWN_OUTCOMES - 1):
+        assert not opened.gives_up
+        opened.leave_failed(opened.enter(0), SubmitOutcomeUnknownError("502"), 0)
+    assert opened.gives_up
+
+
+def test_a_submit_that_left_before_a_pause_does_not_end_it() -> None:
+    opened = gate()
+    early, late = opened.enter(0), opened.enter(0)
+    opened.leave_failed(early, RelayRateLimitError("slow", retry_after=5), 0)
+    opened.leave_judged(late)
+    opened.enter(6)
+    assert opened.delay(6) is None
