@@ -143,6 +143,7 @@ def relay() -> Iterator[Callable[[], int]]:
     try:
         yield count
     finally:
+        server.terminate()
         server.join()
 
 
