@@ -298,3 +298,34 @@ def test_nothing_is_sent_before_its_record_is_saved(tmp_path: Path, sandbox: San
     assert sandbox.submits == []
     store.failing = range(0)
     assert prompts_of(sandbox, task.run()) == PROMPTS
+
+
+def test_whatever_a_submit_raises_leaves_its_prompt_in_doubt(
+    store: Store, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a mistake of ours would, after the request was sent."""
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
+    with monkeypatch.context() as patched:
+        patched.setattr("airflow_provider_luma.relay.client.RelayClient.submit_once", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            task.run()
+    assert task.submits == {"created": 0, "rejected": {}, "unknown": [0], "not_submitted": 3}
+    assert prompts_of(sandbox, task.run()) == PROMPTS[1:]
+    assert task.submits["unknown"] == [0]
+
+
+def test_a_store_that_fails_before_anything_is_submitted_leaves_every_prompt_out(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    store = FailingStore(tmp_path / "s.json")
+    sandbox.script_submits(ScriptedAnswer(status=502), created=True)
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1, max_generations=1)
+    task.run_without_being_heard()
+    store.failing = range(store.writes + 1, 1000)
+    task.clear()  # the doubt was reported: it may be submitted again
+    task.clear()
+    with pytest.raises(Exception, match="the api-server is gone"):
+        task.run()
+    assert task.submits["created"] == 0
+    assert task.submits["not_submitted"] + len(task.submits["unknown"]) == 4
+    assert len(sandbox.submits) == 1
