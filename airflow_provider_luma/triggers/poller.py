@@ -130,7 +130,7 @@ class Poller:
             request.ids_by_subscription.pop(subscription, None)
             if not request.ids_by_subscription and request.task is not None:
                 # At once, as a task that has not begun yet never comes to what it would do at its end.
-                self._forget(request)
+                self._forget(request, request.ids)
                 request.task.cancel()
         subscription.requests.clear()
 
@@ -213,11 +213,9 @@ class Poller:
     async def _serve(self, request: Request) -> None:
         """Send a request, with retries, and give the response to every subscription that waits for it."""
         try:
-            outcomes = await self._outcomes(request)
+            await self._resolve(request)
         finally:
-            self._forget(request)
-        for ids, response in outcomes:
-            await self._deliver(request, ids, response)
+            self._forget(request, request.ids)
         now = time.time()
         for subscription in list(request.ids_by_subscription):
             if request in subscription.requests:
@@ -225,16 +223,23 @@ class Poller:
                 if not subscription.requests:
                     self._finish_poll(subscription, now)
 
-    async def _outcomes(self, request: Request) -> list[tuple[Sequence[str], Response]]:
-        """Query the ids of a request; where it fails, return the response to each of them, or its error."""
+    async def _resolve(self, request: Request) -> None:
+        """Query the ids of a request; where it fails, deliver the response to each of them, or its error."""
         response = await self._query(request.round, request.ids, self._client.retry)
         if not isinstance(response, Exception):
             request.round.evidence.responds = True
-            return [(request.ids, response)]
+            await self._deliver(request, request.ids, response)
+            return
         isolation = Isolation(request.ids, response, request.round.evidence)
         while (ids := isolation.next_ids()) is not None:
-            isolation.take(ids, await self._query(request.round, ids, self._client.retry.once()))
-        return isolation.outcomes
+            response = await self._query(request.round, ids, self._client.retry.once())
+            isolation.take(ids, response)
+            if not isinstance(response, Exception):  # at once, as the deadline of some may come first
+                self._forget(request, ids)
+                await self._deliver(request, ids, response)
+        for ids, outcome in isolation.outcomes:
+            if isinstance(outcome, Exception):
+                await self._deliver(request, ids, outcome)
 
     async def _deliver(self, request: Request, ids: Sequence[str], response: Response) -> None:
         """Give a response to the subscriptions that wait for it, in slices: it may be about 10,000 ids."""
@@ -251,8 +256,8 @@ class Poller:
                 if start + _SLICE < len(concerned):
                     await asyncio.sleep(0)
 
-    def _forget(self, request: Request) -> None:
-        for task_id in request.ids:
+    def _forget(self, request: Request, ids: Sequence[str]) -> None:
+        for task_id in ids:
             if self._in_flight.get(task_id) is request:
                 del self._in_flight[task_id]
 

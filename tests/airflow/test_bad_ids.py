@@ -48,7 +48,7 @@ def test_an_id_with_which_the_relay_fails_ends_its_own_trigger_alone(
 ) -> None:
     with relay_that_fails_with(IDS[17], status) as (url, requests):
         connect_to(monkeypatch, url)
-        events = together(*(event_of(trigger(task_id)) for task_id in IDS))
+        events = together(*(event_of(trigger(task_id, timeout=300)) for task_id in IDS))
     assert Counter(event["status"] for event in events) == {"done": 49, "error": 1}
     assert events[17]["error"]["status"] == status
     assert len(requests) <= quick_retries.max_attempts + 16
@@ -59,7 +59,7 @@ def test_a_huge_row_ends_its_own_trigger_alone(
 ) -> None:
     connect(sandbox, max_response_bytes=300_000)
     ids = [sandbox.add_task(seconds=0, fails="x" * 400_000 if n == 17 else None) for n in range(50)]
-    events = together(*(event_of(trigger(task_id)) for task_id in ids))
+    events = together(*(event_of(trigger(task_id, timeout=300)) for task_id in ids))
     assert Counter(event["status"] for event in events) == {"done": 49, "error": 1}
     assert "max_response_bytes (300000)" in events[17]["error"]["message"]
 
@@ -105,7 +105,7 @@ def test_a_relay_that_is_down_is_asked_little_more_often(
     connect(sandbox, batch_size=10, max_in_flight=1)
     sandbox.script(*answers(*[500] * 100))
     ids = [sandbox.add_task(seconds=0) for _ in range(50)]
-    events = together(*(event_of(trigger(task_id)) for task_id in ids))
+    events = together(*(event_of(trigger(task_id, timeout=300)) for task_id in ids))
     assert {event["status"] for event in events} == {"error"}
     assert len(sandbox.requests) == 5 * quick_retries.max_attempts + 2
     assert result_of(events[0], ids[0])["running"] == ids[:1]

@@ -138,7 +138,10 @@ TABLE = [
     {"prompt": "a forbidden dance"},
     {"prompt": "dog dance"},
 ]
-requires_actions = pytest.mark.skipif(AIRFLOW < (3, 1), reason="required actions came with Airflow 3.1")
+requires_actions = pytest.mark.skipif(
+    AIRFLOW < (3, 3),
+    reason="before Airflow 3.3 a required action waits in a trigger, which dag.test() cannot run",
+)
 
 
 @requires_actions
