@@ -1,4 +1,4 @@
-"""The relay over HTTP: the only place that knows its paths and holds its key."""
+"""The relay over HTTP: sends every request, and is the only place that holds the API key."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@ One Luma task as a relay describes it.
 
 Relays publish two shapes of ``POST /luma/tasks``: a bare array of Luma objects, and
 ``{"code", "message", "data": [rows]}`` whose rows wrap the Luma object in ``data``. Either may leave out
-or null any key. :func:`read_tasks` reads both; nothing else in the package knows a JSON field name.
+or null any key. :func:`read_tasks` reads both; nothing else in the package knows the field names of a task.
 
 A relay is not trusted: text is cleaned and cut here, where it is read, and an id or a URL that is not plain
 text counts as absent. :attr:`LumaTask.raw` alone is as the relay sent it.
