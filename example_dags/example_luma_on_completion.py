@@ -34,7 +34,7 @@ with DAG(
         return [payload["id"] for payload in payloads if payload["state"] == "completed"]
 
     LumaDownloadOperator(
-        task_id="archive",
+        task_id="download",
         luma_task_ids=completed(),
         destination="file:///tmp/luma-clips",
         retries=2,
