@@ -259,9 +259,9 @@ def write_figures(kind: str, table: str, troubles: list[str]) -> None:
     (BENCHMARKS / name).write_text(
         f"""# {title}
 
-`make test-celery`: prompts are submitted {submitted}, waited for by deferred sensors of 50 ids each, downloaded
-to S3 by one task for each 50. Two workers of four processes, two triggerers, a scheduler and an api-server,
-Redis and PostgreSQL, the relay, the CDN and the S3 server share {os.cpu_count()} cores;
+`make test-celery`: prompts are submitted {submitted}, waited for by deferred sensors of 50 ids each,
+downloaded to S3 by one task for each 50. Two workers of four processes, two triggerers, a scheduler and an
+api-server, Redis and PostgreSQL, the relay, the CDN and the S3 server share {os.cpu_count()} cores;
 {", ".join(f"{name} {version(name)}" for name in PACKAGES)}, Python {platform.python_version()}.
 
 Failures injected, in this order:
