@@ -6,7 +6,7 @@ workers, and a chunk that fails is retried alone. The sensors wait in the trigge
 the requests to the relay.
 
 Map over chunks rather than single ids: Airflow maps over at most `[core] max_map_length` (1024) items, and
-one request asks for a hundred ids anyway.
+one request queries a hundred ids anyway.
 """
 
 from __future__ import annotations

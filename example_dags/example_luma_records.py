@@ -2,8 +2,8 @@
 ### Use the records of downloaded Luma clips
 
 `LumaDownloadOperator` returns one record per video, plain JSON that any task can take: here a TaskFlow task
-that sums up the downloads. A record names the object (`uri`), its size and sha256, and tells prompt,
-duration, width and height of the clip.
+that sums up the downloads. A record names the object (`uri`), its size and sha256, and the
+prompt, duration, width and height of the clip.
 """
 
 from __future__ import annotations

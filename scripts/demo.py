@@ -27,7 +27,7 @@ PROMPTS = [
     "a paper boat crossing a puddle after the rain",
     "cat dance",
     "a lighthouse in a storm, seen from the sea",
-    "blacklisted words, which the relay refuses",
+    "blacklisted words, which the relay rejects",
     "two foxes chasing each other through fresh snow",
 ]
 OURS = re.compile(r"^\S+ \[\w+ *\] (.*?) +\[[\w.]*airflow_provider_luma[\w.]*?\.(\w+)\]")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 
-# The models that relays of this family ask for before they let a key do something.
+# The models that a key needs at relays of this family.
 MODELS = {"luma_video_api": "submit", "luma_video_fetch_tasks": "query tasks"}
 
 

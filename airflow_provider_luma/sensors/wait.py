@@ -86,7 +86,7 @@ class Wait:
         Query every pending id once, whatever happens to some of them.
 
         :param deadline: when the wait times out, in seconds since the epoch; the poll ends a moment later.
-        :param patient: wait on the spot where the relay asks to slow down.
+        :param patient: wait on the spot for a rate limit.
         :raises RelayError: when a request failed, after every other was sent. What holds for all of them
             (a rejected key or account) is raised at once.
         """

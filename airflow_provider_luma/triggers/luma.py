@@ -22,7 +22,7 @@ _MAX_ERROR_CHARS = 2_000
 
 class LumaTaskTrigger(BaseTrigger):
     """
-    Wait until every one of these Luma tasks is terminal, in requests shared by the whole connection.
+    Wait until every one of these Luma tasks is terminal. All triggers of the connection share their requests.
 
     Yields one event: ``status`` is ``done``, ``timeout`` or ``error``; ``state`` is the batch's
     :meth:`~airflow_provider_luma.relay.batch.TaskBatch.dump`, which stays small whatever the relay says. With

@@ -179,4 +179,4 @@ def test_a_rejected_list_costs_nothing(
     assert {ran.states[name] for name in ("generate", "wait", "download")} == {"skipped"}
     (shown,) = person.read("approve")
     assert "| **total** | **4** |" in shown["body"]
-    assert "The relay does not tell what a clip costs." in shown["body"]
+    assert "The relay does not report the price of a clip." in shown["body"]
