@@ -89,11 +89,11 @@ class TaskBatch:
         return BatchResult(self._ids, fit_reasons(self._failed), tuple(self._missing), tuple(self._pending))
 
     def progress_message(self) -> str:
-        """Return the counts in one line, as :meth:`BatchResult.progress_message` does."""
+        """Return the counts in one line, as ``BatchResult.progress_message`` does."""
         return progress_message(len(self._ids), len(self._failed), len(self._missing), len(self._pending))
 
     def outcome(self, fail_when: FailWhen, *, fail_fast: bool = False) -> Outcome:
-        """Judge the batch as :meth:`BatchResult.outcome` does, at the cost of a comparison."""
+        """Judge the batch as ``BatchResult.outcome`` does, at the cost of a comparison."""
         unsuccessful = len(self._failed) + len(self._missing)
         return judge(len(self._ids), unsuccessful, len(self._pending), fail_when, fail_fast)
 

@@ -264,7 +264,7 @@ class RelayClient:
         Return the charge of a task; ``None`` where the relay does not report it.
 
         Takes a task from a submit or from a query, and sends a request only for the first one. It raises no
-        :class:`RelayError`, so that it can stand behind a submit that was paid for.
+        ``RelayError``, so that it can stand behind a submit that was paid for.
         """
         return self._account.get_cost(task)
 

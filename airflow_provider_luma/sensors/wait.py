@@ -69,7 +69,7 @@ class Wait:
             self.batch = self._new_batch(started_at, absent_since=started_at)
 
     def load(self, state: Any) -> bool:
-        """Take up a :meth:`TaskBatch.dump`; ``False`` for that of other ids: only its start counts."""
+        """Resume from a :meth:`TaskBatch.dump`; ``False`` for that of other ids: only its start counts."""
         batch = TaskBatch.load(self._ids, state, missing_grace=self._missing_grace)
         if batch is None and TaskBatch.is_state(state):
             self.batch = self._new_batch(state["started_at"])
