@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Self
 
@@ -60,3 +61,14 @@ def check_number(name: str, value: Any, *, zero: bool = False, whole: bool = Fal
         raise LumaValueError(f"{name} must be a {kind}, not {value!r:.80}")
     if not whole and value > _CENTURY:  # dates end
         raise LumaValueError(f"{name} must be at most {_CENTURY} seconds, not {value!s:.80}")
+
+
+def seconds_of(name: str, value: float | timedelta) -> float:
+    """
+    Return an argument that is a number of seconds above 0, or a ``timedelta``, in seconds.
+
+    :raises LumaValueError: when it is neither, naming the argument.
+    """
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    check_number(name, seconds)
+    return seconds

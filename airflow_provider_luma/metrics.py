@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from airflow.providers.common.compat.sdk import Stats
 
-from airflow_provider_luma.exceptions import RelayError, RelayPermanentError, RelayRateLimitError
+from airflow_provider_luma.exceptions import (
+    RelayError,
+    RelayPermanentError,
+    RelayRateLimitError,
+    SubmitOutcomeUnknownError,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_luma.download.records import Summary
@@ -60,4 +65,6 @@ def _outcome(error: RelayError | None) -> str:
         return "ok"
     if isinstance(error, RelayRateLimitError):
         return "rate_limited"
+    if isinstance(error, SubmitOutcomeUnknownError):
+        return "outcome_unknown"
     return "rejected" if isinstance(error, RelayPermanentError) else "transient_error"

@@ -1,8 +1,7 @@
 """
 Submits a batch of generations by its journal, several at once.
 
-For each prompt the table in :mod:`airflow_provider_luma.submit_record` says what this try does with it. Then
-threads take the prompts that are to be submitted, in their order:
+Threads take the prompts that are to be submitted (:mod:`airflow_provider_luma.submit_plan`), in their order:
 
 ==================================  =====================================================================
 outcome of a submit                 effect
@@ -46,8 +45,9 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.relay.task import LumaTask, TaskState
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit_gate import Pass, SubmitGate
-from airflow_provider_luma.submit_record import Action, fingerprint_of
-from airflow_provider_luma.submit_result import BatchSubmits, first_positions
+from airflow_provider_luma.submit_plan import plan_submits
+from airflow_provider_luma.submit_record import Phase
+from airflow_provider_luma.submit_result import BatchSubmits
 
 if TYPE_CHECKING:
     from airflow_provider_luma.relay.client import RelayClient
@@ -61,6 +61,7 @@ SECONDS_BETWEEN_PROGRESS = 10.0
 _SECONDS_TO_STOP = 1.2
 _SECONDS_TO_SAVE = 0.5
 _POLL_SECONDS = 0.1
+_IN_DOUBT = frozenset({Phase.SENDING, Phase.REPORTED})
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class SubmitBatch:
 
     def run(self, max_parallel: int) -> None:
         """Submit until nothing is left to, or something stops the batch; see :meth:`submits`."""
-        self._plan()
+        self._waiting = plan_submits(self._journal, self._generations)
         threads = min(max_parallel, len(self._waiting))
         futures = [start_thread(self._work, f"luma-submit-{number}")[0] for number in range(threads)]
         try:
@@ -148,58 +149,16 @@ class SubmitBatch:
             if position in waiting or position in result.rejected:
                 continue
             record = self._journal.record(position)
-            if record is None or record.id is None:
+            if record is not None and record.id is not None:
+                result.ids[position] = record.id
+                quota += record.quota or 0.0
+            elif record is not None and record.phase in _IN_DOUBT:
                 result.unknown.append(position)
-                continue
-            result.ids[position] = record.id
-            quota += record.quota or 0.0
+            else:  # nothing was planned: the store failed before
+                result.not_submitted += 1
         if quota and not self._stopped.is_set():
             result.cost = self._client.get_cost(LumaTask("all", TaskState.PENDING, raw={"quota": quota}))
         return result
-
-    def _plan(self) -> None:
-        """Look up what this try does with each prompt, and say what earlier tries have left."""
-        actions = [self._journal.next_action(position) for position in range(len(self._generations))]
-        doubts = [position for position, action in enumerate(actions) if action is Action.REPORT]
-        known = [position for position, action in enumerate(actions) if action is Action.RECONNECT]
-        self._waiting = [position for position, action in enumerate(actions) if action is Action.SUBMIT]
-        if known:
-            log.info("Reconnecting to %d Luma tasks, which earlier tries submitted", len(known))
-        self._warn_of_changes([*doubts, *known])
-        self._warn_of_removed(len(actions))
-        if doubts:
-            log.error(
-                "%d prompts are left alone, at the positions %s: an earlier try may have submitted and been "
-                "charged for them. Check the relay's task log. Clear this task to submit them again",
-                len(doubts),
-                first_positions(doubts),
-            )
-            self._journal.mark_reported(doubts)
-
-    def _warn_of_changes(self, positions: Sequence[int]) -> None:
-        changed = [
-            position
-            for position in positions
-            if (record := self._journal.record(position)) is not None
-            and record.fingerprint != fingerprint_of(self._generations[position])
-        ]
-        if changed:
-            log.warning(
-                "%d prompts render differently from what was submitted, at the positions %s: "
-                "their Luma tasks are those of what was submitted",
-                len(changed),
-                first_positions(changed),
-            )
-
-    def _warn_of_removed(self, prompts: int) -> None:
-        removed = [position for position in self._journal.positions if position >= prompts]
-        ids = [record.id for position in removed if (record := self._journal.record(position)) and record.id]
-        if ids:
-            log.warning(
-                "The list of prompts is shorter than it was; these Luma tasks were created and are not among "
-                "the results: %s",
-                ", ".join(ids),
-            )
 
     def _watch(self, futures: Sequence[Future[None]]) -> None:
         """Wait for the threads, and say every now and then how far they are."""
@@ -229,7 +188,9 @@ class SubmitBatch:
                 self._leave(permission)
                 self._stop(clean_text(str(error)), error)
             except Exception as error:  # noqa: BLE001 - of the store, before anything was sent
-                self._leave(permission, left_out=position)
+                record = self._journal.record(position)
+                is_in_doubt = record is not None and record.phase is Phase.SENDING
+                self._leave(permission, left_out=None if is_in_doubt else position)
                 self._stop(clean_text(str(error)), error)
 
     def _take(self) -> tuple[int, Pass] | None:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 PROMPTS = int(os.environ.get("LUMA_BENCH_PROMPTS", "1000"))
 LARGE = int(os.environ.get("LUMA_BENCH_LARGE", "10000"))
-SMALL = LARGE // 5
+SMALL = LARGE // 20
 BYTES = 100_000
 FIGURES = Path(__file__).parent / "submit.md"
 
@@ -143,6 +143,7 @@ def relay() -> Iterator[Callable[[], int]]:
     try:
         yield count
     finally:
+        server.terminate()
         server.join()
 
 

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
-from airflow_provider_luma.arguments import check_number
+from airflow_provider_luma.arguments import seconds_of
+from airflow_provider_luma.download.urls import redact_text
 from airflow_provider_luma.durable_submit import DurableSubmit
 from airflow_provider_luma.exceptions import (
     LumaValueError,
@@ -82,8 +84,8 @@ class LumaGenerateOperator(GenerationOperator):
         its ``luma_summary``, and return the finished task's record (``id``, ``state``, ``prompt``,
         ``aspect_ratio``, ``created_at``, ``duration``, ``width``, ``height``) instead of the id. The sensor's
         other parameters cannot be set. Default False.
-    :param poke_interval: seconds between two polls while it waits. Default 60.
-    :param timeout: seconds to wait at the most. Default 7200.
+    :param poke_interval: seconds, or a ``timedelta``, between two polls while it waits. Default 60.
+    :param timeout: seconds, or a ``timedelta``, to wait at the most. Default 7200.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
     :param durable: keep a record of the submit, so that no try submits again what an earlier one did. Default
         True; without effect on Airflow 3.0 to 3.2 where there is no ``state_path``.
@@ -107,19 +109,17 @@ class LumaGenerateOperator(GenerationOperator):
         *,
         prompt: str,
         wait_for_completion: bool = False,
-        poke_interval: float = 60,
-        timeout: float = 7200,
+        poke_interval: float | timedelta = 60,
+        timeout: float | timedelta = 7200,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.prompt = prompt
         self.wait_for_completion = wait_for_completion
-        self.poke_interval = poke_interval
-        self.timeout = timeout
+        self.poke_interval = seconds_of("poke_interval", poke_interval)
+        self.timeout = seconds_of("timeout", timeout)
         self.deferrable = deferrable
-        check_number("poke_interval", poke_interval)
-        check_number("timeout", timeout)
         self.on_success_callback = [*self.on_success_callback, _mark_returned]
 
     def execute(self, context: Context) -> str | dict[str, Any]:
@@ -294,5 +294,5 @@ def _xcom_of(task: LumaTask) -> dict[str, str]:
     return {
         "id": task.id,
         "state": task.state.value,
-        "response": clean_text(repr(dict(task.raw)), _MAX_RESPONSE_CHARS),
+        "response": redact_text(clean_text(repr(dict(task.raw)), _MAX_RESPONSE_CHARS)),
     }

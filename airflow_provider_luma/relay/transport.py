@@ -35,6 +35,7 @@ from airflow_provider_luma.exceptions import RelayTransientError
 USER_AGENT = f"airflow-provider-luma/{__version__}"
 
 _CHUNK_BYTES = 64 * 1024
+_SEARCHED_CHARS = 256 * 1024
 _ABORT_INTERVAL = 0.2
 _SHORTEST_SECRET = 8
 _KNOWN_ENCODINGS = frozenset({"br", "zstd", "compress", "gzip", "deflate", "identity", "aws-chunked"})
@@ -206,7 +207,19 @@ def _redact(text: str, secret: str) -> str:
         return text
     for spelling in {secret, secret.replace("/", "\\/"), quote(secret, safe="")}:
         text = text.replace(spelling, "***")
-    return _json_escaped(secret).sub("***", text) if "\\u00" in text else text
+    return _redact_escaped(text, secret) if "\\u00" in text else text
+
+
+def _redact_escaped(text: str, secret: str) -> str:
+    """Redact a secret of which JSON escapes some, in steps: a search keeps other threads from running."""
+    pattern, longest = _json_escaped(secret), len(secret) * len("\\u0000")
+    pieces, start = [], 0
+    while start < len(text):
+        found = pattern.search(text, start, start + _SEARCHED_CHARS + longest)
+        end = found.start() if found else start + _SEARCHED_CHARS
+        pieces += [text[start:end], "***" if found else ""]
+        start = found.end() if found else end
+    return "".join(pieces)
 
 
 @lru_cache(maxsize=16)
@@ -230,6 +243,8 @@ def _decoder(encoding: str) -> Any:
 
     def decode(chunk: bytes, limit: int) -> bytes:
         nonlocal has_begun
+        if inflate.eof:  # zlib would keep what follows, and copy it for each chunk
+            return b""
         has_begun = has_begun or bool(chunk)
         if not chunk and has_begun and not inflate.eof:
             raise ContentEncodingError(f"its {encoding} is truncated")
@@ -282,7 +297,17 @@ def _tracked_pool(pool: type[Any]) -> type[HTTPConnectionPool | HTTPSConnectionP
 
 
 class _Response(http.client.HTTPResponse):
-    """Reads what http.client lets pass: interim responses other than 100, and chunks of a negative size."""
+    """
+    Rejects or skips what http.client and requests take.
+
+    Interim responses other than 100 are no responses, chunks have no negative size, and cookies are not
+    wanted: to parse hostile ones takes seconds.
+    """
+
+    def begin(self) -> None:
+        super().begin()
+        for name in ("Set-Cookie", "Set-Cookie2"):
+            del self.headers[name]
 
     def _read_status(self) -> tuple[str, int, str]:
         version, status, reason = super()._read_status()  # type: ignore[misc]

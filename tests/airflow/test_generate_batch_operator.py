@@ -358,7 +358,7 @@ def test_an_unknown_outcome_counts_as_a_generation(sandbox: Sandbox, store: Stor
 def test_min_balance_stops_before_the_next_submit(open_sandbox: Any, store: Store) -> None:
     sandbox = open_sandbox(balance=2.5, price=1)
     task = BatchTask(store, prompts=CATS, min_balance=3, fail_when="any")
-    with pytest.raises(LumaTaskFailedError, match=r"because the balance of 2\.5 USD is below min_balance=3"):
+    with pytest.raises(LumaTaskFailedError, match=r"because the balance of 2\.50 USD is below min_balance=3"):
         task.run()
     assert sandbox.submits == []
     assert task.submits["not_submitted"] == len(CATS)

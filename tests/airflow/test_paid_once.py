@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,23 @@ def test_a_reconnect_pushes_the_id_as_a_submit_does(task: GenerateTask, sandbox:
     task.instance.xcoms.clear()
     task.run()
     assert task.instance.xcoms["luma_task"]["id"] == first
+
+
+def test_the_signature_of_a_url_in_the_response_is_not_in_xcom(task: GenerateTask, sandbox: Sandbox) -> None:
+    url = "https://cdn.example/first.png?X-Amz-Signature=5ec7e7"
+    sandbox.script_submits(ScriptedAnswer(body={"id": "4665a07c", "image_url": url}))
+    task.run()
+    assert "https://cdn.example/first.png" in task.instance.xcoms["luma_task"]["response"]
+    assert "5ec7e7" not in str(task.instance.xcoms)
+
+
+def test_the_times_of_a_wait_may_be_timedeltas() -> None:
+    operator = LumaGenerateOperator(
+        task_id="generate", prompt="cat", timeout=timedelta(hours=1), poke_interval=timedelta(seconds=5)
+    )
+    assert (operator.timeout, operator.poke_interval) == (3600, 5)
+    with pytest.raises(LumaValueError, match="timeout"):
+        LumaGenerateOperator(task_id="generate", prompt="cat", timeout=timedelta(0))
 
 
 def test_a_folder_that_is_not_there_is_an_error_and_not_an_absent_record(

@@ -8,6 +8,7 @@ line of JSON for each kill.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import importlib
 import importlib.util
 import json
@@ -18,6 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import httpx
 
 DAG_ID, TASK_ID = "killed", "generate"
 KILLED = 99
@@ -72,9 +75,18 @@ def _warm_up(dag: Any) -> None:
     for name in modules.read_text().splitlines():
         with suppress(Exception):  # some can only be imported as parts of others
             importlib.import_module(name)
+    asyncio.run(_first_request())
+
+
+async def _first_request() -> None:
+    """Have the api-server build the routes of the version that tasks speak."""
+    from airflow.sdk.api.client import API_VERSION
     from airflow.sdk.execution_time.supervisor import in_process_api_server
 
-    _ = in_process_api_server().app
+    transport = httpx.ASGITransport(in_process_api_server().app)
+    headers = {"airflow-api-version": API_VERSION}
+    async with httpx.AsyncClient(transport=transport, base_url="http://server", headers=headers) as client:
+        await client.get("/connections/luma_default")
 
 
 def _in_child(act: Callable[[], Any]) -> int:

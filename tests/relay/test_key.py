@@ -74,6 +74,14 @@ def test_a_key_in_a_task_is_redacted_however_json_escapes_it(make_client, listen
     assert KEY not in repr(found) + str(found.raw)
 
 
+@pytest.mark.parametrize("padding", [0, 100_000, 262_144 - 20, 262_144 - 1, 262_144, 600_000])
+def test_a_key_is_redacted_wherever_it_is_in_a_long_response(make_client, listen, padding):
+    said = "x" * padding + f"{KEY} {PARTLY_ESCAPED} {ESCAPED}" + "x" * padding + ESCAPED
+    url, _ = listen(http_response(f'[{{"id": "a", "state": "failed", "extra": "{said}"}}]'.encode()))
+    (found,) = make_client(KEY, base_url=url).get_tasks(["a"]).values()
+    assert found.raw["extra"] == "x" * padding + "*** *** ***" + "x" * padding + "***"
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-be"])
 @pytest.mark.parametrize("status", [200, 400, 401])
 def test_a_key_in_another_encoding_is_in_no_error(make_client, listen, encoding, status):

@@ -403,6 +403,33 @@ def test_a_chunk_of_a_negative_size_is_not_read_to_the_end(
     assert peak < 8 * MEGABYTE
 
 
+def test_bytes_after_the_end_of_a_compressed_body_are_not_kept(
+    make_client: MakeClient, serve: Callable[..., Server]
+) -> None:
+    packed = gzip.compress(b"[]")
+    length = len(packed) + 100 * MEGABYTE
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {length}\r\n\r\n".encode()
+    server = serve([(0, head + packed), *[(0, b" " * MEGABYTE)] * 100])
+    tracemalloc.start()
+    try:
+        assert make_client(base_url=server.base_url).get_tasks(["a"]) == {}
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * MEGABYTE
+
+
+@pytest.mark.parametrize("cookie", ["Set-Cookie2: a" + " a" * 30_000, "Set-Cookie: a=b" + ";a" * 30_000])
+def test_cookies_are_not_even_parsed(
+    make_client: MakeClient, serve: Callable[..., Server], cookie: str
+) -> None:
+    head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + f"{cookie}\r\n" * 90 + "\r\n"
+    client = make_client(base_url=serve([(0, head.encode() + b"[]")]).base_url)
+    started = time.process_time()
+    assert client.get_tasks(["a"]) == {}
+    assert time.process_time() - started < 2  # seven seconds and more when they are
+
+
 @cache
 def bomb(wbits: int) -> bytes:
     """Compress 300 MB of blanks to less than half a megabyte."""

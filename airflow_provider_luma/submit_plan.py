@@ -1,0 +1,67 @@
+"""What a try of a batch does with each prompt, by the table in :mod:`airflow_provider_luma.submit_record`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from airflow_provider_luma.submit_record import Action, fingerprint_of
+from airflow_provider_luma.submit_result import first_positions
+
+if TYPE_CHECKING:
+    from airflow_provider_luma.relay.generation import Generation
+    from airflow_provider_luma.submit_journal import Journal
+
+log = logging.getLogger(__name__)
+
+
+def plan_submits(journal: Journal, generations: Sequence[Generation]) -> list[int]:
+    """Return the positions that this try submits, and say what earlier tries have left of the others."""
+    actions = [journal.next_action(position) for position in range(len(generations))]
+    doubts = _positions(actions, Action.REPORT)
+    known = _positions(actions, Action.RECONNECT)
+    if known:
+        log.info("Reconnecting to %d Luma tasks, which earlier tries submitted", len(known))
+    _warn_of_changes(journal, generations, [*doubts, *known])
+    _warn_of_removed(journal, len(generations))
+    if doubts:
+        log.error(
+            "%d prompts are left alone, at the positions %s: an earlier try may have submitted and been "
+            "charged for them. Check the relay's task log. Clear this task to submit them again",
+            len(doubts),
+            first_positions(doubts),
+        )
+        journal.mark_reported(doubts)
+    return _positions(actions, Action.SUBMIT)
+
+
+def _positions(actions: Sequence[Action], wanted: Action) -> list[int]:
+    return [position for position, action in enumerate(actions) if action is wanted]
+
+
+def _warn_of_changes(journal: Journal, generations: Sequence[Generation], positions: Sequence[int]) -> None:
+    changed = [
+        position
+        for position in positions
+        if (record := journal.record(position)) is not None
+        and record.fingerprint != fingerprint_of(generations[position])
+    ]
+    if changed:
+        log.warning(
+            "%d prompts render differently from what was submitted, at the positions %s: "
+            "their Luma tasks are those of what was submitted",
+            len(changed),
+            first_positions(changed),
+        )
+
+
+def _warn_of_removed(journal: Journal, prompts: int) -> None:
+    removed = [position for position in journal.positions if position >= prompts]
+    ids = [record.id for position in removed if (record := journal.record(position)) and record.id]
+    if ids:
+        log.warning(
+            "The list of prompts is shorter than it was; these Luma tasks were created and are not among "
+            "the results: %s",
+            ", ".join(ids),
+        )
