@@ -12,7 +12,7 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(VENV) --constraints constrai
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-demo: $(VENV)/ready ## run the archive DAG on the embedded sandbox, with all the set-up
+demo: $(VENV)/ready ## run example_luma_generate on the embedded sandbox, with all the set-up
 	@$(BIN)/python scripts/demo.py
 
 test: $(VENV)/stores ## run the tests, with all the set-up
@@ -31,7 +31,7 @@ test-kills: $(VENV)/stores ## kill generate tasks before each of their lines, on
 	LUMA_KILLS_STEP=$${LUMA_KILLS_STEP:-1} $(BIN)/python -m pytest -m "kills or not kills" -k kill tests/kills tests/airflow/test_paid_once.py tests/airflow/test_batch_paid_once.py -v -s $(ARGS)
 
 MINUTES ?= 20
-soak: $(VENV)/stores postgresql redis ## wait and archive in a loop for MINUTES=20; memory, threads, sockets and files must stay flat
+soak: $(VENV)/stores postgresql redis ## wait and download in a loop for MINUTES=20; memory, threads, sockets and files must not grow beyond noise
 	LUMA_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -m soak tests/stack -v -s $(ARGS)
 
 .PHONY: chromium postgresql redis
@@ -56,7 +56,7 @@ bench-wait: $(VENV)/ready ## measure what waiting costs a triggerer, beside the 
 bench-submit: $(VENV)/stores postgresql redis ## measure a batch of prompts beside a mapped task for each, and its journal (half an hour)
 	$(BIN)/python benchmarks/submit.py $(ARGS)
 
-bench-transfer: $(VENV)/stores ## measure the archiver beside curl, rclone and HttpToS3Operator (ten minutes)
+bench-transfer: $(VENV)/stores ## measure downloads beside curl, rclone and HttpToS3Operator (ten minutes)
 	@command -v nginx >/dev/null || { apt-get update -qq && apt-get install -y -qq nginx-light; }
 	@command -v curl >/dev/null || { apt-get update -qq && apt-get install -y -qq curl; }
 	@$(INSTALL) --group bench
@@ -85,13 +85,13 @@ dist: $(VENV)/ready ## build sdist and wheel, twice, and check what they hold
 	@$(INSTALL) --group release
 	$(BIN)/python scripts/dist.py
 
-audit: $(VENV)/ready ## ask for known weaknesses of what development installs; needs a package index that tells
+audit: $(VENV)/ready ## check development's packages for known vulnerabilities; needs a package index that reports them
 	@$(INSTALL) --group release
 	@mkdir -p build
 	$(BIN)/cyclonedx-py requirements constraints-dev.txt -o build/constraints-dev.cdx.json
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r constraints-dev.txt
 
-fix: $(VENV)/ready ## mend what ruff can mend, and format
+fix: $(VENV)/ready ## apply ruff's fixes, and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -111,7 +111,7 @@ $(VENV)/ready: pyproject.toml constraints-dev.txt
 	@$(INSTALL) --editable '.[s3]' --group dev
 	@touch $@
 
-# What only tests need, and takes as long again: the providers of the other stores, and emulators of them.
+# Only tests need these, and they take as long again: the providers of the other stores, and emulators of them.
 $(VENV)/stores: $(VENV)/ready tests/azurite/package-lock.json
 	@echo "Setting up the object stores for the tests (half a minute, once) ..."
 	@$(INSTALL) --editable '.[s3,gcs,azure]' --group stores --group fuzz --group samples

@@ -39,11 +39,11 @@ __all__ = [
 
 
 class LumaTaskFailedError(AirflowFailException):
-    """Luma tasks failed, or the relay does not know them, and ``fail_when`` does not bear it."""
+    """Luma tasks failed, or the relay does not know them, and ``fail_when`` does not tolerate it."""
 
 
 class LumaNonRetryableError(AirflowFailException):
-    """A retry cannot help, or could be charged twice: the message says what can."""
+    """A retry cannot help, or could be charged twice; the message names the next step."""
 
 
 @contextmanager

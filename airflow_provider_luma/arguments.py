@@ -29,7 +29,7 @@ class Choice(StrEnum):
 
 
 class FailWhen(Choice):
-    """When failed or missing ids make the whole batch fail."""
+    """When failed or missing ids fail the batch."""
 
     ANY = "any"
     ALL = "all"

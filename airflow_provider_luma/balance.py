@@ -49,7 +49,7 @@ class BalanceReader:
 
     def get(self) -> Money | None:
         """
-        Return the balance; ``None`` where the relay does not tell one.
+        Return the balance; ``None`` where the relay does not report one.
 
         :raises RelayError: when it cannot be read now, and was not read for 20 minutes.
         """
@@ -80,4 +80,4 @@ class BalanceReader:
             metrics.record_balance(self._conn_id, self._reading)
         elif not self._is_absence_logged:
             self._is_absence_logged = True
-            log.info("The relay of the connection %r does not tell a balance", self._conn_id)
+            log.info("The relay of the connection %r does not report a balance", self._conn_id)

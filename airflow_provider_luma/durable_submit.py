@@ -8,10 +8,10 @@ What the record says, and what a later try does with it, is the table in
 act                                 after a crash behind it
 ==================================  =====================================================================
 everything is validated             no record: the next try submits
-``sending`` is saved                the doubt is reported
-the request leaves                  the doubt is reported
-the response arrives                the doubt is reported
-the id is logged                    the doubt is reported; the id stands in the log
+``sending`` is saved                the next try fails: outcome unknown
+the request leaves                  likewise
+the response arrives                likewise
+the id is logged                    likewise; the id is in the log
 ``created`` is saved                the next try reconnects
 ==================================  =====================================================================
 """
@@ -121,7 +121,7 @@ class DurableSubmit:
         self._try_mark(Phase.ENDED, reason)
 
     def _report_doubt(self, message: str, error: SubmitOutcomeUnknownError | None = None) -> NoReturn:
-        """Log the doubt before the record says that it was reported, and fail."""
+        """Log the unknown outcome before the record says that it was reported, and fail."""
         log.error("%s%s", message, self._label)
         self._try_mark(Phase.REPORTED, message)
         raise SubmitOutcomeUnknownError(
@@ -139,7 +139,7 @@ class DurableSubmit:
             ) from error
 
     def _try_mark(self, phase: Phase, reason: str) -> None:
-        """Save a phase beside an error that matters more; without it the next try reports a doubt."""
+        """Save a phase beside an error that matters more; without it the next try fails: outcome unknown."""
         try:
             self._ledger.mark(phase, reason=reason)
         except Exception:

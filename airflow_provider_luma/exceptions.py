@@ -9,16 +9,16 @@ Everything that can go wrong, sorted by what its reader can do about it.
     │   ├── RelayPermanentError              retrying cannot help
     │   │   ├── RelayAuthenticationError     401: the API key is unknown, expired or used up
     │   │   ├── RelayPermissionError         403: the account or the key lacks permission
-    │   │   │   └── RelayInsufficientBalanceError  402, or any response that says so
-    │   │   └── RelayInvalidRequestError     400, 404, 413, 422: the relay does not take this request
+    │   │   │   └── RelayInsufficientBalanceError  402, or any rejection for insufficient quota
+    │   │   └── RelayInvalidRequestError     400, 404, 413, 422: the relay does not accept this request
     │   ├── SubmitOutcomeUnknownError        a submit that may have created and charged for a task
     │   ├── RelayRateLimitError              429
-    │   └── RelayTransientError              connection, timeout, truncated or foreign response, 408, 5xx
+    │   └── RelayTransientError              connection, timeout, truncated or invalid response, 408, 5xx
     ├── SubmitRecordError                    the record of a submit cannot be read or written
     ├── DownloadError                        a file was not downloaded to its destination
-    │   ├── TransientDownloadError           connection, timeout, truncated or damaged download, 5xx
-    │   ├── LinkExpiredError                 the URL is gone, expired or missing: a fresh one may work
-    │   ├── UnsafeURLError                   the URL leads to an address that is not public
+    │   ├── TransientDownloadError           connection, timeout, truncated or damaged download, 429, 5xx
+    │   ├── LinkExpiredError                 the URL is expired or missing; a fresh one may work
+    │   ├── UnsafeURLError                   the URL's address is not public
     │   └── ObjectExistsError                an object has the name, and if_exists does not replace it
     └── TriggerEventError                    a trigger event is lost or invalid
 
@@ -44,17 +44,17 @@ class LumaError(Exception):
 
 
 class LumaValueError(LumaError, ValueError):
-    """An argument or a connection field is wrong. Nothing was sent."""
+    """An argument or a connection field is invalid. Nothing was sent."""
 
 
 class RelayError(LumaError):
     """
-    The relay refused, failed or could not be reached.
+    The relay rejected the request, failed or could not be reached.
 
-    :param message: what happened, to whom and what to do next, in one line.
-    :param status: the HTTP status, ``None`` when there was no answer.
+    :param message: the failure, and what to do next, in one line.
+    :param status: the HTTP status, ``None`` when there was no response.
     :param request_id: the relay's own id of the request, for its support.
-    :param retry_after: seconds to wait as told by the relay, ``None`` when it did not say.
+    :param retry_after: ``Retry-After`` in seconds, ``None`` when the response has none.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class RelayError(LumaError):
 
 
 class RelayPermanentError(RelayError):
-    """The relay will say the same again: no retry can help."""
+    """Permanent error; retrying cannot help."""
 
 
 class RelayAuthenticationError(RelayPermanentError):
@@ -89,15 +89,15 @@ class RelayAuthenticationError(RelayPermanentError):
 
 
 class RelayPermissionError(RelayPermanentError):
-    """403: the account lacks rights."""
+    """403: the account or the key lacks permission."""
 
 
 class RelayInsufficientBalanceError(RelayPermissionError):
-    """402, or a refusal for want of quota: the account lacks balance."""
+    """402, or any rejection for insufficient quota: the account lacks balance."""
 
 
 class RelayInvalidRequestError(RelayPermanentError):
-    """400, 404, 413, 422: the relay does not take this request."""
+    """400, 404, 413, 422: the relay does not accept this request."""
 
 
 class SubmitOutcomeUnknownError(RelayError):
@@ -109,11 +109,11 @@ class SubmitOutcomeUnknownError(RelayError):
 
 
 class RelayRateLimitError(RelayError):
-    """429: the relay asks to slow down."""
+    """429: a rate limit."""
 
 
 class RelayTransientError(RelayError):
-    """Trouble that may pass by itself: connection, timeout, cut or foreign answer, 408, 5xx."""
+    """Transient error: connection, timeout, truncated or invalid response, 408, 5xx."""
 
 
 class SubmitRecordError(LumaError):
@@ -121,27 +121,27 @@ class SubmitRecordError(LumaError):
 
 
 class DownloadError(LumaError):
-    """One file did not get from its link to its place."""
+    """A file was not downloaded to its destination."""
 
 
 class TransientDownloadError(DownloadError):
-    """Trouble that may pass by itself: connection, timeout, cut or damaged download, 408, 429, 5xx."""
+    """Transient error: connection, timeout, truncated or damaged download, 408, 416, 425, 429, 5xx."""
 
 
 class LinkExpiredError(DownloadError):
-    """The link is gone, expired or missing; a fresh one may work."""
+    """The URL is expired or missing; a fresh one may work."""
 
 
 class UnsafeURLError(DownloadError):
-    """The link leads where no download may go."""
+    """The URL's address is not public."""
 
 
 class ObjectExistsError(DownloadError):
-    """The name is taken by an object that must not be replaced."""
+    """An object has the name, and ``if_exists`` does not replace it."""
 
 
 class TriggerEventError(LumaError):
-    """A wait ended without saying how."""
+    """The trigger event is lost or invalid."""
 
 
 _RELAY_ERRORS: dict[str, type[RelayError]] = {

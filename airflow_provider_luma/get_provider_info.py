@@ -10,7 +10,7 @@ def get_provider_info() -> dict[str, Any]:
         "package-name": "airflow-provider-luma",
         "name": "Luma",
         "description": "Submits Luma video generations to an API relay, waits for batches of them "
-        "and archives the finished videos in object storage.",
+        "and downloads the finished videos to object storage.",
         "integrations": [
             {
                 "integration-name": "Luma",
@@ -76,7 +76,7 @@ def _connection_type() -> dict[str, Any]:
             },
             "batch_size": {
                 "label": "Batch size",
-                "description": "How many task ids one request asks for. No relay documents a limit.",
+                "description": "How many task ids one request queries. No relay documents a limit.",
                 "schema": {"type": ["integer", "null"], "default": 100, "minimum": 1},
             },
             "max_in_flight": {
@@ -86,8 +86,8 @@ def _connection_type() -> dict[str, Any]:
             },
             "max_requests_per_minute": {
                 "label": "Requests a minute",
-                "description": "How many status requests the triggerer sends a minute at the most. "
-                "Empty: as many as are due.",
+                "description": "How many status requests the triggerer, and how many submits one batch task, "
+                "sends a minute at the most. Empty: as many as are due.",
                 "schema": {"type": ["number", "null"], "default": None, "minimum": 0},
             },
             "verify": {

@@ -70,7 +70,7 @@ def collect_hook_lineage(hook: BaseHook, files: Iterable[File]) -> None:
 
 
 def openlineage_facets(files: Iterable[File]) -> OperatorLineage[Any, Any]:
-    """Describe the first hundred files for OpenLineage, whose provider is asked for this."""
+    """Describe the first hundred files for OpenLineage, whose provider calls this."""
     from airflow.providers.common.compat.openlineage.facet import Dataset
     from airflow.providers.openlineage.extractors import OperatorLineage
 

@@ -50,7 +50,7 @@ def count_rate_limit_pause(conn_id: str) -> None:
 
 
 def record_pending_ids(conn_id: str, ids: int) -> None:
-    """Record how many ids a round of polling asks for."""
+    """Record how many ids the subscriptions of a polling round wait for."""
     Stats.gauge("luma.pending_ids", ids, tags={"conn_id": conn_id})
 
 

@@ -4,7 +4,7 @@ Submits a batch of generations by its journal, several at once.
 Threads take the prompts that are to be submitted (:mod:`airflow_provider_luma.submit_plan`), in their order:
 
 ==================================  =====================================================================
-outcome of a submit                 what follows
+outcome of a submit                 effect
 ==================================  =====================================================================
 created                             the next prompt
 rejected: moderation, invalid       the reason is kept; the next prompt
@@ -119,7 +119,7 @@ class SubmitBatch:
         self._error: Exception | None = None
 
     def run(self, max_parallel: int) -> None:
-        """Submit until nothing is left to, or something stops the batch; :meth:`submits` tells the rest."""
+        """Submit until nothing is left to, or something stops the batch; see :meth:`submits`."""
         self._waiting = plan_submits(self._journal, self._generations)
         threads = min(max_parallel, len(self._waiting))
         futures = [start_thread(self._work, f"luma-submit-{number}")[0] for number in range(threads)]
@@ -135,7 +135,7 @@ class SubmitBatch:
             self._save_rest()
 
     def submits(self) -> BatchSubmits:
-        """Tell what became of each prompt, by the journal."""
+        """Return the result of each prompt, by the journal."""
         with self._changed:
             waiting = set(self._waiting)
             result = BatchSubmits(

@@ -13,10 +13,10 @@ act                                 after a crash behind it
 ==================================  =====================================================================
 all prompts are validated           no head: the next try submits all
 the head is saved                   no records: the next try submits all
-a flush saves ``sending``           the doubts are reported, of at most ``max_parallel`` prompts
+a flush saves ``sending``           unknown outcomes are reported, of at most ``max_parallel`` prompts
 the requests leave                  likewise
 a response arrives                  likewise
-the id is logged                    likewise; the id stands in the log
+the id is logged                    likewise; the id is in the log
 a flush saves ``created``           the next try knows the id
 a flush is interrupted              each segment is as it was before, or as after it
 ``returned`` is saved in the head   the task is a success; cleared, it submits all again
@@ -152,7 +152,7 @@ class Journal:
         self._save(position, record.at(phase, self._max_tries, id=id, reason=reason, quota=quota))
 
     def mark_reported(self, positions: Iterable[int]) -> None:
-        """Save that the doubts of an earlier try were logged."""
+        """Save that the unknown outcomes of an earlier try were logged."""
         for position in positions:
             record = self._records[position]
             self._records[position] = record.at(Phase.REPORTED, self._max_tries, reason=record.reason)

@@ -1,24 +1,24 @@
 """
-The record of a submit: what makes sure that a prompt is paid for once, whatever breaks on the way.
+The record of a submit, by which a prompt is paid for once, also after failures.
 
 Each task instance of a generate operator has one record, which all of its tries share. It is written before
 each act and never deleted to mean something. A try that starts looks its phase up in this table:
 
-============= ============================================ ================= =================
-phase         written                                      a retry           a cleared task
-============= ============================================ ================= =================
-(no record)                                                submits           submits
-sending       before the request may leave                 reports the doubt reports the doubt
-not_created   after proof that no Luma task was created    submits           submits
-reported      after the doubt was logged, before its error reports again     submits
-created       after the response, with the id              reconnects        reconnects
-returned      after Airflow recorded the task's success    reconnects        submits
-ended         after the generation failed                  fails again       submits
-============= ============================================ ================= =================
+============= =========================================== ====================== ======================
+phase         written                                     a retry                a cleared task
+============= =========================================== ====================== ======================
+(no record)                                               submits                submits
+sending       before the request may leave                fails: outcome unknown fails: outcome unknown
+not_created   after proof that no Luma task was created   submits                submits
+reported      after the unknown outcome was logged        fails: outcome unknown submits
+created       after the response, with the id             reconnects             reconnects
+returned      after Airflow recorded the task's success   reconnects             submits
+ended         after the generation failed                 fails again            submits
+============= =========================================== ====================== ======================
 
-A cleared task is told from a retry by ``max_tries``, which Airflow raises with each clear. What a crash
-between two of these lines leaves behind is the earlier line, so the next try errs on the side that does not
-pay: it reports a doubt, or reconnects.
+``max_tries``, which Airflow raises with each clear, distinguishes a cleared task from a retry. A crash
+between two of these lines leaves the earlier line behind, so the next try errs on the side that does not
+pay: it fails, or reconnects.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MAX_REASON_CHARS = 2000
 
 
 class Phase(StrEnum):
-    """How far a submit came."""
+    """The progress of a submit."""
 
     SENDING = "sending"
     NOT_CREATED = "not_created"
@@ -53,7 +53,7 @@ class Phase(StrEnum):
 
 
 class Action(StrEnum):
-    """What a try does."""
+    """The action of a try."""
 
     SUBMIT = "submit"
     REPORT = "report"
@@ -78,14 +78,14 @@ _WITH_ID = frozenset({Phase.CREATED, Phase.RETURNED, Phase.ENDED})
 @dataclass(frozen=True)
 class SubmitRecord:
     """
-    What is known of a submit.
+    The known facts of a submit.
 
-    :param phase: how far it came.
+    :param phase: its progress.
     :param max_tries: of the task instance when this was written.
     :param fingerprint: of what was submitted.
     :param id: the Luma task's, once it is known.
     :param reason: why the phase was reached, for people.
-    :param quota: what was charged, in the relay's own quota, where it says so.
+    :param quota: the charge in the relay's own quota, where the relay reports it.
     """
 
     phase: Phase

@@ -1,5 +1,5 @@
 """
-Where the record of a submit lives: durable execution on every Airflow.
+Where the record of a submit is kept: durable execution on every Airflow.
 
 ======================  ================  =============================================================
 kept in                 Airflow           survives
@@ -255,7 +255,7 @@ def is_success_recorded(ti: Any) -> bool:
     """
     Say whether Airflow recorded the success of the task instance that runs.
 
-    From 3.3 on success callbacks are called also when the api-server refused the success.
+    From 3.3 on success callbacks are called also when the api-server rejected the success.
     """
     states = ti.get_task_states(
         dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index

@@ -252,7 +252,7 @@ def main() -> None:
         *(row(name, number, m, peer_cpu) for name, number, m in results),
         "",
         *(
-            f"Asking for {number:,} ids and reading the responses, by itself: "
+            f"Querying {number:,} ids and reading the responses, by itself: "
             f"{parsing_cost(number):.2f} CPU s a minute."
             for number in (1000, 10_000)
         ),

@@ -1,7 +1,7 @@
 """
 ### Approve a list of prompts before it is paid for, then choose among the clips
 
-Shows a table of prompts with the number of clips of each and, where the relay tells prices, what they will
+Shows a table of prompts with the number of clips of each and, where the relay reports prices, their
 cost. Nothing is submitted, and so nothing is paid, before somebody approves it under *Required Actions*. When
 the clips are downloaded, somebody chooses the ones to keep:
 
@@ -70,7 +70,7 @@ def approval() -> None:
         total = sum(clips for _, clips in rows)
         if price is None:
             table = as_table(("prompt", "clips"), *rows, ("**total**", f"**{total}**"))
-            return f"{table}\n\nThe relay does not tell what a clip costs."
+            return f"{table}\n\nThe relay does not report the price of a clip."
         table = as_table(
             ("prompt", "clips", "about"),
             *((prompt, clips, price * clips) for prompt, clips in rows),

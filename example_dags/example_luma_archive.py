@@ -1,15 +1,15 @@
 """
-### Wait for Luma clips and archive them
+### Wait for Luma clips and download them
 
-Waits, without holding a worker slot, until every task is completed or failed, then puts the finished videos
-into object storage. Trigger it with the ids of tasks that you have submitted, and with where the videos go:
+Waits, without holding a worker slot, until every task is completed or failed, then downloads the finished
+videos to object storage. Trigger it with the ids of tasks that you have submitted, and the destination:
 
 ```json
 {"luma_task_ids": ["4665a07c-7641-4809-a133-10786201bb56"], "destination": "s3://aws_default@my-bucket/clips"}
 ```
 
-`fail_when="all"` archives what completed even when some clips failed; the XCom `luma_summary` of the task
-`wait` says which ones, and why.
+`fail_when="all"` downloads the completed clips even when others failed; the XCom `luma_summary` of the task
+`wait` names those with their reasons.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ with DAG(
         timeout=timedelta(hours=1),
     )
     LumaDownloadOperator(
-        task_id="archive",
+        task_id="download",
         luma_task_ids=wait.output,
         destination="{{ params.destination }}",
         media=["video", "thumbnail"],

@@ -1,12 +1,12 @@
 """
-### Archive thousands of Luma clips in chunks
+### Download thousands of Luma clips in chunks
 
-One mapped sensor and one mapped download per chunk of ids: the chunks are archived side by side on all
+One mapped sensor and one mapped download per chunk of ids: the chunks are downloaded side by side on all
 workers, and a chunk that fails is retried alone. The sensors wait in the triggerer, where all of them share
 the requests to the relay.
 
 Map over chunks rather than single ids: Airflow maps over at most `[core] max_map_length` (1024) items, and
-one request asks for a hundred ids anyway.
+one request queries a hundred ids anyway.
 """
 
 from __future__ import annotations
@@ -41,5 +41,8 @@ with DAG(
     ).expand(luma_task_ids=chunks())
 
     LumaDownloadOperator.partial(
-        task_id="archive", destination="{{ params.destination }}", retries=2, retry_delay=timedelta(minutes=1)
+        task_id="download",
+        destination="{{ params.destination }}",
+        retries=2,
+        retry_delay=timedelta(minutes=1),
     ).expand(luma_task_ids=wait.output)

@@ -1,5 +1,5 @@
 """
-### From prompts to archived clips
+### From prompts to downloaded clips
 
 Submits a generation for each prompt, waits for all of them in the triggerer, and puts the finished videos
 into object storage, each with a record of its metadata beside it:
@@ -51,7 +51,7 @@ with DAG(
         timeout=timedelta(hours=2),
     )
     LumaDownloadOperator(
-        task_id="archive",
+        task_id="download",
         luma_task_ids=wait.output,
         destination="{{ params.destination }}",
         retries=2,

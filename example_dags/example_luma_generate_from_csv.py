@@ -1,5 +1,5 @@
 """
-### From a table of prompts in object storage to archived clips
+### From a table of prompts in object storage to downloaded clips
 
 Reads a CSV file with the columns `prompt` and, if you like, `aspect_ratio`, from any object storage, and does
 with each row what `example_luma_generate` does with a prompt:
@@ -50,7 +50,7 @@ with DAG(
         timeout=timedelta(hours=2),
     )
     LumaDownloadOperator(
-        task_id="archive",
+        task_id="download",
         luma_task_ids=wait.output,
         destination="{{ params.destination }}",
         manifest="{{ run_id }}.jsonl",

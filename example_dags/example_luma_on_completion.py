@@ -1,7 +1,7 @@
 """
-### Archive a clip as soon as it is finished
+### Download a clip as soon as it is finished
 
-An asset watcher in the triggerer asks for Luma tasks that somebody else submitted, and starts a run of this
+An asset watcher in the triggerer polls Luma tasks that somebody else submitted, and starts a run of this
 DAG for each one that is completed or failed. It shares its requests with every waiting sensor of the
 connection.
 """
@@ -34,7 +34,7 @@ with DAG(
         return [payload["id"] for payload in payloads if payload["state"] == "completed"]
 
     LumaDownloadOperator(
-        task_id="archive",
+        task_id="download",
         luma_task_ids=completed(),
         destination="file:///tmp/luma-clips",
         retries=2,

@@ -1,9 +1,9 @@
 """
-### Use the records of archived Luma clips
+### Use the records of downloaded Luma clips
 
 `LumaDownloadOperator` returns one record per video, plain JSON that any task can take: here a TaskFlow task
-that sums up what was archived. A record names the object (`uri`), its size and sha256, and tells prompt,
-duration, width and height of the clip.
+that sums up the downloads. A record names the object (`uri`), its size and sha256, and the
+prompt, duration, width and height of the clip.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ with DAG(
         poke_interval=10,
         timeout=timedelta(hours=1),
     )
-    archive = LumaDownloadOperator(
-        task_id="archive",
+    download = LumaDownloadOperator(
+        task_id="download",
         luma_task_ids=wait.output,
         destination="{{ params.destination }}",
         name_template="{created_at:%Y-%m-%d}/{id}",
     )
-    sum_up(archive.output)
+    sum_up(download.output)

@@ -1,7 +1,7 @@
 """
-Runs the DAG from prompts to archive in a real Airflow on the embedded sandbox, and shows what came of it.
+Runs the DAG from prompts to downloaded clips in a real Airflow on the embedded sandbox, and shows the result.
 
-Everything that Airflow itself has to say goes to ``.demo/airflow.log``.
+Airflow's own output goes to ``.demo/airflow.log``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROMPTS = [
     "a paper boat crossing a puddle after the rain",
     "cat dance",
     "a lighthouse in a storm, seen from the sea",
-    "blacklisted words, which the relay refuses",
+    "blacklisted words, which the relay rejects",
     "two foxes chasing each other through fresh snow",
 ]
 OURS = re.compile(r"^\S+ \[\w+ *\] (.*?) +\[[\w.]*airflow_provider_luma[\w.]*?\.(\w+)\]")
@@ -104,7 +104,7 @@ def follow(screen: Any, started: float, stop: threading.Event) -> None:
 
 
 def report(screen: Any, run: Any) -> None:
-    records, summary = xcom(run, "archive", "return_value"), xcom(run, "wait", "luma_summary")
+    records, summary = xcom(run, "download", "return_value"), xcom(run, "wait", "luma_summary")
     print(f"\nThe DAG run ended: {run.state}.\n", file=screen)
     print(f"Downloaded to {CLIPS.relative_to(ROOT)}:", file=screen)
     table(

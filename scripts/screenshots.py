@@ -1,7 +1,7 @@
 """
 Clicks through the approval example in a real browser, and takes the pictures of the documentation.
 
-A whole Airflow on loopback, the embedded sandbox, an S3 server and Debian's Chromium without a screen. It
+A complete Airflow on loopback, the embedded sandbox, an S3 server and Debian's Chromium without a screen. It
 fails when something is paid before the approval, or something else is kept than what was chosen.
 """
 

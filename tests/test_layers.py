@@ -1,4 +1,4 @@
-"""Imports only go down: the relay, the transfer and the sandbox know nothing of Airflow."""
+"""Imports only go down: the relay, the download and the sandbox know nothing of Airflow."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import pytest
 from airflow_provider_luma import relay
 
 PACKAGE = Path(relay.__file__).parents[1]
-ROOMS = {
+LAYERS = {
     "relay": "airflow_provider_luma.download airflow_provider_luma.sandbox starlette uvicorn fsspec",
     "download": "airflow_provider_luma.sandbox starlette uvicorn",
     "sandbox": "",
     "exceptions.py": "airflow_provider_luma.relay airflow_provider_luma.download requests pendulum tenacity",
 }
-UPSTAIRS = "airflow " + " ".join(
-    f"airflow_provider_luma.{room}"
-    for room in ("airflow_exceptions", "hooks", "sensors", "triggers", "operators")
+LAYERS_ABOVE = "airflow " + " ".join(
+    f"airflow_provider_luma.{layer}"
+    for layer in ("airflow_exceptions", "hooks", "sensors", "triggers", "operators")
 )
 
 
-def modules(room):
-    """Name every module of a room."""
-    path = PACKAGE / room
+def modules(layer):
+    """Name every module of a layer."""
+    path = PACKAGE / layer
     for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
         parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
         yield ".".join(parts).removesuffix(".__init__")
@@ -40,11 +40,11 @@ def run(source, *arguments):
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_nothing_from_the_floors_above(room):
-    names = list(modules(room))
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_imports_nothing_from_the_layers_above(layer):
+    names = list(modules(layer))
     assert names
-    forbidden = f"{UPSTAIRS} {ROOMS[room]}".split()
+    forbidden = f"{LAYERS_ABOVE} {LAYERS[layer]}".split()
     source = """
         import importlib, sys
         for name in sys.argv[2:]:
@@ -55,9 +55,9 @@ def test_a_room_imports_nothing_from_the_floors_above(room):
     assert run(source, ",".join(forbidden), *names) == []
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_no_function_of_a_room_imports_airflow_later(room):
-    files = sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / room]
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_function_of_a_layer_imports_airflow_later(layer):
+    files = sorted((PACKAGE / layer).rglob("*.py")) or [PACKAGE / layer]
     imports = [
         f"{file.name}: {line.strip()}"
         for file in files

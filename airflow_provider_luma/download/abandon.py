@@ -1,8 +1,9 @@
 """
-A stop, or a deadline, waits for nobody.
+A stop, or a deadline, waits for no blocked call.
 
-What blocks, in a resolver, a handshake or a store, cannot be interrupted in Python. But nothing unfinished is
-visible, so it can be abandoned: it runs in a daemon thread, which nobody waits for longer than necessary.
+A blocked call, in a resolver, a handshake or a store, cannot be interrupted in Python. But nothing unfinished
+is visible, so it can be abandoned: it runs in a daemon thread, for which the caller waits no longer than
+necessary.
 
 A thread that is abandoned while it publishes may still come to its end: what it writes then is true, too, and
 the next run finds it.

@@ -1,5 +1,5 @@
 """
-What a file is, by its bytes: a server's word is not believed.
+The type of a file, by its bytes: headers are not trusted.
 
 Containers are walked from header to header, and must end where the file ends, so that a truncated file, a
 spliced one or a web page never passes. Only headers are read, however large the file is.
@@ -15,8 +15,8 @@ JPEG             starts and ends with the markers of an image
 ``moov`` and ``mdat`` with nothing in them are no video.
 
 A last box or segment may say "to the end of the file", a fragmented file may end after any fragment, and a
-JPEG may have more after its end marker. All of it holds only if the server told the file's size. Without a
-size, a truncation exactly between two boxes, after ``moov`` and ``mdat``, cannot be told from the end.
+JPEG may have more after its end marker. All of it holds only if the server sent the file's size. Without a
+size, a truncation exactly between two boxes, after ``moov`` and ``mdat``, looks like the end.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def detect_media_type(kind: str, size: int, read_at: ReadAt, *, size_is_known: b
     :param kind: one of :data:`..relay.task.MEDIA_KINDS`.
     :param size: of the file.
     :param read_at: returns bytes of it, by offset and number.
-    :param size_is_known: whether the server told the size before it sent the file.
+    :param size_is_known: whether the server sent the size before the file.
     :raises TransientDownloadError: when it is not what it must be, or not complete.
     """
     detect = _detect_video if kind == "video" else _detect_image

@@ -42,10 +42,10 @@ class Limits:
 
     :param max_bytes: how large a file may be.
     :param download_timeout: seconds for one file, with all its attempts.
-    :param link_timeout: seconds for which a missing or refused link is asked for again.
+    :param link_timeout: seconds for which a missing or rejected URL is queried again.
     :param max_attempts: in a row without worthwhile progress.
     :param initial_delay: seconds before the second attempt.
-    :param min_rate: bytes a second, over ``rate_window`` seconds, below which an attempt is cut.
+    :param min_rate: bytes a second, over ``rate_window`` seconds, below which an attempt is aborted.
     """
 
     max_bytes: float = math.inf

@@ -1,5 +1,5 @@
 """
-Fresh links for many threads: whoever needs one within the same moment shares one request to the relay.
+Fresh URLs for many threads: those that need one at the same moment share one request to the relay.
 
 The first thread opens a batch, waits for ``GATHER_SECONDS`` for others, and sends the request. They wait for
 it; a thread that comes later opens the next batch. An error is everybody's, as that of a request of their own

@@ -16,7 +16,7 @@ MediaKind: TypeAlias = Literal["video", "thumbnail", "last_frame"]
 MEDIA_KINDS: tuple[MediaKind, ...] = ("video", "thumbnail", "last_frame")
 
 _FIELDS = ("id", "prompt", "aspect_ratio", "created_at")
-# Without capitals, as some file systems do not tell them apart.
+# In lower case, as some file systems are case-insensitive.
 _PLAIN = re.compile(r"[a-z0-9_][a-z0-9._-]{0,150}")
 _HASHED = re.compile(r".*\.[0-9a-f]{16}")
 _MAX_NAME_BYTES = 255
@@ -189,7 +189,7 @@ def _slug(text: str | None) -> str:
 
 
 class _Unknown:
-    """Stands for a time that the relay did not tell, whatever the format asked for."""
+    """Stands for a time that the relay did not send, in any format."""
 
     def __format__(self, spec: str) -> str:
         return "unknown"

@@ -1,12 +1,12 @@
 """
-What a response means for a download: every header is judged here, and nowhere else.
+The meaning of a response for a download: every header is validated here, and nowhere else.
 
 ============================  ==========================================================================
 200                           the file, from its beginning
 206                           the rest of it, when that range was requested of this very file: from the
                               byte that is missing to the last, of the same size in all, with the same
                               validator, which it must repeat; else from the beginning
-401, 403, 404, 410            the URL has expired or is gone: presigned URLs answer so
+401, 403, 404, 410            the URL has expired or is gone, as with presigned URLs
 408, 416, 425, 429, 5xx       transient; ``Retry-After`` is honoured
 anything else                 permanent
 ============================  ==========================================================================

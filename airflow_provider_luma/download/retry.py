@@ -5,9 +5,9 @@ When a file is tried again: one budget per file, and a verdict on each error.
 error                           verdict     until
 ==============================  ==========  =============================================================
 ``TransientDownloadError``      RETRY       ``max_attempts`` in a row without worthwhile progress
-``RetryAfterError`` (429, 503)  RETRY       as told, if that ends before the deadline
-``LinkExpiredError``            FRESH_LINK  the relay gives no URL for ``link_timeout``; or gives the refused
-                                            one again, twice; or five fresh ones are refused in a row
+``RetryAfterError``             RETRY       ``Retry-After``, if that ends before the deadline
+``LinkExpiredError``            FRESH_LINK  the relay gives no URL for ``link_timeout``; or gives the rejected
+                                            one again, twice; or five fresh ones are rejected in a row
 ``DeadlineError``, any other    GIVE_UP
 ==============================  ==========  =============================================================
 
@@ -48,11 +48,11 @@ class Verdict(StrEnum):
 
 class Link:
     """
-    The URL of one file, and how often it was refused.
+    The URL of one file, and how often it was rejected.
 
-    :param get_url: asks the relay for a fresh one; ``None`` while there is none.
+    :param get_url: queries the relay for a fresh one; ``None`` while there is none.
     :param url: what is known of it.
-    :param timeout: seconds for which a missing or refused URL is asked for again.
+    :param timeout: seconds for which a missing or rejected URL is queried again.
     """
 
     def __init__(self, get_url: Callable[[], str | None], url: str | None, *, timeout: float = 120) -> None:
@@ -67,7 +67,7 @@ class Link:
         self.url = self._get_url() or self.url
 
     def is_hopeless(self, error: LinkExpiredError) -> bool:
-        """Count a refusal, or that there is no URL; return whether to give up."""
+        """Count a rejection, or that there is no URL; return whether to give up."""
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         if now - self._failing_since >= self._timeout or self.url is None:

@@ -9,7 +9,7 @@ Phases, and what the next run does when the worker is killed in one of them:
 0    none                 none                        starts afresh
 1    ``downloading``      none                        resumes, as the claim is its own; any other Luma task
                                                       gets :class:`ObjectExistsError`
-2    ``downloading``      a file is published, which  believes the object: by its metadata, or, in a store
+2    ``downloading``      a file is published, which  accepts the object: by its metadata, or, in a store
                           the sidecar does not yet    without metadata, by the hash under ``publishing``,
                           list                        which was written before the object was
 3    ``downloading``,     some of the files           downloads the rest
@@ -19,7 +19,7 @@ Phases, and what the next run does when the worker is killed in one of them:
 ===  ===================  ==========================  ======================================================
 
 Overwriting goes through the same phases: the claim drops the files that are about to be replaced, and keeps
-the others, so that no sidecar ever vouches for another object's bytes.
+the others, so that no sidecar ever lists another object's bytes.
 
 A claim is created on condition that there is none. It is read again before each object is published, as a
 server may not honour conditions, and as a writer that overwrites may have taken the name.
@@ -27,12 +27,12 @@ server may not honour conditions, and as a writer that overwrites may have taken
 Such a writer may take the name even while an object is being put. So each writer looks after it has written:
 
 - after its object, at the claim: if that is another's, this task is an error, and a record of the other that
-  vouches for the bytes that were just replaced goes back to ``downloading``, without them;
+  lists the bytes that were just replaced goes back to ``downloading``, without them;
 - after its record, at the objects: if one is not what the record says, this task is an error, and the record
   goes back to ``downloading`` in the same way.
 
 Whichever of two writes is the later one, its writer sees the other. Until it has looked, or if it is killed
-before that, a record may vouch for the other's bytes. The next run finds that out by the metadata; in a store
+before that, a record may list the other's bytes. The next run finds that out by the metadata; in a store
 without metadata only by the size.
 """
 
@@ -168,7 +168,7 @@ class Sidecar:
         """
         Check after an object was published that no other writer took the name while it was.
 
-        :raises ClaimLostError: when one did. Its record no longer vouches for what was replaced.
+        :raises ClaimLostError: when one did. Its record no longer lists the replaced bytes.
         """
         content = self._store.read(self.name, _MAX_BYTES + 1)
         state = parse_sidecar(content) if content is not None else SidecarState(None)
@@ -185,7 +185,7 @@ class Sidecar:
         Check after the final record that the objects are what it says.
 
         :param identities: of each file that was published, while it was staged.
-        :raises ClaimLostError: when another writer replaced one. The record no longer vouches for it.
+        :raises ClaimLostError: when another writer replaced one. The record no longer lists it.
         """
         for kind, identity in identities.items():
             file = self.files[kind]
@@ -241,7 +241,7 @@ class Sidecar:
         )
 
     def _is_published(self, kind: MediaKind, file: File) -> bool:
-        """Hash the object, as it is in doubt whether it was published."""
+        """Hash the object, as it is unknown whether it was published."""
         found, name = self._head(kind, file), self._name_of(kind, file)
         return bool(
             found and name and found.size == file["size"] and self._store.sha256(name) == file["sha256"]

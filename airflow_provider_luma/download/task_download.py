@@ -61,7 +61,7 @@ class TaskDownloader:
     Downloads the files of one task after the other; used by many threads at once.
 
     :param downloader: downloads a file.
-    :param refresh: asks the relay for a task again, for a fresh link; ``None`` when it no longer knows it.
+    :param refresh: queries the relay for a task, for a fresh URL; ``None`` when it no longer knows it.
     :param store: where the files go.
     :param staging: where they are until they are complete.
     """
@@ -93,7 +93,7 @@ class TaskDownloader:
             return call_abandonable(download, stopped=stopped, deadline=time.monotonic() + seconds)
         except (LumaError, OSError) as error:
             return TaskResult(error=bare(error))
-        except Exception as error:  # noqa: BLE001 - one task must never hurt another
+        except Exception as error:  # noqa: BLE001 - one task must never fail another
             # Not log.exception, which would write the URLs in the traceback as they are.
             log.error("Luma task %s: unexpected error\n%s", task.id, redact_text(traceback.format_exc()))  # noqa: TRY400
             reason = clean_text(redact_text(f"{type(error).__name__}: {error}"))
@@ -131,7 +131,7 @@ class TaskDownloader:
         name: str,
         wanted: Sequence[MediaKind],
     ) -> None:
-        """Take objects that an earlier run published but did not list; refuse a foreign one early."""
+        """Take objects that an earlier run published but did not list; reject a foreign one early."""
         if state is None and self.options.if_exists is not IfExists.FAIL:
             return
         for kind in wanted:

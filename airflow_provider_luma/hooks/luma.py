@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 
-# The models that relays of this family ask for before they let a key do something.
+# The models that a key needs at relays of this family.
 MODELS = {"luma_video_api": "submit", "luma_video_fetch_tasks": "query tasks"}
 
 
 @dataclass(frozen=True)
 class RelaySettings:
     """
-    What a connection says, read and checked. Equal settings mean the same relay, key and manners.
+    The validated settings of a connection. Equal settings mean the same relay, key and options.
 
     :raises LumaValueError: from :meth:`read`, naming the connection and the field.
     """
@@ -142,10 +142,10 @@ class LumaHook(BaseHook):
 
     def get_tasks(self, luma_task_ids: Iterable[str]) -> list[LumaTask]:
         """
-        Ask for these tasks, as many requests as that takes.
+        Query these tasks in batches.
 
         :return: the tasks that the relay knows, in the order of the ids.
-        :raises RelayError: when the relay refused, or trouble outlasted the retries.
+        :raises RelayError: when the relay rejected the request, or transient errors outlasted the retries.
         """
         return list(self.client.get_tasks(read_task_ids(luma_task_ids)).values())
 
@@ -157,8 +157,8 @@ class LumaHook(BaseHook):
         """
         Return what the account can still spend, in the relay's unit; threads may share it.
 
-        Relays limit such queries, so that it is read at most once a minute. When the relay does not tell it
-        for a while, the last reading counts for 20 minutes.
+        Relays limit such queries, so that it is read at most once a minute. While the relay does not report
+        it, the last reading counts for 20 minutes.
 
         :return: infinite where there is no limit; ``None``, and one line in the log, where the relay has no
             endpoint for it.
@@ -178,7 +178,7 @@ class LumaHook(BaseHook):
         return True, f"The relay at {self.client.base_url} accepts the API key.{hints}"
 
     def _models_hint(self) -> str:
-        """Say what a key that is limited to some models may not do; nothing where the relay does not tell."""
+        """Say what a key that is limited to models may not do; nothing where the relay does not report it."""
         models = self.client.get_models() or []
         if not any(model.startswith("luma_") for model in models):
             return ""

@@ -65,7 +65,7 @@ def _any_other(destination: str, conn_id: str | None) -> Store:
 
     from airflow_provider_luma.download.stores.path import PathStore
 
-    # Airflow 3.0 takes a conn_id of None for an answer, and does not look into the URL.
+    # Airflow 3.0 accepts a conn_id of None, and then ignores the one in the URL.
     options = {"conn_id": conn_id} if conn_id else {}
     try:
         folder = ObjectStoragePath(destination, **options)

@@ -46,11 +46,13 @@ class LumaDownloadOperator(BaseOperator):
     ``thumbnail`` and ``last_frame`` either ``None`` or its ``uri``, ``size``, ``sha256``, ``content_type``
     and ``source`` (the URL without its query). The records are in XCom also when some videos failed.
 
-    The same record is the sidecar ``{name}.json`` beside each video. It is created before the first byte, as
-    a claim, with the status ``downloading``, and is final when everything is there. A retry or another run
-    verifies it against the objects, and downloads only what is missing.
+    The sidecar ``{name}.json`` beside each video has the same fields except ``error``; its status is
+    ``downloading``, ``partial`` or ``downloaded``. It is created before the first byte, as a claim, with the
+    status ``downloading``, and is final when everything is there. A retry or another run verifies it against
+    the objects, and downloads only what is missing.
 
-    :param luma_task_ids: the Luma task ids, in any form that :class:`LumaTaskSensor` takes. (templated)
+    :param luma_task_ids: the Luma task ids, in any form that
+        :class:`~airflow_provider_luma.sensors.luma.LumaTaskSensor` takes. (templated)
     :param destination: the folder: any URL of Airflow's object storage, such as
         ``s3://conn_id@bucket/prefix``, ``gs://conn_id@bucket/prefix`` or ``file:///data/clips``. (templated)
     :param luma_conn_id: the connection of type ``luma``. Default ``luma_default``. (templated)

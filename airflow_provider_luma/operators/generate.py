@@ -61,11 +61,11 @@ class LumaGenerateOperator(GenerationOperator):
     at ``state_path``. A retry after the worker died, and a task that is cleared before it succeeded,
     reconnect to the same Luma task. A task that is cleared after it succeeded submits again.
 
-    Pushes ``{"id", "state", "response"}`` as the XCom ``luma_task``. A Luma task cannot be cancelled: relays
-    document no way to.
+    Pushes ``{"id", "state", "response"}`` as the XCom ``luma_task``; ``state`` and ``response`` are ``None``
+    after a try that reconnected. A Luma task cannot be cancelled: relays document no way to.
 
     .. seealso::
-        `Durable execution` on the page about generating says what each kind of clear does.
+        :doc:`generate`, whose section *Durable execution* says what each kind of clear does.
 
     :param prompt: the text. (templated)
     :param aspect_ratio: such as ``16:9``. (templated)
@@ -80,8 +80,10 @@ class LumaGenerateOperator(GenerationOperator):
     :param extend_task_id: the Luma task whose video this one extends. (templated)
     :param extra_body: further fields that a relay takes, sent as they are. (templated)
     :param luma_conn_id: the connection of type ``luma``. Default ``luma_default``. (templated)
-    :param wait_for_completion: wait as :class:`LumaTaskSensor` does and return the finished task's record
-        instead of the id. Default False.
+    :param wait_for_completion: wait as :class:`~airflow_provider_luma.sensors.luma.LumaTaskSensor` does, push
+        its ``luma_summary``, and return the finished task's record (``id``, ``state``, ``prompt``,
+        ``aspect_ratio``, ``created_at``, ``duration``, ``width``, ``height``) instead of the id. The sensor's
+        other parameters cannot be set. Default False.
     :param poke_interval: seconds, or a ``timedelta``, between two polls while it waits. Default 60.
     :param timeout: seconds, or a ``timedelta``, to wait at the most. Default 7200.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
@@ -90,8 +92,8 @@ class LumaGenerateOperator(GenerationOperator):
     :param state_path: a folder in object storage, such as ``s3://conn_id@bucket/_luma``, for the record; it
         survives every kind of clear on every Airflow. Wins over the connection's extra field ``state_path``.
         Not templated, as each try must find the same record. Default: the task state store, if there is one.
-    :param retries: Airflow's own. Default 2 where a record is kept (Airflow 3.3 and newer, or
-        ``state_path``), 0 elsewhere.
+    :param retries: Airflow's own. Default 2 on Airflow 3.3 and newer or with the argument ``state_path``,
+        else 0. With ``state_path`` only in the connection's extra on 3.0 to 3.2, set it to 2 yourself.
     :raises LumaNonRetryableError: when the relay rejects the request, an argument is invalid, the record
         cannot be read, or a Luma task may have been created; not retried.
     :raises LumaTaskFailedError: when it waited and the generation failed; not retried.
@@ -129,7 +131,7 @@ class LumaGenerateOperator(GenerationOperator):
         return self._wait(context, ledger, task_id, None)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Resume where the trigger ended, see :meth:`LumaTaskSensor.execute_complete`."""
+        """Resume where the trigger ended, as the sensor's ``execute_complete`` does."""
         with fail_without_retry():
             ledger = self._open_ledger(context)
             task_id = self._submitted_id(context, ledger)

@@ -44,23 +44,28 @@ class LumaGenerateBatchOperator(GenerationOperator):
     Submit thousands of generations, which cost money, in one task, and return the ids of the Luma tasks.
 
     Every prompt is validated before the first is submitted. Each prompt is paid for once, as with
-    :class:`LumaGenerateOperator`: a journal is written before each submit, in the task state store of Airflow
-    3.3 and newer or at ``state_path``. A retry, and a task that is cleared before it succeeded, find every
-    created task again, leave prompts alone that may have been charged for, and submit the rest. A task that
-    is cleared after it succeeded submits everything again.
+    :class:`~airflow_provider_luma.operators.generate.LumaGenerateOperator`: a journal is written before each
+    submit, in the task state store of Airflow 3.3 and newer or at ``state_path``. A retry, and a task that is
+    cleared before it succeeded, find every created task again, leave prompts alone that may have been charged
+    for, and submit the rest. A task that is cleared after it succeeded submits everything again.
 
     Returns the ids in the order of the prompts; prompts without an id are left out. Pushes ``luma_submits``
     (``{"created": n, "rejected": {position: reason}, "unknown": [position, ...], "not_submitted": n}``), also
-    when it fails; the ids are in XCom then, too. Positions count from 0.
+    when it fails; the ids are in XCom then, too. Positions count from 0. ``rejected_not_listed`` is the
+    number of rejected prompts that ``rejected`` has no room for, and ``cost``
+    (``{"amount": n, "unit": text}``) is what the relay says that it charged; each is there only where it
+    applies.
 
     A rate limit (429), such as that of concurrent generations, pauses all submits of the task and never
     fails it. A rejected prompt does not stop the others. An empty balance, a rejected key, or an error that
     the next submit would meet again, stop the batch at once.
 
     :param prompts: a list, or an XComArg, of texts or of dicts with the fields of one generation, which are
-        those of :class:`LumaGenerateOperator`; this operator's own fields are their defaults. (templated)
+        those of :class:`~airflow_provider_luma.operators.generate.LumaGenerateOperator`; this operator's own
+        fields are their defaults. (templated)
     :param prompts_path: instead of ``prompts``, the URL of a table in object storage, which is read as a
-        stream: ``.jsonl`` with a text or an object in each line, or ``.csv`` with a header. (templated)
+        stream: ``.jsonl`` or ``.ndjson`` with a text or an object in each line, or ``.csv`` with a header.
+        (templated)
     :param max_parallel: how many submits may be under way at once. Default 8.
     :param max_generations: stop before more of the prompts than this are submitted, by all tries of the task
         together; prompts whose outcome is unknown count. Default: no limit.
@@ -76,9 +81,9 @@ class LumaGenerateBatchOperator(GenerationOperator):
     :param durable: keep the journal. Default True; without effect on Airflow 3.0 to 3.2 where there is no
         ``state_path``.
     :param state_path: a folder in object storage, such as ``s3://conn_id@bucket/_luma``, for the journal; as
-        in :class:`LumaGenerateOperator`.
-    :param retries: Airflow's own. Default 2 where a journal is kept (Airflow 3.3 and newer, or
-        ``state_path``), 0 elsewhere.
+        in :class:`~airflow_provider_luma.operators.generate.LumaGenerateOperator`.
+    :param retries: Airflow's own. Default 2 on Airflow 3.3 and newer or with the argument ``state_path``,
+        else 0. With ``state_path`` only in the connection's extra on 3.0 to 3.2, set it to 2 yourself.
     :raises LumaTaskFailedError: by ``fail_when``; not retried.
     :raises LumaNonRetryableError: when the relay rejects the key, the account's balance is too low, a prompt
         is invalid, or the journal cannot be read; not retried.

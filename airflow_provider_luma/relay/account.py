@@ -1,4 +1,4 @@
-"""The account behind the key: which endpoints tell its balance, the prices and the charges."""
+"""The account behind the key: the endpoints that report its balance, the prices and the charges."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SUBMIT_MODEL, EXTEND_MODEL = "luma_video_api", "luma_video_extend_api"
 
 class Account:
     """
-    What a relay tells of money.
+    Balance, prices and charges, as a relay reports them.
 
     :param get: sends a GET request to a path, once, and returns the object of its response; ``None`` where
         the relay has no such endpoint.

@@ -10,7 +10,7 @@ Each id is in one of four phases::
 
 ``completed``, ``failed`` and ``missing`` are final. An id becomes missing only after absences that span
 ``missing_grace``, without a sighting in between: one
-response that leaves an id out proves nothing, because a relay may ask another backend next time.
+response that leaves an id out proves nothing, because a relay may query another backend next time.
 
 :meth:`TaskBatch.dump` is the one form in which a wait outlives its process: the task state store (mode
 ``reschedule``), the arguments of the trigger and its event carry it. It holds no id, only a code by position
@@ -89,11 +89,11 @@ class TaskBatch:
         return BatchResult(self._ids, fit_reasons(self._failed), tuple(self._missing), tuple(self._pending))
 
     def progress_message(self) -> str:
-        """Return the counts in one line, as :meth:`BatchResult.progress_message` does."""
+        """Return the counts in one line, as ``BatchResult.progress_message`` does."""
         return progress_message(len(self._ids), len(self._failed), len(self._missing), len(self._pending))
 
     def outcome(self, fail_when: FailWhen, *, fail_fast: bool = False) -> Outcome:
-        """Judge the batch as :meth:`BatchResult.outcome` does, at the cost of a comparison."""
+        """Judge the batch as ``BatchResult.outcome`` does, at the cost of a comparison."""
         unsuccessful = len(self._failed) + len(self._missing)
         return judge(len(self._ids), unsuccessful, len(self._pending), fail_when, fail_fast)
 
@@ -101,7 +101,7 @@ class TaskBatch:
         """
         Take in a response.
 
-        :param requested: the ids that the relay was asked for.
+        :param requested: the ids of the request.
         :param tasks: the tasks that it knows, by id.
         :return: whether an id has become final.
         """

@@ -1,4 +1,4 @@
-"""The relay over HTTP: the only place that knows its paths and holds its key."""
+"""The relay over HTTP: sends every request, and is the only place that holds the API key."""
 
 from __future__ import annotations
 
@@ -155,14 +155,14 @@ class RelayClient:
         Yield each batch of ids with its tasks as they come, so that a later error loses nothing.
 
         :param max_delay: seconds that may be spent in all on rate limits.
-        :raises RelayRateLimitError: when a rate limit asks for more than is left of ``max_delay``.
+        :raises RelayRateLimitError: when a rate limit exceeds the rest of ``max_delay``.
         """
         deadline = time.monotonic() + max_delay
         for batch in self.batches(read_task_ids(ids)):
             yield batch, self.query(batch, max_delay=max(deadline - time.monotonic(), 0.0))
 
     def batches(self, ids: Sequence[str]) -> Iterator[Sequence[str]]:
-        """Cut ids into what one request queries."""
+        """Split ids into the batches of one request each."""
         return (ids[start : start + self.batch_size] for start in range(0, len(ids), self.batch_size))
 
     def query(
@@ -238,22 +238,22 @@ class RelayClient:
 
     def get_balance(self) -> Money | None:
         """
-        Query what can still be spent, once: the least of what the relay's endpoints tell.
+        Query the balance, once: the lowest that the relay's endpoints report.
 
-        The relay limits these queries, some to 20 in 20 minutes. What it tells may be the key's share, of
-        which the account behind the key has less.
+        The relay limits these queries, some to 20 in 20 minutes. It may be the key's quota, and the account
+        behind the key may have less.
 
         :return: infinite where there is no limit; ``None`` where the relay has no such endpoint.
-        :raises RelayError: when none told a balance, and one may tell it later.
+        :raises RelayError: when none reported a balance, and one may report it later.
         """
         return self._account.get_balance()
 
     def get_price(self, *, extend: bool = False) -> Money | None:
         """
-        Query what a generation costs; ``None`` where the relay does not say.
+        Query the price of a generation; ``None`` where the relay does not report it.
 
-        An estimate: the price for the dearest group of customers, before what a relay adds for its duration
-        or resolution.
+        An estimate: the price for the dearest group of customers, without the relay's surcharge for its
+        duration or resolution.
 
         :param extend: of an extension, which relays price by itself.
         """
@@ -261,10 +261,10 @@ class RelayClient:
 
     def get_cost(self, task: LumaTask) -> Money | None:
         """
-        Return what the relay says that it charged for a task; ``None`` where it does not say.
+        Return the charge of a task; ``None`` where the relay does not report it.
 
         Takes a task from a submit or from a query, and sends a request only for the first one. It raises no
-        :class:`RelayError`, so that it can stand behind a submit that was paid for.
+        ``RelayError``, so that it can stand behind a submit that was paid for.
         """
         return self._account.get_cost(task)
 
@@ -304,7 +304,7 @@ class RelayClient:
         """
         Send one submit, once; see :meth:`submit`.
 
-        :raises RelayRateLimitError: when the relay asks to slow down.
+        :raises RelayRateLimitError: on a 429.
         """
         return self._observed(lambda: self._send_submit(generation))
 
@@ -377,7 +377,7 @@ class RelayClient:
         return f"No response from the relay at {self.base_url}: {why}"
 
     def _observed(self, request: Callable[[], T]) -> T:
-        """Tell the event hook how a request ended, and let no secret out with an error."""
+        """Call the event hook with the outcome of a request, and redact secrets in an error."""
         started = time.monotonic()
         try:
             result = request()

@@ -38,13 +38,13 @@ class Generation:
     Values that no documentation knows are sent with a warning, as a relay may know them.
 
     :param prompt: the text; usually 3 to 6000 characters.
-    :param aspect_ratio: such as one of :data:`ASPECT_RATIOS`.
+    :param aspect_ratio: such as one of ``ASPECT_RATIOS``.
     :param loop: whether the end leads into the beginning.
     :param expand_prompt: whether the relay may embellish the prompt.
     :param image_url: the first image: an http(s) URL, or Base64.
     :param image_end_url: the last image, likewise.
     :param model_name: such as ``ray-v2``; relays differ.
-    :param resolution: such as one of :data:`RESOLUTIONS`.
+    :param resolution: such as one of ``RESOLUTIONS``.
     :param duration: such as ``5s``; relays differ.
     :param notify_hook: an http(s) URL that the relay calls at the end.
     :param extend_task_id: the Luma task whose video this one extends.

@@ -1,8 +1,8 @@
 """
-Which ids of a failed request are to blame, so that one bad id hurts no other.
+Which ids of a failed request are to blame, so that one bad id affects no other.
 
 A relay may fail a complete request for one of its ids: it rejects the id, has an internal error with it, or
-says so much of it that the response is too large. The ids of a request that failed in such a way are queried
+its response is too large. The ids of a request that failed in such a way are queried
 again in smaller requests, each sent once, until each bad id stands alone::
 
     failed ──relay responds to others──▶ halving ──▶ every id has its tasks or its own error
@@ -10,7 +10,7 @@ again in smaller requests, each sent once, until each bad id stands alone::
                                                  └──────────both fail────────────▶ all have the error
 
 One bad id among 100 costs up to 16 more requests, and no failed request costs more than ``MAX_REQUESTS``; ids
-that are not told apart by then keep its error. A relay that is down costs a poll two more requests for each
+that are not isolated by then keep its error. A relay that is down costs a poll two more requests for each
 one that runs at once, where each failed request has had its several attempts: once two single ids have
 failed, the other failed requests of that poll are not looked into.
 """

@@ -1,11 +1,11 @@
 """
-What a relay tells of money: pure, from its responses to amounts in one unit.
+Money that a relay reports: pure, from its responses to amounts in one unit.
 
 Relays of this family count in an integer *quota* and show it to people in a unit of the operator's choice.
 Which endpoints there are differs, and none is promised:
 
 ===================================  ================================================================
-response                             what it tells
+response                             content
 ===================================  ================================================================
 ``/api/usage/token/``                the quota left of the key; the account behind it may have less
 ``/dashboard/billing/subscription``  granted to the key or to the account, in the unit shown
@@ -128,7 +128,7 @@ def read_dashboard_balance(subscription: Json | None, usage: Json | None, unit: 
 
 
 def read_price(body: Json | None, model: str, unit: Unit) -> Money | None:
-    """Read from ``/api/pricing`` what one call of a model costs at the most, if it tells."""
+    """Read from ``/api/pricing`` the highest price of one call of a model, if it is there."""
     rows = body.get("data") if body else None
     for row in rows if isinstance(rows, list) else []:
         if not isinstance(row, Mapping) or row.get("model_name") != model:
@@ -141,7 +141,7 @@ def read_price(body: Json | None, model: str, unit: Unit) -> Money | None:
 
 
 def _highest_ratio(row: Json, body: Json) -> float:
-    """Return the highest factor of the groups that may use a model: the key's own is not told."""
+    """Return the highest factor of the groups that may use a model: the key's own is not reported."""
     ratios, groups = body.get("group_ratio"), row.get("enable_groups")
     if not isinstance(ratios, Mapping):
         return 1.0

@@ -100,7 +100,7 @@ def parse_optional(response: RelayResponse) -> Json | None:
     """
     Return the object of a response from an endpoint that a relay may not have; ``None`` when it has not.
 
-    :raises RelayError: when it may be there, and another try may tell.
+    :raises RelayError: when it may be there, and another try may succeed.
     """
     body = parse_json(response)
     if response.status >= 300:

@@ -43,7 +43,7 @@ class RetryPolicy:
         Return fresh arguments for ``tenacity.Retrying`` or ``tenacity.AsyncRetrying``.
 
         :param max_rate_limit_delay: seconds that may be spent on rate limits; past them
-            :class:`RelayRateLimitError` reaches the caller.
+            ``RelayRateLimitError`` reaches the caller.
         :param max_seconds: no attempt begins later than so long after the first; ``TimeoutError`` is raised
             in place of the transient error that would have been retried.
         """

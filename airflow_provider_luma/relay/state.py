@@ -25,7 +25,7 @@ _SEPARATOR_BYTES = 4
 
 
 def digest_ids(ids: Sequence[str]) -> str:
-    """Return what tells one list of ids from another, order included."""
+    """Return a digest of a list of ids, order included."""
     return hashlib.sha256("\0".join(ids).encode()).hexdigest()[:32]
 
 

@@ -3,10 +3,10 @@ One Luma task as a relay describes it.
 
 Relays publish two shapes of ``POST /luma/tasks``: a bare array of Luma objects, and
 ``{"code", "message", "data": [rows]}`` whose rows wrap the Luma object in ``data``. Either may leave out
-or null any key. :func:`read_tasks` reads both; nothing else in the package knows a JSON field name.
+or null any key. :func:`read_tasks` reads both; nothing else in the package knows the field names of a task.
 
-A relay is not trusted: text is cleaned and cut here, where it is read, and an id or a URL that is not plain
-text counts as absent. :attr:`LumaTask.raw` alone is as the relay sent it.
+A relay is not trusted: text is sanitized and truncated here, where it is read, and an id or a URL that is not
+plain text counts as absent. :attr:`LumaTask.raw` alone is as the relay sent it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Media:
     """
     One file of a task.
 
-    :param url: where to fetch it; ``None`` while the relay has no link. May be signed, so never log it.
+    :param url: where to fetch it; ``None`` while the relay has none. May be presigned, so never log it.
     :param width: in pixels.
     :param height: in pixels.
     """
@@ -117,7 +117,7 @@ class LumaTask:
 
     @property
     def failure_reason(self) -> str | None:
-        """Why it failed; ``None`` unless it did, for some relays keep a finished video's link there."""
+        """Why it failed; ``None`` unless it did, for some relays keep a finished video's URL there."""
         if self.state is not TaskState.FAILED:
             return None
         luma = _luma_object(self.raw)
@@ -150,7 +150,11 @@ class LumaTask:
 
     @property
     def quota(self) -> float | None:
-        """What was charged for it, in the relay's quota (:meth:`RelayClient.get_cost` gives the money)."""
+        """
+        The charge in the relay's quota.
+
+        :meth:`~airflow_provider_luma.relay.client.RelayClient.get_cost` returns the money.
+        """
         for holder in (self.raw, _luma_object(self.raw)):
             charged = number(holder.get("quota"), _MAX_QUOTA)
             if charged is not None and charged >= 0:

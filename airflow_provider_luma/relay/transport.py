@@ -3,8 +3,8 @@ One request and its response over HTTP, bounded in time and in bytes.
 
 :class:`Exchange` follows one request. ``may_have_been_sent`` is the proof that a submit needs: it turns true
 when the socket of this request is connected (through a proxy: when the tunnel, or the proxy that forwards the
-request, is reached), seen by the connection itself. Exceptions do not tell: a response that was cut may look
-like a proxy that is not there, and an invalid response header like an invalid argument.
+request, is reached), seen by the connection itself. Exceptions prove nothing: a truncated response may look
+like an unreachable proxy, and an invalid response header like an invalid argument.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class ResponseTooLargeError(Exception):
 
 
 class ContentEncodingError(Exception):
-    """A response is compressed in a way that was not asked for, or damaged."""
+    """A response is compressed in a way that was not requested, or damaged."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def read_response(
     with response:
         decode = _decoder(response.headers.get("Content-Encoding", ""))
         while chunk := response.raw.read(_CHUNK_BYTES, decode_content=False):
-            # One byte more than allowed tells that there are more, and bounds what a small chunk expands to.
+            # One byte more than allowed shows that there are more, and bounds what a small chunk expands to.
             body += decode(chunk, max_bytes + 1 - len(body))
             if len(body) > max_bytes:
                 raise ResponseTooLargeError(response.status_code)

@@ -1,4 +1,4 @@
-"""Serves a sandbox until told to stop: ``python -m airflow_provider_luma.sandbox``."""
+"""Serves a sandbox until it is stopped: ``python -m airflow_provider_luma.sandbox``."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_tasks(parser.add_argument_group("tasks"))
     _add_money(parser.add_argument_group("money"))
     _add_servers(parser.add_argument_group("servers"))
-    _add_troubles(parser.add_argument_group("troubles (a SHARE is the part of requests struck, from 0 to 1)"))
+    _add_faults(parser.add_argument_group("faults (a SHARE is the part of requests affected, from 0 to 1)"))
     return parser
 
 
@@ -88,15 +88,15 @@ def _add_tasks(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("--tasks", type=int, default=6, metavar="N", help="tasks there are from the start (default: 6)")
     add("--seconds", type=float, default=20, metavar="S", help="how long the slowest takes (default: 20)")
-    add("--fail", type=float, default=0.2, metavar="SHARE", help="share of tasks that fails (default: 0.2)")
+    add("--fail", type=float, default=0.2, metavar="SHARE", help="share of tasks that fail (default: 0.2)")
     add("--video-bytes", type=int, metavar="N", help="size of each video (default: about 65,000)")
     add("--seed", type=int, default=0, metavar="N", help="gives ids and chances; the same again for the same")
 
 
 def _add_money(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--balance", type=float, metavar="N", help="what submits can be paid with (default: no end of it)")
-    add("--price", type=float, default=1, metavar="N", help="what a generation costs (default: 1)")
+    add("--balance", type=float, metavar="N", help="balance of the account (default: unlimited)")
+    add("--price", type=float, default=1, metavar="N", help="price of a generation (default: 1)")
     add("--unit", choices=sorted(RATES), default="USD", help="of both (default: USD)")
     add(
         "--billing",
@@ -109,7 +109,7 @@ def _add_money(group: argparse._ArgumentGroup) -> None:
 
 def _add_servers(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--host", default="127.0.0.1", help="address to listen on and to put in links (default: 127.0.0.1)")
+    add("--host", default="127.0.0.1", help="address to listen on and to put in URLs (default: 127.0.0.1)")
     add("--port", type=int, default=0, metavar="N", help="port of the relay (default: a free one)")
     add("--cdn-port", type=int, default=0, metavar="N", help="port of the CDN (default: a free one)")
     add("--api-key", default="sk-sandbox", metavar="KEY", help="key to accept (default: sk-sandbox)")
@@ -117,24 +117,24 @@ def _add_servers(group: argparse._ArgumentGroup) -> None:
         "--shape",
         choices=("bare", "wrapped"),
         default="bare",
-        help="shape of status answers: an array of tasks, or rows in an envelope (default: bare)",
+        help="format of status responses: an array of tasks, or rows in an envelope (default: bare)",
     )
 
 
-def _add_troubles(group: argparse._ArgumentGroup) -> None:
+def _add_faults(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--rate-limit", type=float, default=0, metavar="SHARE", help="status queries answered 429")
-    add("--retry-after", type=float, metavar="S", help="seconds those ask to wait (default: they do not say)")
+    add("--rate-limit", type=float, default=0, metavar="SHARE", help="status queries that get a 429")
+    add("--retry-after", type=float, metavar="S", help="Retry-After of those, in seconds (default: none)")
     add(
         "--server-errors",
         type=float,
         default=0,
         metavar="SHARE",
-        help="status queries answered 500, 502, 503",
+        help="status queries that get a 500, 502 or 503",
     )
-    add("--slow", type=float, default=0, metavar="S", help="seconds added to each answer")
-    add("--cut-downloads", type=float, default=0, metavar="SHARE", help="downloads cut off half way")
-    add("--link-ttl", type=float, metavar="S", help="seconds a link works (default: 7 days)")
+    add("--slow", type=float, default=0, metavar="S", help="seconds added to each response")
+    add("--cut-downloads", type=float, default=0, metavar="SHARE", help="downloads truncated half way")
+    add("--link-ttl", type=float, metavar="S", help="seconds for which a URL is valid (default: 7 days)")
 
 
 def _welcome(sandbox: Sandbox) -> str:

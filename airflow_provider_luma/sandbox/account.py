@@ -1,4 +1,4 @@
-"""The account behind the key: what generations cost, what is left, and how a relay tells it."""
+"""The account behind the key: prices, the balance, and the endpoints that report them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JSON shapes the relays of this family answer with, and their errors."""
+"""The JSON formats of responses of this family of relays, and their errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Answers:
     Says what is known of a task, in either shape.
 
     :param clock: writes its times.
-    :param links: signs its links, anew for every answer.
+    :param links: signs its URLs, anew for every response.
     """
 
     def __init__(self, clock: Clock, links: Links) -> None:

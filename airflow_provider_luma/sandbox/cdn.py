@@ -1,4 +1,4 @@
-"""The CDN: serves media to signed links, whole or in parts."""
+"""The CDN: serves media to presigned URLs, complete or in parts."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Cdn:
     The CDN as an ASGI application.
 
     :param library: the tasks whose media it serves once they are completed.
-    :param links: tells the links it turns away.
+    :param links: recognises the URLs to reject.
     :param clock: the sandbox's clock.
     :param video_bytes: bytes of each video; those of the clip and a little more if None.
-    :param faults: its troubles; may be replaced at any time.
-    :param seed: decides which downloads the troubles strike.
+    :param faults: may be replaced at any time.
+    :param seed: decides which downloads the faults affect.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Cdn:
 
 
 def _span(asked: str, size: int) -> range | None:
-    """Give the bytes a ``Range`` header asks for: an empty range if there are none, None if it is invalid."""
+    """Return the bytes that a ``Range`` requests: an empty range if there are none, None if it is invalid."""
     match = RANGE.fullmatch(asked)
     if match is None:
         return None

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 class Clock:
     """
-    Reads a steady clock and tells the date of its readings.
+    Reads a steady clock and dates its readings.
 
     :param read: gives seconds that only grow; where they start does not matter.
     """

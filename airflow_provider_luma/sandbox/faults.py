@@ -1,4 +1,4 @@
-"""What can go wrong on purpose: shares of faults to draw, and answers scripted one by one."""
+"""Faults on purpose: shares of requests that fail, and responses scripted one by one."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Faults:
     """
-    Troubles of a sandbox, all off by default. A share is the part of requests it strikes, from 0 to 1.
+    Faults of a sandbox, all off by default. A share is the part of requests affected, from 0 to 1.
 
-    :param rate_limited: share of status queries answered 429.
+    :param rate_limited: share of status queries that get a 429.
     :param retry_after: the ``Retry-After`` of those, in seconds; None sends neither the header nor a body.
-    :param server_errors: share of status queries answered 500, 502 (an HTML page) or 503.
-    :param slow: seconds added to each answer of the relay and of the CDN.
+    :param server_errors: share of status queries that get a 500, 502 (an HTML page) or 503.
+    :param slow: seconds added to each response of the relay and of the CDN.
     :param cut_downloads: share of downloads whose connection is closed half way.
-    :param refused_downloads: share of downloads answered 403.
-    :param submits_rate_limited: share of submits answered 429, without a task.
-    :param submits_refused: share of submits answered 503 before a task is created.
-    :param submits_lost: share of submits that create a task, are charged and then answered 502.
-    :param submits_cut: share of submits that create a task, are charged and then get no answer.
+    :param refused_downloads: share of downloads that get a 403.
+    :param submits_rate_limited: share of submits that get a 429, without a task.
+    :param submits_refused: share of submits that get a 503 before a task is created.
+    :param submits_lost: share of submits that create a task, are charged and then get a 502.
+    :param submits_cut: share of submits that create a task, are charged and then get no response.
     :param limit_per_minute: how many status queries a minute are served; those above get a 429 whose
         ``Retry-After`` is right. No limit if None.
     """
@@ -56,13 +56,13 @@ class Faults:
 @dataclass(frozen=True)
 class ScriptedAnswer:
     """
-    One answer, word for word.
+    One response, byte for byte.
 
     :param status: the HTTP status.
     :param body: bytes and text are sent as they are, anything else as JSON.
     :param headers: sent besides ``Content-Type`` and ``Content-Length``.
     :param content_type: None leaves the header out.
-    :param delay: seconds before the answer begins.
+    :param delay: seconds before the response begins.
     :param cut: close the connection half way through the body.
     """
 
@@ -83,7 +83,7 @@ class ScriptedAnswer:
 
 
 class Dice:
-    """Draws which trouble strikes a request; the same ones for the same seed and number of requests."""
+    """Draws the fault of a request; the same ones for the same seed and number of requests."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
@@ -109,7 +109,7 @@ class Window:
         self._served: deque[float] = deque()
 
     def admit(self, limit: int, now: float) -> int:
-        """Count a request in and give 0, or give the whole seconds after which there is room for it."""
+        """Count a request in and give 0, or return the full seconds after which there is room for it."""
         while self._served and self._served[0] <= now - self._seconds:
             self._served.popleft()
         if len(self._served) < limit:

@@ -17,9 +17,9 @@ LONGEST_TTL = 7 * 24 * 3600
 
 class Links:
     """
-    Signs the CDN's links and tells which it turns away.
+    Signs the CDN's URLs and recognises those to reject.
 
-    :param clock: tells when a link was made and whether its time is up.
+    :param clock: dates a URL, and decides whether it has expired.
     :param ttl: seconds a link works; 7 days, the most that S3 gives a signed link, if None.
     """
 
@@ -46,5 +46,5 @@ class Links:
 
 
 def _signature(task_id: str, query: str) -> str:
-    # One signature for all files of a task: an answer may hold hundreds of links.
+    # One signature for all files of a task: a response may hold hundreds of URLs.
     return hmac.digest(b"sandbox", f"{task_id}?{query}".encode(), "sha256").hex()

@@ -1,4 +1,4 @@
-"""Runs ASGI applications on loopback in a thread: accepts at once, and leaves at once when told."""
+"""Runs ASGI applications on loopback in a thread: accepts at once, and stops at once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Loopback:
             raise RuntimeError(f"the sandbox's servers did not start within {PATIENCE} seconds")
 
     def stop(self) -> None:
-        """Drop all connections, also those in the midst of an answer, and end the thread."""
+        """Drop all connections, also those during a response, and end the thread."""
         for server in self._servers.values():
             self._loop.call_soon_threadsafe(server.leave)
         self._thread.join(PATIENCE)

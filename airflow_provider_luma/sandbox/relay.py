@@ -1,4 +1,4 @@
-"""The relay: answers status queries and takes submits, as the documented ones do."""
+"""The relay: responds to status queries and submits, as the documented ones do."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class Relay:
     The relay as an ASGI application.
 
     :param library: the tasks it knows and adds to.
-    :param answers: says what is known of a task.
+    :param answers: describes a task in JSON.
     :param clock: the sandbox's clock.
-    :param shape: a status query's answer: ``bare``, an array of tasks, or ``wrapped``, rows in an envelope.
+    :param shape: of status responses: ``bare``, an array of tasks, or ``wrapped``, rows in an envelope.
     :param api_key: the key requests must carry; may be replaced at any time.
     :param seconds: how long a submitted task takes.
     :param max_ids: the most task ids a query may hold; no limit if None.
-    :param faults: its troubles; may be replaced at any time.
-    :param seed: decides which requests the troubles strike.
+    :param faults: may be replaced at any time.
+    :param seed: decides which requests the faults affect.
     :param account: is charged for each submit.
     :param models: the models that the key may use, of ``luma_video_api`` (submit), ``luma_video_extend_api``
         and ``luma_video_fetch_tasks`` (status queries); all if None.
@@ -156,7 +156,7 @@ class Relay:
         return ScriptedAnswer(body=self._known(ids))
 
     def _known(self, ids: list[str]) -> object:
-        """Say what is known of these: never in the order asked, each once, strangers left out."""
+        """Describe these tasks: never in the order of the request, each once, unknown ids left out."""
         now = self._clock.now()
         once = dict.fromkeys(ids)
         tasks = [task for task_id in reversed(once) if (task := self._library.find(task_id, now))]

@@ -33,27 +33,27 @@ class Sandbox:
     A relay and a CDN that behave like the documented ones and cost nothing; a context manager.
 
     Everything follows from the arguments and the clock: the same seed gives the same task ids, the same
-    failures and the same troubles.
+    failures and the same faults.
 
     :param tasks: how many tasks there are from the start.
     :param seconds: how long the slowest of them takes; the quickest takes 0.4 of it. Submitted tasks take
         exactly this long, and complete unless their prompt holds the word "blacklisted"; one that holds the
         word "forbidden" is rejected.
     :param fail: share of the tasks that fails, rounded to whole tasks; at least one if it is above 0.
-    :param shape: a status query's answer: ``bare``, an array of tasks, or ``wrapped``, rows in an envelope.
+    :param shape: of status responses: ``bare``, an array of tasks, or ``wrapped``, rows in an envelope.
     :param api_key: the key requests must carry.
-    :param faults: what goes wrong; nothing by default.
-    :param seed: decides the task ids, which tasks fail and which requests the faults strike.
+    :param faults: none by default.
+    :param seed: decides the task ids, which tasks fail and which requests the faults affect.
     :param host: the address both servers listen on, and that of the links.
     :param relay_port: port of the relay; a free one if 0.
     :param cdn_port: port of the CDN; a free one if 0.
     :param video_bytes: bytes of each video; about 65,000 if None.
-    :param link_ttl: seconds a link to media works; 7 days if None. Every answer holds fresh links.
+    :param link_ttl: seconds for which a URL of media is valid; 7 days if None. Every response has fresh URLs.
     :param max_ids: the most task ids a status query may hold; no limit if None.
-    :param balance: what the account can pay at the start, in ``unit``; no end of it if None. What fails is
+    :param balance: of the account at the start, in ``unit``; unlimited if None. A failed generation is
         refunded.
-    :param price: what a generation costs, in ``unit``. In the shape ``wrapped`` rows and submits tell it.
-    :param unit: in which the relay tells money: ``USD``, ``CNY``, ``TOKENS``, or ``CUSTOM``, one of its own.
+    :param price: of a generation, in ``unit``. In the shape ``wrapped`` rows and submits report it.
+    :param unit: of the relay's amounts: ``USD``, ``CNY``, ``TOKENS``, or ``CUSTOM``, one of its own.
     :param billing: which balance endpoints there are: ``token``, those of the key, with prices and a limit of
         20 queries in 20 minutes; ``dashboard``, the older form, without prices; none if None.
     :param max_running: how many submitted tasks may be unfinished before a submit gets a 429; no limit if
@@ -138,7 +138,7 @@ class Sandbox:
         self.base_url, self._links.cdn_url = self._loopback.urls
 
     def stop(self) -> None:
-        """Drop all connections, also those in the midst of an answer, and leave no thread behind."""
+        """Drop all connections, also those during a response, and leave no thread behind."""
         if self._loopback:
             self._loopback.stop()
         self._loopback = None
@@ -205,12 +205,12 @@ class Sandbox:
         return self._relay.submits
 
     def script(self, *answers: ScriptedAnswer) -> None:
-        """Answer the next requests to ``POST /luma/tasks`` with these, in order, whoever asks."""
+        """Respond to the next requests to ``POST /luma/tasks`` with these, in order."""
         self._relay.script.extend(answers)
 
     def script_submits(self, *answers: ScriptedAnswer, created: bool = False) -> None:
         """
-        Answer the next submits with these, in order.
+        Respond to the next submits with these, in order.
 
         :param created: whether each creates a task, and is charged, all the same.
         """
@@ -223,7 +223,7 @@ class Sandbox:
         self._cdn.script.clear()
 
     def script_downloads(self, *answers: ScriptedAnswer) -> None:
-        """Answer the next requests to the CDN with these, in order, whatever they ask for."""
+        """Respond to the next requests to the CDN with these, in order, whatever their path."""
         self._cdn.script.extend(answers)
 
     def add_task(
@@ -242,12 +242,12 @@ class Sandbox:
         Create a task now and give its id.
 
         :param task_id: its id; a UUID if None. A task that has this id already is replaced.
-        :param prompt: what it was asked to show; one of the sandbox's own if None.
+        :param prompt: one of the sandbox's own if None.
         :param seconds: how long it takes; as long as the sandbox's slowest if None, 0 is over at once.
         :param fails: the reason it fails with when its time is up; it completes if None.
-        :param found_after: seconds for which the relay leaves it out of its answers.
+        :param found_after: seconds for which the relay leaves it out of its responses.
         :param hidden: leave it out for ever.
-        :param state_word: the word answered as its state at all times, whatever the clock says.
+        :param state_word: sent as its state at all times, whatever the clock says.
         :param link_delay: seconds for which it is completed but has no media yet.
         """
         task = self._library.add(

@@ -56,15 +56,15 @@ class Task:
 
     :param id: the task id.
     :param number: the integer key of the task's row in the relay's database.
-    :param prompt: what the video was asked to show.
+    :param prompt: of the generation.
     :param born: the clock's reading when the task was created; the other times count from here.
     :param seconds: how long the task takes.
     :param fails: the reason it fails with when its time is up; None for a task that completes.
-    :param found_after: seconds for which the relay leaves the task out of its answers.
-    :param state_word: the word answered as its state at all times, whatever the clock says.
+    :param found_after: seconds for which the relay leaves the task out of its responses.
+    :param state_word: sent as its state at all times, whatever the clock says.
     :param link_delay: seconds for which a completed task has no media yet.
-    :param aspect_ratio: echoed in answers; the video is 16:9 regardless.
-    :param quota: what was charged for it, in the relay's unit; None if nothing was.
+    :param aspect_ratio: echoed in responses; the video is 16:9 regardless.
+    :param quota: the charge, in the relay's unit; None if there was none.
     """
 
     id: str

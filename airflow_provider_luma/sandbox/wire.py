@@ -1,4 +1,4 @@
-"""How an answer reaches the wire: late, cut short, or whole."""
+"""How a response is sent: late, truncated, or complete."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class RecordedRequest:
     """
     A request one of the two servers got.
 
-    :param at: the clock's reading when it was answered.
-    :param ids: the task ids asked for, in a well-formed status query; None in any other request.
+    :param at: the clock's reading at the response.
+    :param ids: the task ids of a well-formed status query; None in any other request.
     :param headers: with names in lower case.
-    :param status: of the answer, which may still be under way.
+    :param status: of the response, which may still be under way.
     """
 
     at: float
@@ -46,7 +46,7 @@ class Connection:
         Send a response, unless the client leaves before.
 
         :param delay: seconds to wait first.
-        :param cut: close the connection when half of the body is sent; with no body, before any answer.
+        :param cut: close the connection when half of the body is sent; with no body, before any response.
         """
         if delay and await self._closes_within(delay):
             return

@@ -49,12 +49,13 @@ class LumaTaskSensor(BaseSensorOperator):
     """
     Wait until every one of any number of Luma tasks is completed or failed.
 
-    One request asks for a whole batch of ids, and only ids that are still pending are asked for again. The
-    outcome and the XComs are the same in the modes ``poke`` and ``reschedule`` and when deferred.
+    One request queries a batch of ids, and only ids that are still pending are polled again. The outcome and
+    the XComs are the same in the modes ``poke`` and ``reschedule`` and when deferred.
 
     Returns the completed ids in the order of ``luma_task_ids`` and pushes ``luma_summary``
     (``{"completed": n, "failed": {id: reason}, "missing": [id, ...], "running": [id, ...]}``), also when it
-    fails.
+    fails; ``failed_not_listed`` is the number of failed ids that ``failed`` has no room for, where there are
+    any.
 
     :param luma_task_ids: the Luma task ids: a list (no set), an XComArg, one id, or a string that holds a
         list. Duplicates collapse; an empty list succeeds at once with ``[]``. (templated)
@@ -128,7 +129,7 @@ class LumaTaskSensor(BaseSensorOperator):
         counts as the timeout that it leads to: the trigger decides by the same rule.
         """
         wait = self._begin(context)
-        # Only poke mode waits on the spot when the relay asks to slow down: it holds its worker slot anyway.
+        # Only poke mode waits on the spot for a rate limit: it holds its worker slot anyway.
         patient = not self.reschedule and not self.deferrable
         error: Exception | None = None
         try:
@@ -153,7 +154,7 @@ class LumaTaskSensor(BaseSensorOperator):
         """
         Resume where the trigger ended.
 
-        :param event: see :class:`LumaTaskTrigger`.
+        :param event: see :class:`~airflow_provider_luma.triggers.luma.LumaTaskTrigger`.
         :raises TriggerEventError: when the event is lost or invalid.
         """
         with self._one_policy(context):
@@ -219,7 +220,7 @@ class LumaTaskSensor(BaseSensorOperator):
             raise failure from error
 
     def _begin(self, context: Context, *, is_resumed: bool = False) -> Wait:
-        """Begin the wait, or take it up where an earlier process has left it."""
+        """Begin the wait, or resume it where an earlier process has left it."""
         if self._wait is None:
             # Only a rescheduled or resumed task looks for a kept state: a cleared one begins anew.
             first = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
@@ -229,7 +230,7 @@ class LumaTaskSensor(BaseSensorOperator):
         return self._wait
 
     def _resume(self, context: Context, event: Mapping[str, Any]) -> bool:
-        """Take up the wait of the trigger; ``False`` when that was for other ids."""
+        """Resume the wait of the trigger; ``False`` when that was for other ids."""
         self._wait = self._build_wait(context)
         return self._wait.load(event["state"])
 

@@ -69,7 +69,7 @@ class Wait:
             self.batch = self._new_batch(started_at, absent_since=started_at)
 
     def load(self, state: Any) -> bool:
-        """Take up a :meth:`TaskBatch.dump`; ``False`` for that of other ids: only its start counts."""
+        """Resume from a :meth:`TaskBatch.dump`; ``False`` for that of other ids: only its start counts."""
         batch = TaskBatch.load(self._ids, state, missing_grace=self._missing_grace)
         if batch is None and TaskBatch.is_state(state):
             self.batch = self._new_batch(state["started_at"])
@@ -86,7 +86,7 @@ class Wait:
         Query every pending id once, whatever happens to some of them.
 
         :param deadline: when the wait times out, in seconds since the epoch; the poll ends a moment later.
-        :param patient: wait on the spot where the relay asks to slow down.
+        :param patient: wait on the spot for a rate limit.
         :raises RelayError: when a request failed, after every other was sent. What holds for all of them
             (a rejected key or account) is raised at once.
         """

@@ -32,7 +32,8 @@ class LumaTaskEventTrigger(BaseEventTrigger):
     would start a watcher anew. On Airflow 3.3 and newer the asset's state store remembers which tasks have
     fired, where the trigger watches one asset. A triggerer that dies within two seconds of an event fires it
     again, and without that store each restart fires again for tasks that have ended; a download that finds
-    its videos at their destination does nothing.
+    its videos at their destination does nothing. An id that the relay never knows never fires, and is polled
+    until it is taken out of ``luma_task_ids``.
 
     :param luma_task_ids: the Luma task ids.
     :param luma_conn_id: the connection. Default ``luma_default``.

@@ -22,18 +22,18 @@ _MAX_ERROR_CHARS = 2_000
 
 class LumaTaskTrigger(BaseTrigger):
     """
-    Wait until every one of these Luma tasks is terminal, in requests shared by the whole connection.
+    Wait until every one of these Luma tasks is terminal. All triggers of the connection share their requests.
 
     Yields one event: ``status`` is ``done``, ``timeout`` or ``error``; ``state`` is the batch's
-    :meth:`~airflow_provider_luma.relay.TaskBatch.dump`, which stays small whatever the relay says; with the
-    status ``error`` there is an ``error``.
+    :meth:`~airflow_provider_luma.relay.batch.TaskBatch.dump`, which stays small whatever the relay says. With
+    the status ``error`` there is an ``error``, and with ``timeout`` one if the last poll failed.
 
     :param luma_task_ids: all ids of the wait, in the order of the sensor.
     :param luma_conn_id: the connection.
     :param state: of the batch when the sensor deferred.
     :param timeout: seconds after the start of the wait when it ends, whether or not the triggerer restarts.
     :param polled_at: when the sensor polled, in seconds since the epoch; ``None`` when it did not.
-    :param not_before: when the relay may be asked again, in seconds since the epoch.
+    :param not_before: when the relay may be polled again, in seconds since the epoch.
     :param poke_interval: seconds between polls, which keep to a grid so that triggers poll together.
     :param exponential_backoff: double the interval from poll to poll.
     :param max_wait: seconds between polls at the most.

@@ -9,12 +9,12 @@ trigger subscribes its batch and sleeps; the loop updates the batch and wakes th
 changed. A thousand triggers therefore cost the requests of one, and a sleeping coroutine each.
 
 *Round.* The ids of all subscriptions that are due are cut into requests of ``batch_size``. An id that a
-request already asks for is not asked again: its subscription waits for that request. A round does not wait
+request already queries is not queried again: its subscription waits for that request. A round does not wait
 for the one before, so a slow response delays nobody else. The poll of a subscription is over when every
 request that holds one of its ids has ended, so that no failed request hides a response.
 
 *Grid.* Polls keep to a grid of multiples of the interval, so that waits that began apart share requests. The
-grid is shifted by a hash of the API key: customers of one relay do not all ask in the same second.
+grid is shifted by a hash of the API key: customers of one relay do not all poll in the same second.
 
 *Isolation.* The ids of a request that failed are queried again in smaller ones, so that a bad id, or one with
 a huge row, fails its own subscription alone (:mod:`~airflow_provider_luma.relay.isolation`).
@@ -25,7 +25,7 @@ for its retry holds none. A request that nobody waits for any more is aborted: i
 frees its slot and its thread.
 
 *Rejection.* A rejected key or account (401, 402, 403) fails the round in which it came and spares the rest of
-that round its requests. The next round asks again, since keys are accepted again.
+that round its requests. The next round queries again, since keys may be accepted again.
 
 *Renewal.* At a 401 the connection is read again. If it has changed, a new poller takes over every
 subscription and begins their polls anew. Triggers that join after a change find a new poller, too.

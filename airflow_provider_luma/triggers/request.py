@@ -24,7 +24,7 @@ class Round:
 
 
 class Request:
-    """One request: the ids that it asks for, and the subscriptions that wait for it."""
+    """One request: the ids that it queries, and the subscriptions that wait for it."""
 
     def __init__(self, round_: Round) -> None:
         self.round = round_

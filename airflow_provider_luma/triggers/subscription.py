@@ -36,8 +36,8 @@ class Subscription:
     :param fail_when: with ``fail_fast``, when the batch has its outcome.
     :param deadline: seconds since the epoch; the last poll begins then.
     :param polled_at: when the sensor polled; ``None`` when it did not, so that the first poll is due at once.
-    :param not_before: when the relay may be asked again.
-    :param tolerates: tells of an error whether the wait goes on; no error does, unless it says so.
+    :param not_before: when the relay may be polled again.
+    :param tolerates: returns whether the wait goes on after an error; by default after none.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ def test_a_relay_that_tells_no_balance_is_named_once(
         hook = LumaHook()
         assert [hook.get_balance() for _ in range(3)] == [None] * 3
         assert hook.test_connection() == (True, f"The relay at {sandbox.base_url} accepts the API key.")
-    said = "The relay of the connection 'luma_default' does not tell a balance"
+    said = "The relay of the connection 'luma_default' does not report a balance"
     assert caplog.text.count(said) == 1
 
 

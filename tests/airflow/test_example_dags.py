@@ -39,7 +39,7 @@ def run(name: str, **conf: Any) -> Run:
         file.unlink()
 
 
-def test_archive_keeps_what_completed_and_says_what_failed(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_download_keeps_what_completed_and_says_what_failed(sandbox: Sandbox, tmp_path: Path) -> None:
     ids = [sandbox.add_task(seconds=0.5, fails=None if n else "moderation") for n in range(4)]
     ran = run("example_luma_archive", luma_task_ids=ids, destination=tmp_path.as_uri())
     assert set(ran.states.values()) == {"success"}
@@ -48,12 +48,12 @@ def test_archive_keeps_what_completed_and_says_what_failed(sandbox: Sandbox, tmp
     assert files == {f"{i}{end}" for i in ids[1:] for end in (".mp4", ".thumbnail.jpg", ".json")}
 
 
-def test_fan_out_archives_chunk_by_chunk(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_fan_out_downloads_chunk_by_chunk(sandbox: Sandbox, tmp_path: Path) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(5)]
     ran = run("example_luma_fan_out", luma_task_ids=ids, destination=tmp_path.as_uri(), chunk_size=2)
     assert set(ran.states.values()) == {"success"}
-    assert {"archive[0]", "archive[1]", "archive[2]"} <= ran.states.keys()
-    assert [len(ran.xcom("archive", map_index=n)) for n in range(3)] == [2, 2, 1]
+    assert {"download[0]", "download[1]", "download[2]"} <= ran.states.keys()
+    assert [len(ran.xcom("download", map_index=n)) for n in range(3)] == [2, 2, 1]
     assert {file.stem for file in tmp_path.glob("*.mp4")} == set(ids)
 
 
@@ -73,11 +73,11 @@ def test_the_records_are_plain_json(sandbox: Sandbox, tmp_path: Path) -> None:
     ran = run(
         "example_luma_records", luma_task_ids=[sandbox.add_task(seconds=0)], destination=tmp_path.as_uri()
     )
-    (record,) = ran.xcom("archive")
+    (record,) = ran.xcom("download")
     assert json.loads(json.dumps(record)) == record
 
 
-def test_prompts_become_archived_clips(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_prompts_become_downloaded_clips(sandbox: Sandbox, tmp_path: Path) -> None:
     prompts = ["cat dance", "a blacklisted dance", "dog dance"]
     ran = run("example_luma_generate", prompts=prompts, destination=tmp_path.as_uri())
     assert set(ran.states.values()) == {"success"}
@@ -87,7 +87,7 @@ def test_prompts_become_archived_clips(sandbox: Sandbox, tmp_path: Path) -> None
     assert {file.stem for file in tmp_path.glob("*.mp4")} == {good, other}
 
 
-def test_a_table_of_prompts_becomes_archived_clips(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_table_of_prompts_becomes_downloaded_clips(sandbox: Sandbox, tmp_path: Path) -> None:
     table = tmp_path / "prompts.csv"
     table.write_text('prompt,aspect_ratio\n"cat, dancing",9:16\ndog dance,\n')
     clips = tmp_path / "clips"
@@ -98,7 +98,7 @@ def test_a_table_of_prompts_becomes_archived_clips(sandbox: Sandbox, tmp_path: P
         ("dog dance", "16:9"),
     }
     assert {file.stem for file in clips.glob("*.mp4")} == set(sandbox.task_ids)
-    assert ran.xcom("archive")["completed"] == 2
+    assert ran.xcom("download")["completed"] == 2
 
 
 def test_a_batch_of_prompts_is_downloaded_in_chunks(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -179,4 +179,4 @@ def test_a_rejected_list_costs_nothing(
     assert {ran.states[name] for name in ("generate", "wait", "download")} == {"skipped"}
     (shown,) = person.read("approve")
     assert "| **total** | **4** |" in shown["body"]
-    assert "The relay does not tell what a clip costs." in shown["body"]
+    assert "The relay does not report the price of a clip." in shown["body"]

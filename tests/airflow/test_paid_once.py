@@ -122,7 +122,7 @@ def test_the_documentation_shows_the_table_that_the_code_has() -> None:
     page = (Path(__file__).parents[2] / "docs/generate.md").read_text()
     words = {
         Action.SUBMIT: "submits",
-        Action.REPORT: "reports the doubt",
+        Action.REPORT: "fails: outcome unknown",
         Action.RECONNECT: "reconnects",
         Action.FAIL: "fails again",
     }
@@ -137,7 +137,7 @@ def test_the_documentation_shows_the_table_that_the_code_has() -> None:
 def test_a_kill_at_any_line_is_paid_for_once(
     sandbox: Sandbox, tmp_path: Path, way_back: str, quick_retries: Any
 ) -> None:
-    """After each kill comes a try, which reports the doubt, reconnects or submits: one charge at the most."""
+    """After each kill comes a try, which fails, reconnects or submits: one charge at the most."""
     line, died, doubts, reconnects = 0, True, 0, 0
     while died:
         line += STEP

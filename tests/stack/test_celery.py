@@ -182,9 +182,9 @@ def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path, kind:
         "prompts": TASKS,
         "charges": charged.total(),
         "charged twice": sum(number > 1 for number in charged.values()),
-        "submits in doubt, which were not repeated": doubtful,
-        "videos archived": len(archived),
-        "of them whole and identical": sum(identical(*clip) for clip in archived.items()),
+        "submits of unknown outcome, which were not repeated": doubtful,
+        "videos downloaded": len(archived),
+        "of them complete and identical": sum(identical(*clip) for clip in archived.items()),
         "failed generations, reported": len(failed),
         "requests to the relay": len(sandbox.requests),
         "of them status queries": sum(request.ids is not None for request in sandbox.requests),
@@ -259,12 +259,12 @@ def write_figures(kind: str, table: str, troubles: list[str]) -> None:
     (BENCHMARKS / name).write_text(
         f"""# {title}
 
-`make test-celery`: prompts are submitted {submitted}, waited for by deferred sensors of 50 ids each, archived
-to S3 by one task for each 50. Two workers of four processes, two triggerers, a scheduler and an api-server,
-Redis and PostgreSQL, the relay, the CDN and the S3 server share {os.cpu_count()} cores;
+`make test-celery`: prompts are submitted {submitted}, waited for by deferred sensors of 50 ids each,
+downloaded to S3 by one task for each 50. Two workers of four processes, two triggerers, a scheduler and an
+api-server, Redis and PostgreSQL, the relay, the CDN and the S3 server share {os.cpu_count()} cores;
 {", ".join(f"{name} {version(name)}" for name in PACKAGES)}, Python {platform.python_version()}.
 
-What befell it, in this order:
+Failures injected, in this order:
 
 {happened}
 

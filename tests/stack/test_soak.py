@@ -1,5 +1,5 @@
 """
-Waits and archives in a loop on one stack: what the triggerer and the worker hold stays flat.
+Waits and downloads in a loop on one stack: the resources of triggerer and worker do not grow beyond noise.
 
 What was seen goes to ``benchmarks/soak.md``.
 """
@@ -140,12 +140,12 @@ def write_figures(rounds: int, archived: int, lines: list[str]) -> None:
         f"""# Soak
 
 `make soak`: for {MINUTES:.0f} minutes a stack (CeleryExecutor, a worker of four processes, a triggerer)
-waited for {CLIPS} clips with as many deferred sensors and archived them to S3, again and again: {rounds}
-rounds, {archived} clips. After each round what the processes of a part held was added up; the first third of
-the rounds fills caches and is left out. The last column is a line's rise over the rest, with its standard
+waited for {CLIPS} clips with as many deferred sensors and downloaded them to S3, again and again: {rounds}
+rounds, {archived} clips. After each round the resources of a part's processes were added up; the first third
+of the rounds fills caches and is left out. The last column is a line's rise over the rest, with its standard
 error. The run fails where that is beyond noise.
 
-| part | what | at first | at last | at most | trend |
+| part | resource | at first | at last | at most | trend |
 |---|---|---|---|---|---|
 """
         + "\n".join(lines)

@@ -11,7 +11,7 @@ PIECE_BYTES = 256 * 1024
 
 
 class FileBody(io.RawIOBase):
-    """A range of a staged file, in larger pieces than are asked for, and stopped between two of them."""
+    """A range of a staged file, in larger pieces than are requested, and stopped between two of them."""
 
     def __init__(self, upload: Upload, start: int, size: int) -> None:
         super().__init__()
