@@ -102,7 +102,7 @@ class Journal:
         self._segments: dict[int, TaskState | None] = {}
         self._commits = GroupCommit(self._save_segment)
         for number in range(-(-max(self._head.prompts, prompts) // SEGMENT_SIZE)):
-            self._open_segment(number, is_new=earlier is None)
+            self._open_segment(number)
         if earlier is None or earlier.prompts < prompts:
             self._save_head(replace(self._head, prompts=prompts))
 
@@ -171,10 +171,10 @@ class Journal:
         self._records[position] = record
         self._commits.commit(_segment_of(position))
 
-    def _open_segment(self, number: int, *, is_new: bool) -> None:
+    def _open_segment(self, number: int) -> None:
         state = self._segments[number] = self.place.open(f"{HEAD_KEY}_{number}", str(number))
-        if not is_new:  # a head is saved before any segment
-            self._records |= load_record(state, lambda data: _read_segment(data, number)) or {}
+        # Also where there is no head, which somebody may have deleted.
+        self._records |= load_record(state, lambda data: _read_segment(data, number)) or {}
 
     def _save_segment(self, number: int) -> None:
         positions = _positions_of(number)

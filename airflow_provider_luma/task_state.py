@@ -80,7 +80,7 @@ class ObjectTaskState:
     """
     One small object below ``state_path``, written with a condition where the store has one.
 
-    :param earlier: read while there is no object yet, as when a task was given a ``state_path`` later.
+    :param earlier: moved here while there is no object yet, as when a task was given a ``state_path`` later.
     """
 
     def __init__(self, item: VersionedObject, earlier: TaskState | None) -> None:
@@ -94,7 +94,7 @@ class ObjectTaskState:
     def load(self) -> Any:
         content = self._object.read()
         if content is None:
-            return self._earlier.load() if self._earlier else None
+            return self._load_earlier()
         if len(content) > MAX_BYTES:
             raise SubmitRecordError("it is too large")
         try:
@@ -102,6 +102,12 @@ class ObjectTaskState:
         except (ValueError, RecursionError):
             raise SubmitRecordError("it is not JSON") from None
         return {} if record is None else record
+
+    def _load_earlier(self) -> Any:
+        record = self._earlier.load() if self._earlier else None
+        if isinstance(record, dict):
+            self.save(record)  # the earlier place may be wiped by a clear
+        return record
 
     def save(self, record: dict[str, Any]) -> None:
         try:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,77 +52,120 @@ class VersionedObject(Protocol):
         """
 
 
-class S3Object:
-    def __init__(self, uri: str, client: Any, bucket: str, key: str) -> None:
+class _ConditionalObject(ABC):
+    """
+    An object whose store takes conditions.
+
+    After a conflict the condition stays as it was, so that no later write of this object can succeed: the
+    other writer's content would be replaced unseen.
+    """
+
+    def __init__(self, uri: str) -> None:
         self.uri = uri
+        self._version: Any = None
+        self._unconfirmed: set[bytes] = set()
+
+    def read(self) -> bytes | None:
+        content, self._version = self._get()
+        return content
+
+    def write(self, content: bytes) -> None:
+        try:
+            self._version = self._put(content, self._version)
+        except Exception as error:
+            if status_of(error) not in _CONFLICTS:
+                self._unconfirmed.add(content)  # it may have arrived all the same
+                raise
+            self._settle(content)
+        self._unconfirmed.clear()
+
+    def _settle(self, content: bytes) -> None:
+        """
+        Raise a failed condition, unless it was this writer's own write that changed the object.
+
+        SDKs retry a write whose response was lost, and the first attempt fails the condition of the second.
+        """
+        found, version = self._get()
+        if found == content[: MAX_BYTES + 1]:
+            self._version = version
+        elif found in self._unconfirmed:
+            try:
+                self._version = self._put(content, version)
+            except Exception as error:
+                if status_of(error) in _CONFLICTS:
+                    raise ConflictError from None
+                raise
+        else:
+            raise ConflictError from None
+
+    @abstractmethod
+    def _get(self) -> tuple[bytes | None, Any]:
+        """Return the content and its version; ``None`` and ``None`` where there is no object."""
+
+    @abstractmethod
+    def _put(self, content: bytes, version: Any) -> Any:
+        """Replace this version, ``None`` being no object; return the new one."""
+
+
+class S3Object(_ConditionalObject):
+    def __init__(self, uri: str, client: Any, bucket: str, key: str) -> None:
+        super().__init__(uri)
         self._client = client
         self._at = {"Bucket": bucket, "Key": key}
-        self._etag: str | None = None
 
-    def read(self) -> bytes | None:
+    def _get(self) -> tuple[bytes | None, Any]:
         found = _or_none(lambda: self._client.get_object(**self._at), "NoSuchKey")
         if found is None:
-            return None
-        self._etag = found["ETag"]
+            return None, None
         with found["Body"] as body:
-            return bytes(body.read(MAX_BYTES + 1))
+            return bytes(body.read(MAX_BYTES + 1)), found["ETag"]
 
-    def write(self, content: bytes) -> None:
-        condition = {"IfMatch": self._etag} if self._etag else {"IfNoneMatch": "*"}
-        with _conflicts(self, content):
-            written = self._client.put_object(
-                **self._at, **condition, Body=content, ContentType="application/json"
-            )
-            self._etag = written["ETag"]
+    def _put(self, content: bytes, version: Any) -> Any:
+        condition = {"IfMatch": version} if version else {"IfNoneMatch": "*"}
+        written = self._client.put_object(
+            **self._at, **condition, Body=content, ContentType="application/json"
+        )
+        return written["ETag"]
 
 
-class GCSObject:
+class GCSObject(_ConditionalObject):
     def __init__(self, uri: str, client: Any, bucket: str, key: str) -> None:
-        self.uri = uri
+        super().__init__(uri)
         self._bucket, self._key = client.bucket(bucket), key
-        self._generation = 0
 
-    def read(self) -> bytes | None:
+    def _get(self) -> tuple[bytes | None, Any]:
         blob = self._bucket.get_blob(self._key)
         if blob is None:
-            return None
-        self._generation = blob.generation
+            return None, None
         # What was written in between only makes the next write fail.
-        return bytes(self._bucket.blob(self._key).download_as_bytes(end=MAX_BYTES, checksum=None))
+        content = self._bucket.blob(self._key).download_as_bytes(end=MAX_BYTES, checksum=None)
+        return bytes(content), blob.generation
 
-    def write(self, content: bytes) -> None:
+    def _put(self, content: bytes, version: Any) -> Any:
         blob = self._bucket.blob(self._key)
-        with _conflicts(self, content):
-            blob.upload_from_string(
-                content, content_type="application/json", if_generation_match=self._generation
-            )
-            self._generation = blob.generation
+        blob.upload_from_string(content, content_type="application/json", if_generation_match=version or 0)
+        return blob.generation
 
 
-class AzureObject:
+class AzureObject(_ConditionalObject):
     def __init__(self, uri: str, client: Any, container: str, key: str) -> None:
-        self.uri = uri
+        super().__init__(uri)
         self._blob = client.get_blob_client(container, key)
-        self._etag: str | None = None
 
-    def read(self) -> bytes | None:
+    def _get(self) -> tuple[bytes | None, Any]:
         found = _or_none(lambda: self._blob.download_blob(offset=0, length=MAX_BYTES + 1), "BlobNotFound")
-        if found is None:
-            return None
-        self._etag = found.properties.etag
-        return bytes(found.readall())
+        return (None, None) if found is None else (bytes(found.readall()), found.properties.etag)
 
-    def write(self, content: bytes) -> None:
+    def _put(self, content: bytes, version: Any) -> Any:
         from azure.core import MatchConditions
 
         condition = (
-            {"etag": self._etag, "match_condition": MatchConditions.IfNotModified}
-            if self._etag
+            {"etag": version, "match_condition": MatchConditions.IfNotModified}
+            if version
             else {"match_condition": MatchConditions.IfMissing}
         )
-        with _conflicts(self, content):
-            written: Any = self._blob.upload_blob(content, overwrite=True, **condition)
-            self._etag = written["etag"]
+        written: Any = self._blob.upload_blob(content, overwrite=True, **condition)
+        return written["etag"]
 
 
 class LocalObject:
@@ -244,23 +288,6 @@ def _open_by_sdk(parts: SplitResult, bucket: str) -> Callable[[str], VersionedOb
         return kind(f"{parts.scheme}://{bucket}/{key}", client, bucket, key)
 
     return open_name
-
-
-@contextmanager
-def _conflicts(item: VersionedObject, content: bytes) -> Iterator[None]:
-    """
-    Raise a failed condition as :class:`ConflictError`.
-
-    SDKs retry a write whose response was lost, and their own first attempt fails the condition of the second:
-    an object that holds what was to be written is no conflict.
-    """
-    try:
-        yield
-    except Exception as error:
-        if status_of(error) not in _CONFLICTS:
-            raise
-        if item.read() != content:
-            raise ConflictError from None
 
 
 def _or_none(request: Callable[[], Any], code: str) -> Any:

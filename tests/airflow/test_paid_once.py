@@ -257,7 +257,10 @@ def test_a_task_that_is_given_a_state_path_later_finds_its_earlier_record(
 ) -> None:
     task = GenerateTask(store)
     first = task.run_without_being_heard()
-    assert task.run(state_path=state_path(tmp_path)) == first
+    task.arguments["state_path"] = state_path(tmp_path)
+    assert task.run_without_being_heard() == first
+    task.clear(keeps_state=False)
+    assert task.run() == first
     assert len(sandbox.submits) == 1
 
 

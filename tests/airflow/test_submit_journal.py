@@ -148,6 +148,63 @@ def test_a_journal_that_is_given_a_state_path_later_finds_its_records(tmp_path: 
     assert later.next_action(NUMBER - 1) is Action.REPORT
 
 
+@pytest.fixture(params=["file", "moto"])
+def conditional_path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A state_path on a store that honours conditions."""
+    if request.param == "file":
+        return tmp_path.as_uri()
+    moto: S3 = request.getfixturevalue("moto")
+    monkeypatch.setenv("AIRFLOW_CONN_MOTO", moto.connection())
+    return f"s3://moto@bucket/{uuid.uuid4().hex}"
+
+
+def test_a_try_that_another_one_has_overtaken_saves_nothing_any_more(conditional_path: str) -> None:
+    """As a worker that was suspended, and taken for dead, while the next try paid for the rest."""
+    context: Any = {"ti": Instance()}
+    first, second = (Journal(StatePlace(context, conditional_path, durable=True), 0, 3) for _ in range(2))
+    for position in range(3):
+        second.begin(position, CAT)
+        second.mark(position, Phase.CREATED, id=f"paid-{position}")
+    for position in range(3):
+        with pytest.raises(SubmitRecordError, match="another process has written it meanwhile"):
+            first.begin(position, CAT)
+    with pytest.raises(SubmitRecordError, match="another process has written it meanwhile"):
+        first.save_rest()
+    again = Journal(StatePlace(context, conditional_path, durable=True), 0, 3)
+    assert [record.id for position in range(3) if (record := again.record(position))] == [
+        "paid-0",
+        "paid-1",
+        "paid-2",
+    ]
+
+
+def test_records_that_moved_to_a_state_path_survive_that_the_state_is_deleted(
+    tmp_path: Path, conditional_path: str
+) -> None:
+    store = Store(tmp_path / "state.json")
+    context: Any = {"ti": Instance(), "task_state_store": store}
+    journal = Journal(StatePlace(context, None, durable=True), 0, NUMBER)
+    for position in (0, NUMBER - 1):
+        journal.begin(position, CAT)
+        journal.mark(position, Phase.CREATED, id=f"paid-{position}")
+    Journal(StatePlace(context, conditional_path, durable=True), 0, NUMBER)
+    store.wipe()  # as a clear does from Airflow 3.4 on
+    again = Journal(StatePlace(context, conditional_path, durable=True), 1, NUMBER)
+    assert sorted(again.positions) == [0, NUMBER - 1]
+    again.begin(1, CAT)
+
+
+def test_records_are_found_without_the_head(tmp_path: Path) -> None:
+    context: Any = {"ti": Instance()}
+    journal = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, 3)
+    journal.begin(0, CAT)
+    journal.mark(0, Phase.CREATED, id="paid-0")
+    (head,) = tmp_path.rglob("head.json")
+    head.unlink()
+    again = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, 3)
+    assert again.next_action(0) is Action.RECONNECT
+
+
 def test_changes_that_come_during_a_flush_share_the_next_one() -> None:
     saved: list[int] = []
     began, may_end = threading.Event(), threading.Event()
