@@ -31,7 +31,7 @@ test-kills: $(VENV)/stores ## kill generate tasks before each of their lines, on
 	LUMA_KILLS_STEP=$${LUMA_KILLS_STEP:-1} $(BIN)/python -m pytest -m "kills or not kills" -k kill tests/kills tests/airflow/test_paid_once.py tests/airflow/test_batch_paid_once.py -v -s $(ARGS)
 
 MINUTES ?= 20
-soak: $(VENV)/stores postgresql redis ## wait and download in a loop for MINUTES=20; memory, threads, sockets and files must not grow beyond noise
+soak: $(VENV)/stores postgresql redis ## wait and download in a loop for MINUTES=20; growth of memory, threads, sockets and files is bounded
 	LUMA_SOAK_MINUTES=$(MINUTES) $(BIN)/python -m pytest -m soak tests/stack -v -s $(ARGS)
 
 .PHONY: chromium postgresql redis

@@ -236,7 +236,7 @@ def _decoder(encoding: str) -> Any:
     if encoding not in {"gzip", "x-gzip", "deflate"}:
         is_known = {part.strip() for part in encoding.split(",")} <= _KNOWN_ENCODINGS
         shown = f" {encoding!r:.40}" if is_known else ""  # else it may echo anything
-        raise ContentEncodingError(f"its Content-Encoding{shown} was not asked for")
+        raise ContentEncodingError(f"its Content-Encoding{shown} was not requested")
     inflate = zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
 
     has_begun = False

@@ -464,8 +464,8 @@ def test_a_content_encoding_that_was_not_asked_for_is_a_transient_error_that_nam
     server = serve(response(twice, f"Content-Encoding: {encoding}", status=status))
     told = error_of(make_client(base_url=server.base_url))
     shown = "" if encoding.startswith("x") else f" '{encoding}'"
-    assert f"its Content-Encoding{shown} was not asked for" in told
-    assert "was not asked for" in told
+    assert f"its Content-Encoding{shown} was not requested" in told
+    assert "was not requested" in told
     assert len(told) < 300
 
 

@@ -1,5 +1,5 @@
 """
-Waits and downloads in a loop on one stack: the resources of triggerer and worker do not grow beyond noise.
+Waits and downloads in a loop on one stack: triggerer and worker grow no further than a bound.
 
 What was seen goes to ``benchmarks/soak.md``.
 """
@@ -136,6 +136,7 @@ def trend(values: list[float]) -> tuple[float, float]:
 
 
 def write_figures(rounds: int, archived: int, lines: list[str]) -> None:
+    bounds = ", ".join(f"{allowed:g} {what}" for what, allowed in NOISE.items())
     FIGURES.write_text(
         f"""# Soak
 
@@ -143,7 +144,7 @@ def write_figures(rounds: int, archived: int, lines: list[str]) -> None:
 waited for {CLIPS} clips with as many deferred sensors and downloaded them to S3, again and again: {rounds}
 rounds, {archived} clips. After each round the resources of a part's processes were added up; the first third
 of the rounds fills caches and is left out. The last column is a line's rise over the rest, with its standard
-error. The run fails where that is beyond noise.
+error. The run fails where a rise is beyond its error and above a bound: {bounds}.
 
 | part | resource | at first | at last | at most | trend |
 |---|---|---|---|---|---|
