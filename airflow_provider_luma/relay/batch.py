@@ -12,6 +12,16 @@ Each id is in one of four phases::
 ``missing_grace``, without a sighting in between: one
 response that leaves an id out proves nothing, because a relay may ask another backend next time.
 
+Crash windows: a process may end, or fail to keep its state, between a poll and the next. Then an older state
+is loaded, with more pending ids than there are, which costs queries, and with absences that a sighting may
+have ended::
+
+    who loads a state                        its absences
+    a rescheduled sensor, of the poll before  count
+    a rescheduled sensor, of an older poll    are forgotten
+    a trigger, begun or restarted             are forgotten: it loads what the sensor knew when it deferred
+    a sensor, of the event of its trigger     count
+
 :meth:`TaskBatch.dump` is the one form in which a wait outlives its process: the task state store (mode
 ``reschedule``), the arguments of the trigger and its event carry it. It holds no id, only a code by position
 and a digest of the ids, so that it stays small and is never taken for the state of other ids.
@@ -117,6 +127,14 @@ class TaskBatch:
             else:
                 self._pending[task_id] = None
         return len(self._pending) != pending_before
+
+    @property
+    def has_absences(self) -> bool:
+        return any(since is not None for since in self._pending.values())
+
+    def forget_absences(self) -> None:
+        """Count absences anew, where an id may have been seen since this state was kept."""
+        self._pending = dict.fromkeys(self._pending)
 
     def dump(self) -> dict[str, Any]:
         """Return all that is known, as JSON of at most some 35 KB for 10,000 ids; :meth:`load` reads it."""

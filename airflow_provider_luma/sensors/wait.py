@@ -64,6 +64,8 @@ class Wait:
         if self.load(record.get("state")):
             self._message = self.batch.progress_message()
             self._logged_at = record["logged_at"]
+            if not self._store.is_of_last_poll(record):
+                self.batch.forget_absences()
         elif is_continued and not self._store.exists:
             # Before Airflow 3.3 nothing is kept from poll to poll: the grace counts from the first one there.
             self.batch = self._new_batch(started_at, absent_since=started_at)
