@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from contextlib import suppress
@@ -39,14 +40,12 @@ from typing import Any, Self, TypeVar
 from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.result import BatchResult, Outcome, judge, progress_message
-from airflow_provider_luma.relay.state import digest_ids, fit_reasons, pack_codes, unpack_codes
+from airflow_provider_luma.relay.state import digest_ids, fit_reasons, merge_times, pack_codes, unpack_codes
 from airflow_provider_luma.relay.task import MAX_ID_CHARS, LumaTask, TaskState, is_valid_id
 
 T = TypeVar("T")
 
 STATE_VERSION = 2
-
-_MAX_ABSENCES = 16
 
 # What a dump says of an id; the codes after these name a time of "absent", then a reason of "reasons".
 _PENDING, _COMPLETED, _MISSING, _OTHERS = range(4)
@@ -191,11 +190,11 @@ class TaskBatch:
                 self._failed[task_id] = reasons[code - _OTHERS - len(times)]
 
     def _absences(self) -> dict[str, float]:
-        """Return since when the absent ids are absent, the times merged upwards into a few."""
+        """Return since when the absent ids are absent, in a few different times."""
+        if self._missing_grace == math.inf:
+            return {}
         absent = {task_id: since for task_id, since in self._pending.items() if since is not None}
-        times = sorted(set(absent.values()))
-        step = -(-len(times) // _MAX_ABSENCES) or 1
-        merged = {since: times[min(n - n % step + step, len(times)) - 1] for n, since in enumerate(times)}
+        merged = merge_times(absent.values(), self._missing_grace)
         return {task_id: merged[since] for task_id, since in absent.items()}
 
     def _mark_terminal(self, task: LumaTask) -> None:
