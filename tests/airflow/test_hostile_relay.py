@@ -83,6 +83,23 @@ def test_an_unknown_word_without_a_link_is_running(wait: Wait, sandbox: Sandbox)
     assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"status": "success", "data": {"state": "processing", "video": None}},
+        {"status": "UNKNOWN", "data": {"state": "queued", "video_url": "https://cdn.example/preview.mp4"}},
+        {"state": "moderation_failed", "video_url": "https://cdn.example/placeholder.mp4"},
+    ],
+    ids=["envelope", "preview", "placeholder"],
+)
+def test_a_task_that_is_not_ready_is_waited_for(wait: Wait, sandbox: Sandbox, row: dict[str, Any]) -> None:
+    endless = sandbox.add_task(seconds=math.inf)
+    sandbox.script(*[ScriptedAnswer(body=[{"task_id": endless} | row])] * 50)
+    run = wait([endless], timeout=0.7)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
+
+
 def test_a_plain_text_404_of_a_gateway_is_transient(wait: Wait, sandbox: Sandbox) -> None:
     ids = [sandbox.add_task(seconds=0)]
     sandbox.script(*[ScriptedAnswer(404, "404 page not found", content_type="text/plain")] * 2)
