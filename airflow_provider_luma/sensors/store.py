@@ -36,18 +36,20 @@ class WaitStore:
         return self._store is not None
 
     def load(self) -> Mapping[str, Any]:
-        """Return ``state``, a :meth:`TaskBatch.dump`, and ``logged_at``; empty when there is nothing."""
+        """Return ``state``, a :meth:`TaskBatch.dump`, ``logged_at``, ``not_before``; empty if not saved."""
         kept = self._try("get", WAIT_KEY)
         self._saved = kept
-        is_record = isinstance(kept, Mapping) and isinstance(kept.get("logged_at"), int | float)
+        is_record = isinstance(kept, Mapping) and all(
+            isinstance(kept.get(name), int | float) for name in ("logged_at", "not_before")
+        )
         return kept if is_record else {}
 
     def is_of_last_poll(self, record: Mapping[str, Any]) -> bool:
         """Return whether no other process has polled since a record with absences was saved."""
         return bool(record.get("reschedules") == self._reschedules - 1)
 
-    def save(self, batch: TaskBatch, logged_at: float) -> None:
-        record = {"state": batch.dump(), "logged_at": logged_at}
+    def save(self, batch: TaskBatch, logged_at: float, not_before: float) -> None:
+        record = {"state": batch.dump(), "logged_at": logged_at, "not_before": not_before}
         if batch.has_absences:
             record["reschedules"] = self._reschedules
         if record != self._saved:
