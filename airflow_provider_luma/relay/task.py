@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from reprlib import Repr
 from typing import Any, TypeAlias
 
@@ -39,9 +40,22 @@ _MAX_QUOTA = 1e12
 _MAX_SECONDS = 366 * 24 * 3600
 _PLAIN_ID = re.compile(rf"[!-~]{{1,{MAX_ID_CHARS}}}")
 
-# A reason may be any JSON, of any size and depth.
-_excerpt = Repr()
-_excerpt.maxstring = _excerpt.maxother = 300
+
+class _Excerpt(Repr):
+    """Shows the beginning of any JSON, at a cost that does not grow with its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 300
+        self.maxlevel = 3
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        return super().repr_dict(
+            dict(islice(x.items(), self.maxdict + 1)), level
+        )  # it sorts all that it gets
+
+
+_excerpt = _Excerpt()
 
 
 class TaskState(StrEnum):

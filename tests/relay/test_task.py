@@ -295,6 +295,24 @@ def test_a_reason_is_one_short_line_that_any_encoder_takes(reason, kept):
     assert read.isprintable()
 
 
+def test_a_reason_costs_no_more_for_its_size():
+    """Counted in Python's own comparisons, of which sorting its keys would need millions."""
+
+    class Key(str):
+        compared = 0
+
+        def __lt__(self, other):
+            Key.compared += 1
+            return super().__lt__(other)
+
+    value = {"x": [["y"] * 1000] * 1000}
+    large = {Key(f"{n * 7919 % 190_000}"): value for n in range(190_000)}
+    read = read_task({"id": "a", "state": "failed", "failure_reason": [large] * 9}).failure_reason
+    assert Key.compared < 1000
+    assert len(read) <= 300
+    assert read.startswith("[{")
+
+
 @pytest.mark.parametrize("task_id", ["x" * 201, "a\ud83d", "a\x00b", "a\nb", " a", "\u202ea"])
 def test_what_can_be_no_id_names_no_task(task_id):
     assert read_task({"id": task_id, "state": "completed"}) is None
