@@ -205,8 +205,8 @@ class TaskBatch:
     def _mark_absent(self, task_id: str, now: float) -> None:
         since = self._pending[task_id]
         if since is None:
-            since = self._pending[task_id] = now
-        if now - since >= self._missing_grace:
+            self._pending[task_id] = now
+        elif now - since >= self._missing_grace:
             del self._pending[task_id]
             self._missing[task_id] = None
 

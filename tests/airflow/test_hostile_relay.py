@@ -68,6 +68,14 @@ def test_an_id_left_out_once_after_it_was_seen_is_not_missing(
     assert run.xcom("wait") == [task_id]
 
 
+def test_an_id_left_out_once_is_not_missing_without_a_grace(wait: Wait, sandbox: Sandbox) -> None:
+    task_id = sandbox.add_task(seconds=0)
+    sandbox.script(ScriptedAnswer(body=[]))
+    run = wait([task_id], missing_grace=0)
+    assert ended(run, "success")
+    assert run.xcom("wait") == [task_id]
+
+
 @pytest.mark.parametrize(
     ("word", "state"),
     [("ready", "success"), ("DONE", "success"), ("succeed", "success"), ("timed_out", "failed")],

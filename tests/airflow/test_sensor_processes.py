@@ -95,21 +95,28 @@ def event(status: str, *ids: str, started_at: float | None = None, **states: str
 
 def test_a_cleared_sensor_does_not_remember_what_was_missing_before(sandbox: Sandbox) -> None:
     store, endless = Store(), sandbox.add_task(seconds=math.inf)
-    poll(Process(store), "late", endless, missing_grace=0, fail_when="never")
+    ids = ["late", endless]
+
+    def missing() -> tuple[str, ...]:
+        return TaskBatch.load(ids, store.get("luma_wait")["state"]).result.missing
+
+    poll(Process(store), *ids, missing_grace=0, fail_when="never")
+    poll(Process(store, first=now()), *ids, missing_grace=0, fail_when="never")
+    assert missing() == ("late",)
     sandbox.add_task(task_id="late", seconds=math.inf)
-    poll(Process(store), "late", endless, missing_grace=0, fail_when="never")
-    poll(Process(store, first=now()), "late", endless, missing_grace=0, fail_when="never")
-    state = store.get("luma_wait")["state"]
-    assert TaskBatch.load(["late", endless], state).result.missing == ()
-    assert [request.ids for request in sandbox.requests] == [["late", endless]] * 3
+    poll(Process(store), *ids, missing_grace=0, fail_when="never")
+    poll(Process(store, first=now()), *ids, missing_grace=0, fail_when="never")
+    assert missing() == ()
+    assert [request.ids for request in sandbox.requests] == [ids] * 4
 
 
 def test_a_rescheduled_sensor_asks_only_for_pending_ids(sandbox: Sandbox) -> None:
-    store = Store()
+    store, first = Store(), now()
     ids = [sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf), "nowhere"]
     poll(Process(store), *ids, missing_grace=0, fail_when="never")
-    poll(Process(store, first=now()), *ids, missing_grace=0, fail_when="never")
-    assert [request.ids for request in sandbox.requests] == [ids, ids[1:2]]
+    for reschedules in (1, 2):
+        poll(Process(store, first, reschedules), *ids, missing_grace=0, fail_when="never")
+    assert [request.ids for request in sandbox.requests] == [ids, ids[1:], ids[1:2]]
 
 
 def test_a_store_that_is_down_costs_a_repeated_query_and_no_more(sandbox: Sandbox) -> None:
