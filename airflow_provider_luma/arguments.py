@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Self
@@ -47,19 +48,24 @@ class IfExists(Choice):
 _ARGUMENTS = {FailWhen: "fail_when", IfExists: "if_exists"}
 
 
-def check_number(name: str, value: Any, *, zero: bool = False, whole: bool = False) -> None:
+def check_number(
+    name: str, value: Any, *, zero: bool = False, whole: bool = False, seconds: bool = True
+) -> None:
     """
-    Validate an argument that is a number of seconds above 0, a century at the most.
+    Validate an argument that is a number above 0, and finite.
 
     :param zero: 0 will do as well.
-    :param whole: a number of something else: nothing but an ``int`` will do, of any size.
+    :param whole: nothing but an ``int`` will do, of any size.
+    :param seconds: a century is the most, where it may be a fraction.
     :raises LumaValueError: when it is none, naming the argument.
     """
     number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not number or not (value > 0 or (zero and value == 0)):
         kind = f"{'whole ' if whole else ''}number {'from 0 up' if zero else 'above 0'}"
         raise LumaValueError(f"{name} must be a {kind}, not {value!r:.80}")
-    if not whole and value > _CENTURY:  # dates end
+    if value == math.inf:
+        raise LumaValueError(f"{name} must be finite")
+    if seconds and not whole and value > _CENTURY:  # dates end
         raise LumaValueError(f"{name} must be at most {_CENTURY} seconds, not {value!s:.80}")
 
 

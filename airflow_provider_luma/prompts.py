@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.generation import FIELDS, Generation
-from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.relay.text import clean_text, redact_text
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ MAX_PROMPTS = 100_000
 MAX_LINE_CHARS = 16 * 1024 * 1024
 
 _MAX_WARNINGS = 20
+_MAX_SHOWN_CHARS = 200
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FLAGS = {"true": True, "false": False}
 
@@ -55,17 +56,20 @@ def read_prompts_file(url: str, defaults: Mapping[str, Any]) -> list[Generation]
     """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
+    shown = redact_text(str(url))[:_MAX_SHOWN_CHARS]
     read = _READERS.get(str(url).rpartition(".")[2].lower())
     if read is None:
-        raise LumaValueError(f"prompts_path must end in .jsonl, .ndjson or .csv, not {url!r:.200}")
+        raise LumaValueError(f"prompts_path must end in .jsonl, .ndjson or .csv, not {shown!r}")
     try:
         path: Any = ObjectStoragePath(url)
         # Bytes that are no UTF-8 become lone surrogates, so that the error can name their line.
         file = path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="")
     except FileNotFoundError:
-        raise LumaValueError(f"There is no table of prompts at prompts_path {url!r:.200}") from None
+        raise LumaValueError(f"There is no table of prompts at prompts_path {shown!r}") from None
     except (ValueError, ImportError) as error:
-        raise LumaValueError(f"No object storage for prompts_path {url!r:.200}: {error}") from None
+        raise LumaValueError(
+            f"No object storage for prompts_path {shown!r}: {redact_text(str(error))}"
+        ) from None
     with file:
         return _build_all(read(file), defaults)
 

@@ -121,9 +121,9 @@ class SubmitBatch:
     def run(self, max_parallel: int) -> None:
         """Submit until nothing is left to, or something stops the batch; see :meth:`submits`."""
         self._waiting = plan_submits(self._journal, self._generations)
-        threads = min(max_parallel, len(self._waiting))
-        futures = [start_thread(self._work, f"luma-submit-{number}")[0] for number in range(threads)]
+        futures: list[Future[None]] = []
         try:
+            self._start(futures, min(max_parallel, len(self._waiting)))
             self._watch(futures)
         except BaseException:  # such as Airflow's execution_timeout
             self._stopped.set()
@@ -133,6 +133,15 @@ class SubmitBatch:
                 self._stop("the task was stopped")
                 wait(futures, timeout=_SECONDS_TO_STOP)
             self._save_rest()
+
+    def _start(self, futures: list[Future[None]], number: int) -> None:
+        try:
+            while len(futures) < number:
+                futures.append(start_thread(self._work, f"luma-submit-{len(futures)}")[0])
+        except RuntimeError as error:  # the system has no room for another thread
+            if not futures:
+                raise RelayTransientError(f"Nothing was sent to the relay: {error}") from error
+            log.warning("Only %d submits at once instead of %d: %s", len(futures), number, error)
 
     def submits(self) -> BatchSubmits:
         """Return the result of each prompt, by the journal."""
@@ -289,8 +298,8 @@ class SubmitBatch:
             retry=retry_if_not_exception_type(SubmitRecordError),
             reraise=True,
         )
-        saving = start_thread(lambda: patient(self._journal.save_rest), "luma-submit-journal")[0]
         try:
+            saving = start_thread(lambda: patient(self._journal.save_rest), "luma-submit-journal")[0]
             saving.result(_SECONDS_TO_SAVE if self._stopped.is_set() else None)
         except Exception:
             log.exception("The journal of the submits could not be saved")

@@ -18,10 +18,10 @@ from airflow_provider_luma.download.retry import Link
 from airflow_provider_luma.download.sidecar import DOWNLOADING, ClaimLostError, Sidecar, SidecarState
 from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import SHA256, TASK_ID, NamedStore, StoredObject, Upload
-from airflow_provider_luma.download.urls import redact_text, redact_url
+from airflow_provider_luma.download.urls import redact_url
 from airflow_provider_luma.exceptions import DownloadError, LumaError, ObjectExistsError
 from airflow_provider_luma.relay.task import LumaTask
-from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.relay.text import clean_text, redact_text
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,10 @@ from pathlib import PurePosixPath
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from airflow_provider_luma.exceptions import UnsafeURLError
-from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.relay.text import clean_text, redact_text
 
 _MAX_URL_CHARS = 16_384
 _MAX_SHOWN_CHARS = 500
-_QUERY = re.compile(r"(?<=[^\s?#])[?#][^\s'\")>]*")
-_USERINFO = re.compile(r"(?<=://)[^\s/?#@]*@")
 
 
 def parse_url(url: str) -> SplitResult:
@@ -39,11 +37,6 @@ def redact_url(url: str) -> str:
     except ValueError:
         bare = redact_text(re.split(r"[?#]", url, maxsplit=1)[0])
     return clean_text(bare, _MAX_SHOWN_CHARS)
-
-
-def redact_text(text: str) -> str:
-    """Drop queries and credentials of the URLs within a text."""
-    return _QUERY.sub("?…", _USERINFO.sub("", text)) if "://" in text or "/" in text else text
 
 
 def url_suffix(url: str) -> str:

@@ -24,7 +24,6 @@ from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
 from airflow_provider_luma.arguments import seconds_of
-from airflow_provider_luma.download.urls import redact_text
 from airflow_provider_luma.durable_submit import DurableSubmit
 from airflow_provider_luma.exceptions import (
     LumaValueError,
@@ -36,7 +35,7 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.operators.generation import GenerationOperator
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, TaskState
-from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.relay.text import clean_text, redact_text
 from airflow_provider_luma.submit_record import Phase, fingerprint_of
 from airflow_provider_luma.task_state import Retries, SubmitLedger, is_success_recorded
 

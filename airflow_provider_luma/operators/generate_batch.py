@@ -7,8 +7,8 @@ The submits, and what a crash in them leaves: :mod:`airflow_provider_luma.submit
 ==================================  =====================================================================
 act                                 after a crash behind it
 ==================================  =====================================================================
-the manifest is written             the next try reconnects to all that were created
-the XCom ``luma_submits`` is pushed likewise
+the XCom ``luma_submits`` is pushed the next try reconnects to all that were created
+the manifest is written             likewise
 ``execute`` returns                 likewise
 Airflow records the success         the task is a success; cleared, it reconnects once
 ``returned`` is saved               the task is a success; cleared, it submits all again
@@ -25,6 +25,7 @@ from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_w
 from airflow_provider_luma.arguments import FailWhen, check_number
 from airflow_provider_luma.exceptions import LumaError, LumaValueError
 from airflow_provider_luma.operators.generation import GenerationOperator
+from airflow_provider_luma.relay.text import clean_text, redact_text
 from airflow_provider_luma.task_state import Retries, is_success_recorded
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class LumaGenerateBatchOperator(GenerationOperator):
         if max_generations is not None:
             check_number("max_generations", max_generations, zero=True, whole=True)
         if min_balance is not None:
-            check_number("min_balance", min_balance, zero=True)
+            check_number("min_balance", min_balance, zero=True, seconds=False)
         self.on_success_callback = [*self.on_success_callback, _mark_returned]
 
     def execute(self, context: Context) -> list[str] | dict[str, Any]:
@@ -144,6 +145,8 @@ class LumaGenerateBatchOperator(GenerationOperator):
         finally:
             submits = batch.submits()
             returned = self._push(context, place, submits, len(generations))
+        if self.manifest and not self._is_killed:  # a stop has no time for it
+            self._write_manifest(place, submits, len(generations))
         if not place.is_durable and not submits.ids and not submits.unknown:
             retries.restore()
         self._raise_on_failures(submits, len(generations))
@@ -209,14 +212,22 @@ class LumaGenerateBatchOperator(GenerationOperator):
         """Push what became of the prompts, also when the task fails; return what it returns."""
         returned: list[str] | dict[str, Any] = list(submits.ids.values())
         if self.manifest:
-            manifest, url = place.open_manifest()
-            manifest.read()  # that of an earlier try is replaced
-            manifest.write(submits.manifest(prompts))
-            returned = {"manifest": url, "created": len(submits.ids)}
+            returned = {"manifest": place.open_manifest()[1], "created": len(submits.ids)}
         context["ti"].xcom_push(XCOM_SUBMITS_KEY, submits.summary())
         context["ti"].xcom_push("return_value", returned)
         self.log.info("%s", submits.describe(prompts))
         return returned
+
+    def _write_manifest(self, place: StatePlace, submits: BatchSubmits, prompts: int) -> None:
+        manifest, url = place.open_manifest()
+        try:
+            manifest.read()  # that of an earlier try is replaced
+            manifest.write(submits.manifest(prompts))
+        except Exception as error:  # the store's, so that a retry may help
+            raise LumaError(
+                f"The manifest {redact_text(url)} cannot be written: {type(error).__name__}: "
+                f"{clean_text(str(error))}. The ids are in the journal; a retry finds them"
+            ) from error
 
     def _raise_on_failures(self, submits: BatchSubmits, prompts: int) -> None:
         text = submits.describe(prompts)

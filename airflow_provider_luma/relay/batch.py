@@ -12,6 +12,16 @@ Each id is in one of four phases::
 ``missing_grace``, without a sighting in between: one
 response that leaves an id out proves nothing, because a relay may query another backend next time.
 
+Crash windows: a process may end, or fail to keep its state, between a poll and the next. Then an older state
+is loaded, with more pending ids than there are, which costs queries, and with absences that a sighting may
+have ended::
+
+    who loads a state                        its absences
+    a rescheduled sensor, of the poll before  count
+    a rescheduled sensor, of an older poll    are forgotten
+    a trigger, begun or restarted             are forgotten: it loads what the sensor knew when it deferred
+    a sensor, of the event of its trigger     count
+
 :meth:`TaskBatch.dump` is the one form in which a wait outlives its process: the task state store (mode
 ``reschedule``), the arguments of the trigger and its event carry it. It holds no id, only a code by position
 and a digest of the ids, so that it stays small and is never taken for the state of other ids.
@@ -21,6 +31,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from contextlib import suppress
@@ -29,14 +40,12 @@ from typing import Any, Self, TypeVar
 from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.result import BatchResult, Outcome, judge, progress_message
-from airflow_provider_luma.relay.state import digest_ids, fit_reasons, pack_codes, unpack_codes
+from airflow_provider_luma.relay.state import digest_ids, fit_reasons, merge_times, pack_codes, unpack_codes
 from airflow_provider_luma.relay.task import MAX_ID_CHARS, LumaTask, TaskState, is_valid_id
 
 T = TypeVar("T")
 
 STATE_VERSION = 2
-
-_MAX_ABSENCES = 16
 
 # What a dump says of an id; the codes after these name a time of "absent", then a reason of "reasons".
 _PENDING, _COMPLETED, _MISSING, _OTHERS = range(4)
@@ -118,6 +127,14 @@ class TaskBatch:
                 self._pending[task_id] = None
         return len(self._pending) != pending_before
 
+    @property
+    def has_absences(self) -> bool:
+        return any(since is not None for since in self._pending.values())
+
+    def forget_absences(self) -> None:
+        """Count absences anew, where an id may have been seen since this state was kept."""
+        self._pending = dict.fromkeys(self._pending)
+
     def dump(self) -> dict[str, Any]:
         """Return all that is known, as JSON of at most some 35 KB for 10,000 ids; :meth:`load` reads it."""
         absent, reasons = self._absences(), fit_reasons(self._failed)
@@ -173,11 +190,11 @@ class TaskBatch:
                 self._failed[task_id] = reasons[code - _OTHERS - len(times)]
 
     def _absences(self) -> dict[str, float]:
-        """Return since when the absent ids are absent, the times merged upwards into a few."""
+        """Return since when the absent ids are absent, in a few different times."""
+        if self._missing_grace == math.inf:
+            return {}
         absent = {task_id: since for task_id, since in self._pending.items() if since is not None}
-        times = sorted(set(absent.values()))
-        step = -(-len(times) // _MAX_ABSENCES) or 1
-        merged = {since: times[min(n - n % step + step, len(times)) - 1] for n, since in enumerate(times)}
+        merged = merge_times(absent.values(), self._missing_grace)
         return {task_id: merged[since] for task_id, since in absent.items()}
 
     def _mark_terminal(self, task: LumaTask) -> None:
@@ -188,8 +205,8 @@ class TaskBatch:
     def _mark_absent(self, task_id: str, now: float) -> None:
         since = self._pending[task_id]
         if since is None:
-            since = self._pending[task_id] = now
-        if now - since >= self._missing_grace:
+            self._pending[task_id] = now
+        elif now - since >= self._missing_grace:
             del self._pending[task_id]
             self._missing[task_id] = None
 

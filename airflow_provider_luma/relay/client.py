@@ -43,6 +43,7 @@ from airflow_provider_luma.relay.settings import (
 )
 from airflow_provider_luma.relay.submit_response import outcome_unknown, parse_submitted
 from airflow_provider_luma.relay.task import PROBE_ID, Json, LumaTask, read_tasks
+from airflow_provider_luma.relay.text import redact_text
 from airflow_provider_luma.relay.transport import (
     ContentEncodingError,
     Exchange,
@@ -394,10 +395,14 @@ class RelayClient:
             log.exception("The event hook failed")  # which must not lose the id of a task that was paid for
 
     def _redacted(self, error: RelayError) -> RelayError:
-        """Redact proxies' passwords and the API key, which some relays echo, in part where it was cut."""
+        """
+        Redact the signatures of URLs, proxies' passwords and the API key.
+
+        Some relays echo the key, in part where it was cut.
+        """
         prefix = re.escape(self._api_key[:_REDACTABLE_PREFIX_LENGTH])
         message = re.sub(rf"{re.escape(self._api_key)}|{prefix}[\w-]*", "***", str(error))
-        error.args = (redact(message, secrets_in_proxies(self._options["proxies"])),)
+        error.args = (redact_text(redact(message, secrets_in_proxies(self._options["proxies"]))),)
         return error
 
     def _warn_unknown_states(self, tasks: Mapping[str, LumaTask]) -> None:

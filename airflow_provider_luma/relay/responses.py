@@ -45,6 +45,8 @@ _HINTS: Mapping[type[RelayError], str] = {
 SUCCESS_CODES = frozenset({"", "success", "succeeded", "ok", "true", "0", "200", "201", "202", "20000"})
 _NO_ENDPOINT = frozenset({404, 405, 501})
 _NO_SUCH_TASK = "task_not_exist"
+# Of one prompt, and not of the key, whatever the status.
+MODERATION = re.compile(r"moderat|sensitive.?word|prompt.?blocked|content.?policy", re.IGNORECASE)
 NO_BALANCE = re.compile(r"insufficient.*(quota|balance)|exceeded.*quota", re.IGNORECASE)
 _MODEL = re.compile(r"\bluma_\w{1,60}")
 
@@ -146,8 +148,10 @@ def status_error(response: RelayResponse, body: Any, *, is_submit: bool = False)
 
 
 def _error_kind(status: int, text: str) -> type[RelayError]:
-    if status in {403, 429} and NO_BALANCE.search(text):
+    if status in {400, 403, 429} and NO_BALANCE.search(text):
         return RelayInsufficientBalanceError
+    if status == 403 and MODERATION.search(text):
+        return RelayInvalidRequestError
     return _ERROR_BY_STATUS.get(status, RelayTransientError if status >= 500 else RelayInvalidRequestError)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -22,6 +23,7 @@ CUT_REASON = "(cut: too many different reasons)"
 _CUT_MARK = "… (cut)"
 _CUT_LENGTHS = (100, 40)
 _SEPARATOR_BYTES = 4
+_MIN_SPAN_SECONDS = 0.001
 
 
 def digest_ids(ids: Sequence[str]) -> str:
@@ -48,6 +50,23 @@ def unpack_codes(packed: str, length: int) -> list[int]:
     if len(plain) != 2 * length:
         raise ValueError(f"{len(plain)} bytes for {length} codes")
     return [low | high << 8 for low, high in zip(plain[:length], plain[length:], strict=True)]
+
+
+def merge_times(times: Iterable[float], span: float) -> dict[float, float]:
+    """
+    Return for each time one of at most 16, no newer than the newest and less than ``span / 5`` later.
+
+    Times that lie further back than ``span`` become one that does, too. Merged again beside newer ones,
+    times move no further, so that none drifts along with the newest: they are drawn to a grid whose step is a
+    power of two, which floating-point numbers divide without an error.
+
+    :param span: in seconds; what matters of a time is whether it lies so far back.
+    """
+    step = 2.0 ** math.frexp(max(span, _MIN_SPAN_SECONDS) / 12)[1]
+    different = set(times)
+    newest = max(different, default=0.0)
+    oldest = math.floor((newest - span) / step) * step
+    return {time: min(max(math.ceil(time / step) * step, oldest), newest) for time in different}
 
 
 def fit_reasons(reasons: Mapping[str, str], max_bytes: int = MAX_REASON_BYTES) -> dict[str, str]:

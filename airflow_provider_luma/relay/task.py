@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import islice
 from reprlib import Repr
 from typing import Any, TypeAlias
 
@@ -39,9 +40,22 @@ _MAX_QUOTA = 1e12
 _MAX_SECONDS = 366 * 24 * 3600
 _PLAIN_ID = re.compile(rf"[!-~]{{1,{MAX_ID_CHARS}}}")
 
-# A reason may be any JSON, of any size and depth.
-_excerpt = Repr()
-_excerpt.maxstring = _excerpt.maxother = 300
+
+class _Excerpt(Repr):
+    """Shows the beginning of any JSON, at a cost that does not grow with its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 300
+        self.maxlevel = 3
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        return super().repr_dict(
+            dict(islice(x.items(), self.maxdict + 1)), level
+        )  # it sorts all that it gets
+
+
+_excerpt = _Excerpt()
 
 
 class TaskState(StrEnum):
@@ -74,6 +88,11 @@ _STATE_OF_WORD: Mapping[str, TaskState] = {
     for word in words.split()
 }
 
+# In an undocumented word: what no relay says of a video that is ready.
+_SPEAKS_AGAINST = re.compile(
+    "fail|error|reject|block|moderat|violat|cancel|abort|expir|timeout|refund|denied|invalid|delet"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Media:
@@ -97,7 +116,7 @@ class LumaTask:
 
     :param id: the Luma task id, never the row number of a wrapped response.
     :param state: the meaning of the state word. An undocumented word means ``COMPLETED`` where the video's
-        URL is there too, else ``PROCESSING``.
+        URL is there too and neither the word nor an error speaks against it, else ``PROCESSING``.
     :param state_word: the word as the relay sent it.
     :param raw: the complete JSON of this task, unknown keys included, and not cleaned.
     """
@@ -113,15 +132,14 @@ class LumaTask:
 
     @property
     def knows_state_word(self) -> bool:
-        return _fold(self.state_word) in _STATE_OF_WORD
+        return self.state_word.lower() in _STATE_OF_WORD
 
     @property
     def failure_reason(self) -> str | None:
         """Why it failed; ``None`` unless it did, for some relays keep a finished video's URL there."""
         if self.state is not TaskState.FAILED:
             return None
-        luma = _luma_object(self.raw)
-        reason = luma.get("failure_reason") or self.raw.get("failure_reason") or self.raw.get("fail_reason")
+        reason = next(filter(None, _reasons(self.raw)), None)
         text = reason if isinstance(reason, str | None) else _excerpt.repr(reason)
         return clean_text(text) or _UNNAMED_FAILURE
 
@@ -190,13 +208,14 @@ def read_tasks(rows: Iterable[Any]) -> dict[str, LumaTask]:
     """
     Read the rows of a response, keyed by Luma task id.
 
-    A row without an id is left out. Of two rows for one id a terminal one wins.
+    A row without an id is left out. Of several rows for one id that with the video wins, then a failed one,
+    then a completed one.
     """
     tasks: dict[str, LumaTask] = {}
     for row in rows:
         if isinstance(row, Mapping) and (task := read_task(row)) is not None:
             known = tasks.get(task.id)
-            if known is None or not known.is_terminal:
+            if known is None or _weight(task) > _weight(known):
                 tasks[task.id] = task
     return tasks
 
@@ -209,11 +228,16 @@ def read_task(row: Json) -> LumaTask | None:
     task_id = next((name for name in names if isinstance(name, str) and name), None)
     if task_id is None or not is_valid_id(task_id):
         return None
-    holders = (row,) if luma is row else (row, luma)
-    state, word = _state([holder.get(key) for holder in holders for key in ("status", "state")])
-    if state is None:
-        state = TaskState.COMPLETED if _has_video(row) else TaskState.PROCESSING
+    state, word = _judge(row)
     return LumaTask(task_id, state, word, row)
+
+
+def _weight(task: LumaTask) -> int:
+    if not task.is_terminal:
+        return 0
+    if task.state is TaskState.FAILED:
+        return 2
+    return 3 if _has_video(task.raw) else 1
 
 
 def is_valid_id(task_id: str) -> bool:
@@ -221,36 +245,58 @@ def is_valid_id(task_id: str) -> bool:
     return bool(_PLAIN_ID.fullmatch(task_id)) or task_id == clean_text(task_id, MAX_ID_CHARS) != ""
 
 
-def _state(words: Iterable[Any]) -> tuple[TaskState | None, str]:
+def _judge(row: Json) -> tuple[TaskState, str]:
     """
-    Judge by a word for failed, else by one for completed, else by the first; ``None``: it is undocumented.
+    Return the state, and the word that says it.
 
-    An envelope may say "success" of the query whose task has failed.
+    A word for failed counts wherever it stands: an envelope may say "success" of the query whose task has
+    failed. Then one for completed, unless the words further in say that the task is running and there is no
+    video. Then the first for running. Only where every word is undocumented does a video mean completed.
     """
-    said = [
-        (_STATE_OF_WORD.get(_fold(word)), clean_text(word, _MAX_WORD_CHARS))
-        for word in words
-        if isinstance(word, str) and word.strip()
-    ]
-    for terminal in (TaskState.FAILED, TaskState.COMPLETED):
-        if found := next((one for one in said if one[0] is terminal), None):
-            return found
-    return said[0] if said else (TaskState.PENDING, "")
+    said = [(_meaning(word), word) for word in _state_words(row)]
+    known = [(state, word) for state, word in said if state is not None]
+    if failures := [one for one in known if one[0] is TaskState.FAILED]:
+        return failures[0]
+    successes = [n for n, (state, _) in enumerate(known) if state is TaskState.COMPLETED]
+    if successes:
+        objections = known[successes[-1] + 1 :]
+        return objections[0] if objections and not _has_video(row) else known[successes[0]]
+    if known:
+        return known[0]
+    if not said:
+        return TaskState.PENDING, ""
+    objects = any(_SPEAKS_AGAINST.search(word.lower()) for _, word in said) or any(_reasons(row))
+    return TaskState.PROCESSING if objects or not _has_video(row) else TaskState.COMPLETED, said[0][1]
 
 
-def _fold(word: str) -> str:
-    return word[:_MAX_WORD_CHARS].strip().lower()
+def _state_words(row: Json) -> Iterator[str]:
+    """Yield the words for the state, from the outermost on."""
+    luma = _luma_object(row)
+    for holder in (row,) if luma is row else (row, luma):
+        for name in ("status", "state"):
+            if word := clean_text(holder.get(name), _MAX_WORD_CHARS):
+                yield word
+
+
+def _meaning(word: str) -> TaskState | None:
+    """Return what a word means; an undocumented one that ends in "ing" is what a relay does just now."""
+    word = word.lower()
+    return _STATE_OF_WORD.get(word) or (TaskState.PROCESSING if word.endswith("ing") else None)
 
 
 def _has_video(row: Json) -> bool:
-    """Say whether a task whose state is undocumented has its video, and no reason why it failed."""
-    reasons = (
-        holder.get(key) for holder in (row, _luma_object(row)) for key in ("failure_reason", "fail_reason")
-    )
-    return not any(reasons) and any(
+    return any(
         _valid_url(link) and _HTTP.match(link) and not _IMAGE.search(link.partition("?")[0])
         for link in _video_links(row)
     )
+
+
+def _reasons(row: Json) -> Iterator[Any]:
+    """Yield what may say why a task failed, best first. A mere ``message`` may as well be a greeting."""
+    luma = _luma_object(row)
+    for name in ("failure_reason", "fail_reason", "error", "error_message", "failure_code"):
+        for holder in (luma, row):
+            yield holder.get(name)
 
 
 def _luma_object(row: Json) -> Json:

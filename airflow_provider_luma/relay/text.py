@@ -10,6 +10,8 @@ MAX_MESSAGE_CHARS = 300
 # Lone surrogates break UTF-8 and with it msgpack, PostgreSQL rejects NUL, and control and bidirectional
 # characters forge log lines.
 _HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
+_QUERY = re.compile(r"(?<=[^\s?#])[?#][^\s'\")>]+")
+_USERINFO = re.compile(r"(?<=://)[^\s/?#@]*@")
 _SPACE = re.compile(r"\s+")
 
 
@@ -24,3 +26,8 @@ def clean_text(value: Any, max_chars: int = MAX_MESSAGE_CHARS) -> str:
         return ""
     text = _SPACE.sub(" ", _HOSTILE.sub(" ", value[: 4 * max_chars])).strip()
     return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
+
+
+def redact_text(text: str) -> str:
+    """Drop queries and credentials of the URLs within a text."""
+    return _QUERY.sub("?…", _USERINFO.sub("", text)) if "://" in text or "/" in text else text

@@ -21,11 +21,14 @@ class WaitStore:
     """
     Keeps the state of a wait for the process that polls next, and its progress for the UI.
 
-    A store that fails costs no more than a repeated query, so its errors are logged and not raised.
+    A store that fails costs no more than a repeated query, so its errors are logged and not raised. A record
+    with absences says how often the task had been rescheduled, as the next process must know whether it is
+    that of the poll before.
     """
 
     def __init__(self, context: Context) -> None:
         self._store: Any = context.get("task_state_store")
+        self._reschedules = context.get("task_reschedule_count") or 0
         self._saved: Any = None
 
     @property
@@ -33,14 +36,22 @@ class WaitStore:
         return self._store is not None
 
     def load(self) -> Mapping[str, Any]:
-        """Return ``state``, a :meth:`TaskBatch.dump`, and ``logged_at``; empty when there is nothing."""
+        """Return ``state``, a :meth:`TaskBatch.dump`, ``logged_at``, ``not_before``; empty if not saved."""
         kept = self._try("get", WAIT_KEY)
         self._saved = kept
-        is_record = isinstance(kept, Mapping) and isinstance(kept.get("logged_at"), int | float)
+        is_record = isinstance(kept, Mapping) and all(
+            isinstance(kept.get(name), int | float) for name in ("logged_at", "not_before")
+        )
         return kept if is_record else {}
 
-    def save(self, batch: TaskBatch, logged_at: float) -> None:
-        record = {"state": batch.dump(), "logged_at": logged_at}
+    def is_of_last_poll(self, record: Mapping[str, Any]) -> bool:
+        """Return whether no other process has polled since a record with absences was saved."""
+        return bool(record.get("reschedules") == self._reschedules - 1)
+
+    def save(self, batch: TaskBatch, logged_at: float, not_before: float) -> None:
+        record = {"state": batch.dump(), "logged_at": logged_at, "not_before": not_before}
+        if batch.has_absences:
+            record["reschedules"] = self._reschedules
         if record != self._saved:
             self._try("set", WAIT_KEY, record)
             self._saved = record

@@ -64,6 +64,9 @@ class Wait:
         if self.load(record.get("state")):
             self._message = self.batch.progress_message()
             self._logged_at = record["logged_at"]
+            self.not_before = record["not_before"]
+            if not self._store.is_of_last_poll(record):
+                self.batch.forget_absences()
         elif is_continued and not self._store.exists:
             # Before Airflow 3.3 nothing is kept from poll to poll: the grace counts from the first one there.
             self.batch = self._new_batch(started_at, absent_since=started_at)
@@ -86,13 +89,17 @@ class Wait:
         Query every pending id once, whatever happens to some of them.
 
         :param deadline: when the wait times out, in seconds since the epoch; the poll ends a moment later.
-        :param patient: wait on the spot for a rate limit.
+        :param patient: wait on the spot for a rate limit, as the last poll does anyway.
         :raises RelayError: when a request failed, after every other was sent. What holds for all of them
             (a rejected key or account) is raised at once.
         """
-        if time.time() < self.not_before:
-            return
-        query = _Query(client, max(deadline, time.time()) + LAST_POLL_SECONDS, deadline if patient else 0.0)
+        now = time.time()
+        is_last, last_call = now >= deadline, max(deadline, now) + LAST_POLL_SECONDS
+        if now < self.not_before:
+            if not is_last or self.not_before >= last_call:
+                return
+            time.sleep(self.not_before - now)
+        query = _Query(client, last_call, last_call if patient or is_last else 0.0)
         errors: list[Exception] = []
         evidence = Evidence()
         try:
@@ -137,7 +144,7 @@ class Wait:
 
     def save(self) -> None:
         """Keep the state for the process that polls next."""
-        self._store.save(self.batch, self._logged_at)
+        self._store.save(self.batch, self._logged_at, self.not_before)
 
     def describe(self) -> str:
         """Return in one line how far it came, naming the first ids that are still running."""

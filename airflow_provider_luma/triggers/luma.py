@@ -30,7 +30,7 @@ class LumaTaskTrigger(BaseTrigger):
 
     :param luma_task_ids: all ids of the wait, in the order of the sensor.
     :param luma_conn_id: the connection.
-    :param state: of the batch when the sensor deferred.
+    :param state: of the batch when the sensor deferred; since when ids are absent counts anew.
     :param timeout: seconds after the start of the wait when it ends, whether or not the triggerer restarts.
     :param polled_at: when the sensor polled, in seconds since the epoch; ``None`` when it did not.
     :param not_before: when the relay may be polled again, in seconds since the epoch.
@@ -100,6 +100,8 @@ class LumaTaskTrigger(BaseTrigger):
         batch = TaskBatch.load(self.luma_task_ids, self.state, missing_grace=self.missing_grace)
         if batch is None:
             raise LumaValueError("The state of this trigger is not that of its luma_task_ids")
+        # Before a restart of the triggerer the ids may have been seen, and nobody would know.
+        batch.forget_absences()
         self._batch = batch
         subscription = self._build_subscription(batch)
         try:

@@ -22,7 +22,9 @@ a huge row, fails its own subscription alone (:mod:`~airflow_provider_luma.relay
 *Pause and pace.* A 429 pauses every request of the connection, and ``max_requests_per_minute`` spaces them
 out (:class:`RateLimiter`). ``max_in_flight`` requests run at once, each in a thread; a request that waits
 for its retry holds none. A request that nobody waits for any more is aborted: its socket is closed, which
-frees its slot and its thread.
+frees its slot and its thread. While it is still connecting there is no socket to close: its thread ends with
+the connect timeout, in a poller that may be closed by then. The next poller has threads of its own, so waits
+that come and go one by one leave a thread each for so long.
 
 *Rejection.* A rejected key or account (401, 402, 403) fails the round in which it came and spares the rest of
 that round its requests. The next round queries again, since keys may be accepted again.

@@ -72,7 +72,8 @@ class Subscription:
         self._waiter: asyncio.Future[None] | None = None
         self._quiet_until = time.time() + QUIET_SECONDS
         self._polled_at = polled_at
-        self.due = min(not_before, deadline)
+        # The last poll waits out what the relay asks for; where that takes too long, there is none.
+        self.due = min(not_before, self._last_call)
         self.is_on_grid = False
 
     @property
@@ -90,8 +91,11 @@ class Subscription:
     def place_on_grid(self, offset: float) -> None:
         """Set when the first poll is due, where the sensor has polled before."""
         if self._polled_at is not None:
-            self._poll_at(max(self._schedule.next_poll(self._polled_at, 1, offset), self.due))
+            not_before = self.due
+            self._poll_at(self._schedule.next_poll(self._polled_at, 1, offset))
             self._polled_at = None
+            if self.due < not_before:
+                self.due, self.is_on_grid = not_before, False
 
     async def news(self) -> None:
         """Return when there is something to log or the wait has ended."""
@@ -138,8 +142,9 @@ class Subscription:
         return not is_late and not self._tolerates(error)
 
     def check_last_call(self, now: float, offset: float) -> None:
-        """End the wait where even its last poll takes too long."""
-        if self.requests and now >= self._last_call:
+        """End the wait where even its last poll takes too long, or may not begin."""
+        may_not_begin = self.due >= self._last_call and not self.has_ended
+        if now >= self._last_call and (self.requests or may_not_begin):
             self.finish_poll(now, offset)
 
     def restart_poll(self, now: float) -> None:

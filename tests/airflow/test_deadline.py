@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
-from tests.airflow.harness import run_source
+from tests.airflow.harness import AIRFLOW, run_source
 from tests.airflow.test_poller import event_of, trigger
 from tests.airflow.waiting import Wait, answers, ended, summary
 
@@ -80,6 +80,42 @@ def test_a_last_response_that_is_a_little_slow_counts(
     run = wait([task_id], timeout=1, **policy)
     assert ended(run, "success")
     assert run.xcom("wait") == [task_id]
+
+
+def test_a_rate_limit_of_the_last_poll_is_waited_out(wait: Wait, sandbox: Sandbox) -> None:
+    task_id = sandbox.add_task(seconds=0)
+    running = ScriptedAnswer(body=[{"id": task_id, "state": "processing"}])
+    sandbox.script(running, *answers(429, headers={"Retry-After": "1"}))
+    run = wait([task_id], timeout=2, poke_interval=60)
+    assert ended(run, "success")
+    assert run.xcom("wait") == [task_id]
+    assert len(sandbox.requests) == 3
+
+
+def test_a_rate_limit_that_ends_just_after_the_deadline_is_waited_out(
+    wait: Wait, sandbox: Sandbox, mode: str
+) -> None:
+    task_id = sandbox.add_task(seconds=0)
+    sandbox.script(*answers(429, headers={"Retry-After": "4"}))
+    run = wait([task_id], timeout=2)
+    assert ended(run, "success")
+    assert run.xcom("wait") == [task_id]
+    first, last = sandbox.requests
+    remembers = mode != "reschedule" or AIRFLOW >= (3, 3)
+    assert last.at - first.at >= (4 if remembers else 2)
+
+
+@pytest.mark.usefixtures("short_last_poll")
+def test_a_rate_limit_that_outlasts_the_last_poll_is_a_timeout(
+    wait: Wait, sandbox: Sandbox, mode: str
+) -> None:
+    task_id = sandbox.add_task(seconds=0)
+    sandbox.script(*answers(*[429] * 9, headers={"Retry-After": "30"}))
+    run = wait([task_id], timeout=2)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(0, running=[task_id])
+    remembers = mode != "reschedule" or AIRFLOW >= (3, 3)
+    assert len(sandbox.requests) == (1 if remembers else 2)
 
 
 @pytest.mark.usefixtures("short_last_poll")

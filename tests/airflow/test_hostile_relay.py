@@ -68,6 +68,14 @@ def test_an_id_left_out_once_after_it_was_seen_is_not_missing(
     assert run.xcom("wait") == [task_id]
 
 
+def test_an_id_left_out_once_is_not_missing_without_a_grace(wait: Wait, sandbox: Sandbox) -> None:
+    task_id = sandbox.add_task(seconds=0)
+    sandbox.script(ScriptedAnswer(body=[]))
+    run = wait([task_id], missing_grace=0)
+    assert ended(run, "success")
+    assert run.xcom("wait") == [task_id]
+
+
 @pytest.mark.parametrize(
     ("word", "state"),
     [("ready", "success"), ("DONE", "success"), ("succeed", "success"), ("timed_out", "failed")],
@@ -78,6 +86,23 @@ def test_words_of_related_relays_end_the_wait(wait: Wait, sandbox: Sandbox, word
 
 def test_an_unknown_word_without_a_link_is_running(wait: Wait, sandbox: Sandbox) -> None:
     endless = sandbox.add_task(seconds=math.inf, state_word="ready")
+    run = wait([endless], timeout=0.7)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"status": "success", "data": {"state": "processing", "video": None}},
+        {"status": "UNKNOWN", "data": {"state": "queued", "video_url": "https://cdn.example/preview.mp4"}},
+        {"state": "moderation_failed", "video_url": "https://cdn.example/placeholder.mp4"},
+    ],
+    ids=["envelope", "preview", "placeholder"],
+)
+def test_a_task_that_is_not_ready_is_waited_for(wait: Wait, sandbox: Sandbox, row: dict[str, Any]) -> None:
+    endless = sandbox.add_task(seconds=math.inf)
+    sandbox.script(*[ScriptedAnswer(body=[{"task_id": endless} | row])] * 50)
     run = wait([endless], timeout=0.7)
     assert ended(run, "failed")
     assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])

@@ -27,6 +27,7 @@ class Store:
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
         self.is_down = False
+        self.is_read_only = False
 
     def get(self, key: str, default: Any = None) -> Any:
         self._check()
@@ -34,6 +35,8 @@ class Store:
 
     def set(self, key: str, value: Any) -> None:
         self._check()
+        if self.is_read_only:
+            raise RuntimeError("the database is read-only")
         self.values[key] = json.dumps(value)
 
     def _check(self) -> None:
@@ -42,14 +45,23 @@ class Store:
 
 
 class Process(dict[str, Any]):
-    """The context of one process that runs the task, and its task instance."""
+    """
+    The context of one process that runs the task, and its task instance.
+
+    :param first: when the task was first rescheduled.
+    :param reschedules: how often it was; default: once, where there is a ``first``.
+    """
 
     map_index = -1
 
-    def __init__(self, store: Store | None = None, first: datetime | None = None) -> None:
+    def __init__(
+        self, store: Store | None = None, first: datetime | None = None, reschedules: int | None = None
+    ) -> None:
         self.pushed: dict[str, Any] = {}
         self._first = first
-        super().__init__({"ti": self} | ({} if store is None else {"task_state_store": store}))
+        count = reschedules if reschedules is not None else int(first is not None)
+        kept = {} if store is None else {"task_state_store": store}
+        super().__init__({"ti": self, "task_reschedule_count": count} | kept)
 
     def get_first_reschedule_date(self, context: Any) -> datetime | None:
         return self._first
@@ -83,21 +95,28 @@ def event(status: str, *ids: str, started_at: float | None = None, **states: str
 
 def test_a_cleared_sensor_does_not_remember_what_was_missing_before(sandbox: Sandbox) -> None:
     store, endless = Store(), sandbox.add_task(seconds=math.inf)
-    poll(Process(store), "late", endless, missing_grace=0, fail_when="never")
+    ids = ["late", endless]
+
+    def missing() -> tuple[str, ...]:
+        return TaskBatch.load(ids, store.get("luma_wait")["state"]).result.missing
+
+    poll(Process(store), *ids, missing_grace=0, fail_when="never")
+    poll(Process(store, first=now()), *ids, missing_grace=0, fail_when="never")
+    assert missing() == ("late",)
     sandbox.add_task(task_id="late", seconds=math.inf)
-    poll(Process(store), "late", endless, missing_grace=0, fail_when="never")
-    poll(Process(store, first=now()), "late", endless, missing_grace=0, fail_when="never")
-    state = store.get("luma_wait")["state"]
-    assert TaskBatch.load(["late", endless], state).result.missing == ()
-    assert [request.ids for request in sandbox.requests] == [["late", endless]] * 3
+    poll(Process(store), *ids, missing_grace=0, fail_when="never")
+    poll(Process(store, first=now()), *ids, missing_grace=0, fail_when="never")
+    assert missing() == ()
+    assert [request.ids for request in sandbox.requests] == [ids] * 4
 
 
 def test_a_rescheduled_sensor_asks_only_for_pending_ids(sandbox: Sandbox) -> None:
-    store = Store()
+    store, first = Store(), now()
     ids = [sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf), "nowhere"]
     poll(Process(store), *ids, missing_grace=0, fail_when="never")
-    poll(Process(store, first=now()), *ids, missing_grace=0, fail_when="never")
-    assert [request.ids for request in sandbox.requests] == [ids, ids[1:2]]
+    for reschedules in (1, 2):
+        poll(Process(store, first, reschedules), *ids, missing_grace=0, fail_when="never")
+    assert [request.ids for request in sandbox.requests] == [ids, ids[1:], ids[1:2]]
 
 
 def test_a_store_that_is_down_costs_a_repeated_query_and_no_more(sandbox: Sandbox) -> None:
@@ -106,6 +125,30 @@ def test_a_store_that_is_down_costs_a_repeated_query_and_no_more(sandbox: Sandbo
     for first in (None, now()):
         poll(Process(store, first), *ids)
     assert [request.ids for request in sandbox.requests] == [ids, ids]
+
+
+def test_a_sighting_that_a_store_did_not_keep_ends_an_absence(sandbox: Sandbox) -> None:
+    store, first, endless = Store(), now(), sandbox.add_task(seconds=math.inf)
+    sandbox.script(ScriptedAnswer(body=[]))
+    poll(Process(store), endless, missing_grace=0.5)
+    store.is_read_only = True
+    for reschedules in (1, 2):
+        poll(Process(store, first, reschedules), endless, missing_grace=0.5)
+    store.is_read_only = False
+    time.sleep(0.5)
+    sandbox.script(ScriptedAnswer(body=[]))
+    poll(Process(store, first, 3), endless, missing_grace=0.5)
+
+
+def test_an_absence_goes_on_from_process_to_process(sandbox: Sandbox) -> None:
+    store, first = Store(), now()
+    poll(Process(store), "nowhere", missing_grace=0.5)
+    poll(Process(store, first, 1), "nowhere", missing_grace=0.5)
+    time.sleep(0.5)
+    process = Process(store, first, 2)
+    with pytest.raises(LumaTaskFailedError):
+        sensor("nowhere", mode="reschedule", missing_grace=0.5).execute(process)
+    assert process.pushed["luma_summary"]["missing"] == ["nowhere"]
 
 
 def test_before_airflow_3_3_the_grace_counts_from_the_first_poll(sandbox: Sandbox) -> None:

@@ -138,6 +138,25 @@ def test_an_id_left_out_once_after_an_outage_of_the_triggerer_is_not_missing(san
     assert summary_of(event, [task_id])["completed"] == 1
 
 
+def test_an_absence_of_the_sensors_poll_ends_with_a_sighting_before_a_restart(sandbox: Sandbox) -> None:
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    task_id = sandbox.add_task(seconds=math.inf)
+    sandbox.script(ScriptedAnswer(body=[]))
+    sensor = LumaTaskSensor(
+        task_id="wait", luma_task_ids=[task_id], deferrable=True, poke_interval=0.2, missing_grace=1
+    )
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor.execute(Context())
+    before = rebuilt(deferred.value.trigger)
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(event_of(before), 2))
+    assert len(sandbox.requests) > 2
+    sandbox.script(ScriptedAnswer(body=[]), ScriptedAnswer(body=[{"id": task_id, "state": "completed"}]))
+    event = fire(rebuilt(before))
+    assert summary_of(event, [task_id])["completed"] == 1
+
+
 def test_the_sensors_poll_is_not_repeated_before_the_interval_is_over(sandbox: Sandbox) -> None:
     started = time.time()
     fire(trigger([sandbox.add_task(seconds=0)], polled_at=started, not_before=started + 0.8))
@@ -204,6 +223,8 @@ def test_ten_thousand_failures_with_the_same_reason_keep_it_whole(sandbox: Sandb
 
 class Context(dict[str, Any]):
     """The little that ``execute_complete`` needs of a running task: somewhere to push to."""
+
+    map_index = -1
 
     def __init__(self) -> None:
         self.pushed: dict[str, Any] = {}

@@ -118,8 +118,10 @@ def test_an_id_may_count_as_absent_from_the_start():
     assert list(waiting.result.missing) == ["a"]
 
 
-def test_without_grace_an_id_is_missing_at_once():
+def test_without_grace_an_id_is_missing_at_the_second_response():
     waiting = batch("a", grace=0)
+    waiting.update("a", {}, now=1000)
+    assert waiting.result.missing == ()
     waiting.update("a", {}, now=1000)
     assert waiting.result.missing == ("a",)
 

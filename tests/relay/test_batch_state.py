@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 
 import pytest
@@ -73,6 +74,59 @@ def test_absences_that_began_at_many_times_become_a_few_later_ones():
     assert set(after.result.missing) <= set(ids[:1])  # none earlier than it should be
     after.update(ids, {}, now=1099.0)
     assert after.pending_ids == []
+
+
+@pytest.mark.parametrize(
+    ("grace", "interval", "seconds"),
+    [
+        (120, 60, 0.3),
+        (120, 10, 0.3),
+        (120, 1, 0.3),
+        (120, 300, 0.3),
+        (12, 1, 0.004),
+        (0.5, 0.3, 0.01),
+        (0, 1, 0.3),
+    ],
+)
+def test_an_id_that_no_response_shows_becomes_missing_however_many_others_come_and_go(
+    grace, interval, seconds
+):
+    """Each poll is a process, of 25 requests that take so many seconds each and leave other ids out."""
+    pick = random.Random(1)
+    ids = [f"id-{n}" for n in range(500)]
+    batch = TaskBatch(ids, started_at=0, missing_grace=grace)
+    now, first = 1_700_000_000.0, None
+    while ids[0] in batch.pending_ids:
+        for start in range(0, len(ids), 20):
+            requested = ids[start : start + 20]
+            seen = [i for i in requested if i != ids[0] and pick.random() > 0.1]
+            tasks = {task_id: LumaTask(task_id, TaskState.PROCESSING) for task_id in seen}
+            batch.update(requested, tasks, now=now)
+            now += seconds
+            first = first or now
+        state = over_json(batch.dump())
+        assert len(state["absent"]) <= 16
+        batch = TaskBatch.load(ids, state, missing_grace=grace)
+        now += interval
+        assert now - first < 1.2 * grace + 3 * (interval + 25 * seconds)
+    assert now - first >= grace
+
+
+def test_states_that_are_kept_again_and_again_move_no_time():
+    ids = [f"id-{n}" for n in range(100)]
+    batch = TaskBatch(ids, started_at=0, missing_grace=50.1)
+    for n, task_id in enumerate(ids):
+        batch.update([task_id], {}, now=1_700_000_000 + n / 3)
+    first = over_json(batch.dump())
+    for _ in range(50):
+        batch = TaskBatch.load(ids, over_json(batch.dump()), missing_grace=50.1)
+    assert batch.dump() == first
+
+
+def test_an_endless_grace_keeps_no_times():
+    batch = TaskBatch(["a"], started_at=0, missing_grace=math.inf)
+    batch.update(["a"], {}, now=1000)
+    assert over_json(batch.dump())["absent"] == []
 
 
 @pytest.mark.parametrize("ids", [["b", "a", "c", "d"], ["a", "b", "c"], ["a", "b", "c", "d", "e"], []])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -137,14 +138,18 @@ def test_each_documented_word_is_understood_in_any_case_and_place(words, state, 
     [
         ("IN_PROGRESS", "completed", TaskState.COMPLETED),
         ("IN_PROGRESS", "failed", TaskState.FAILED),
-        ("SUCCESS", "processing", TaskState.COMPLETED),
+        ("SUCCESS", "processing", TaskState.PROCESSING),
+        ("SUCCESS", "queued", TaskState.PENDING),
+        ("SUCCESS", "half_baked", TaskState.COMPLETED),
+        ("SUCCESS", "rendering", TaskState.PROCESSING),
+        ("UNKNOWN", "processing", TaskState.PROCESSING),
         ("FAILURE", "processing", TaskState.FAILED),
         ("FAILURE", "completed", TaskState.FAILED),
         ("QUEUED", "processing", TaskState.PENDING),
         ("", "processing", TaskState.PROCESSING),
     ],
 )
-def test_where_row_and_task_disagree_the_finished_one_wins_then_the_row(status, inner, state):
+def test_where_row_and_task_disagree_a_failure_wins_then_the_video_then_the_task(status, inner, state):
     assert read_task({"task_id": "a", "status": status, "data": {"state": inner}}).state is state
 
 
@@ -235,6 +240,9 @@ def test_prompt_and_ratio_are_read_at_the_top_level_too():
         ({"id": "a", "state": "failed"}, "the relay gave no reason"),
         ({"id": "a", "state": "failed", "failure_reason": ""}, "the relay gave no reason"),
         ({"id": "a", "state": "failed", "failure_reason": {"code": 1}}, "{'code': 1}"),
+        ({"id": "a", "state": "failed", "error": "nsfw"}, "nsfw"),
+        ({**ROW, "status": "FAILURE", "data": {"error_message": "nsfw"}}, "nsfw"),
+        ({"id": "a", "state": "failed", "error": "nsfw", "fail_reason": "moderated"}, "moderated"),
     ],
 )
 def test_a_failed_task_always_gives_a_reason(row, reason):
@@ -252,6 +260,16 @@ def test_of_two_rows_for_one_task_the_finished_one_counts():
     done, running = {"id": "a", "state": "completed"}, {"id": "a", "state": "processing"}
     for rows in ([done, running], [running, done]):
         assert read_tasks(rows)["a"].state is TaskState.COMPLETED
+
+
+def test_of_two_rows_that_have_ended_the_video_counts_then_the_failure():
+    video = {"id": "a", "state": "completed", "video": {"url": SIGNED}}
+    bare, failed = {"id": "a", "state": "completed"}, {"id": "a", "state": "failed"}
+    running = {"id": "a", "state": "processing"}
+    for rows in itertools.permutations([video, bare, failed, running]):
+        assert read_tasks(rows)["a"].video.url == SIGNED
+    for rows in itertools.permutations([bare, failed, running]):
+        assert read_tasks(rows)["a"].state is TaskState.FAILED
 
 
 def test_rows_that_name_no_task_are_left_out():
@@ -275,6 +293,24 @@ def test_a_reason_is_one_short_line_that_any_encoder_takes(reason, kept):
     assert 0 < len(read) <= 300
     assert read.encode().isascii() or "…" in read
     assert read.isprintable()
+
+
+def test_a_reason_costs_no_more_for_its_size():
+    """Counted in Python's own comparisons, of which sorting its keys would need millions."""
+
+    class Key(str):
+        compared = 0
+
+        def __lt__(self, other):
+            Key.compared += 1
+            return super().__lt__(other)
+
+    value = {"x": [["y"] * 1000] * 1000}
+    large = {Key(f"{n * 7919 % 190_000}"): value for n in range(190_000)}
+    read = read_task({"id": "a", "state": "failed", "failure_reason": [large] * 9}).failure_reason
+    assert Key.compared < 1000
+    assert len(read) <= 300
+    assert read.startswith("[{")
 
 
 @pytest.mark.parametrize("task_id", ["x" * 201, "a\ud83d", "a\x00b", "a\nb", " a", "\u202ea"])
@@ -317,6 +353,59 @@ def test_a_link_is_found_in_every_known_place_and_makes_an_unknown_word_complete
     task = read_task({"task_id": "a", "status": word} | place)
     assert task.state is TaskState.COMPLETED
     assert task.video.url == SIGNED
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"status": "success", "data": {"id": "a", "state": "processing", "video": None}},
+        {"task_id": "a", "status": "SUCCESS", "data": {"id": "a", "state": "queued"}},
+        {"id": "a", "status": "success", "state": "processing"},
+        {
+            "task_id": "a",
+            "status": "UNKNOWN",
+            "data": {"id": "a", "state": "processing", "video_url": SIGNED},
+        },
+        {"id": "a", "status": "odd", "state": "queued", "video_url": SIGNED},
+    ],
+    ids=str,
+)
+def test_a_task_that_its_relay_calls_running_is_not_completed(row):
+    task = read_task(row)
+    assert not task.is_terminal
+    assert task.knows_state_word
+
+
+def test_a_success_with_its_link_is_completed_whatever_older_copy_stands_inside():
+    row = {"task_id": "a", "status": "SUCCESS", "data": {"state": "processing"}, "video_url": SIGNED}
+    assert read_task(row).state is TaskState.COMPLETED
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"state": "moderation_failed"},
+        {"state": "Blocked"},
+        {"state": "REFUNDED"},
+        {"state": "cancelling"},
+        {"state": "starting"},
+        {"state": "upscaling"},
+        {"state": "odd", "error": "nsfw"},
+        {"state": "odd", "error_message": "nsfw"},
+        {"state": "odd", "failure_code": "moderation"},
+        {"data": {"state": "odd", "error": {"code": "nsfw"}}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("link", [{"video": {"url": SIGNED}}, {"video_url": SIGNED}], ids=["video", "echo"])
+def test_a_link_completes_no_task_whose_word_or_error_speaks_against_it(row, link):
+    assert read_task({"task_id": "a"} | row | link).state is TaskState.PROCESSING
+
+
+@pytest.mark.parametrize("word", ["ready", "uploaded", "published", "ok", "archived"])
+def test_an_unknown_word_with_a_link_is_completed_beside_a_message_or_an_empty_error(word):
+    row = {"id": "a", "state": word, "video": {"url": SIGNED}, "error": None, "message": "here you are"}
+    assert read_task(row).state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize("word", ["processing", "pending", "failed"])

@@ -18,9 +18,8 @@ from urllib.parse import quote
 
 from airflow_provider_luma.download.abandon import DeadlineError, StoppedError
 from airflow_provider_luma.download.staging import StagedFile
-from airflow_provider_luma.download.urls import redact_text
 from airflow_provider_luma.exceptions import DownloadError, ObjectExistsError
-from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.relay.text import clean_text, redact_text
 
 TASK_ID, SHA256 = "luma-task-id", "sha256"
 
