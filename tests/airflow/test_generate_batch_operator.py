@@ -13,10 +13,11 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
-from airflow_provider_luma.exceptions import LumaValueError, RelayTransientError
+from airflow_provider_luma.exceptions import LumaError, LumaValueError, RelayTransientError
 from airflow_provider_luma.operators.luma import LumaGenerateBatchOperator
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from airflow_provider_luma.submit_gate import MAX_UNKNOWN_OUTCOMES
+from airflow_provider_luma.task_state import object_name
 from tests.airflow.harness import Run, run_source
 from tests.airflow.tries import BatchTask, Store
 from tests.stores import S3, free_port
@@ -490,6 +491,67 @@ def test_a_manifest_names_each_prompt(sandbox: Sandbox, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("airflow_db")
+def test_a_manifest_that_cannot_be_written_costs_no_xcom(sandbox: Sandbox, tmp_path: Path) -> None:
+    task = BatchTask(None, prompts=CATS[:3], manifest=True, state_path=tmp_path.as_uri())
+    (tmp_path / object_name(task.instance) / "manifest.jsonl").mkdir(parents=True)
+    with pytest.raises(LumaError, match=r"The manifest .* cannot be written"):
+        task.run()
+    assert task.instance.xcoms["luma_submits"]["created"] == len(sandbox.submits) == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ScriptedAnswer(status=403, body={"error": {"code": "content_moderation", "message": "no"}}),
+        ScriptedAnswer(status=403, body={"message": "sensitive words detected"}),
+    ],
+)
+def test_a_prompt_that_moderation_rejects_by_a_403_does_not_stop_the_others(
+    sandbox: Sandbox, store: Store, answer: ScriptedAnswer
+) -> None:
+    sandbox.script_submits(answer)
+    task = BatchTask(store, prompts=CATS[:4], fail_when="never")
+    assert len(task.run()) == 3
+    assert list(task.instance.xcoms["luma_submits"]["rejected"]) == ["0"]
+
+
+def test_a_balance_that_is_too_low_stops_the_batch_under_the_status_400_too(
+    sandbox: Sandbox, store: Store
+) -> None:
+    answer = ScriptedAnswer(status=400, body={"message": "insufficient balance"})
+    sandbox.script_submits(*[answer] * 4)
+    with pytest.raises(LumaNonRetryableError, match="insufficient balance"):
+        BatchTask(store, prompts=CATS[:4], max_parallel=1).run()
+    assert len(sandbox.requests) == 1
+
+
+def test_no_signature_of_a_url_is_in_the_reason_of_a_rejection(sandbox: Sandbox, store: Store) -> None:
+    said = "failed to fetch https://cdn.example/a.png?X-Amz-Signature=5ec7e7 (400)"
+    sandbox.script_submits(ScriptedAnswer(status=400, body={"message": said}))
+    task = BatchTask(store, prompts=CATS[:1], fail_when="never")
+    task.run()
+    assert "https://cdn.example/a.png?…" in str(task.instance.xcoms)
+    assert "5ec7e7" not in str(task.instance.xcoms) + str(store.get("luma_submits_0"))
+
+
+def test_a_machine_without_room_for_all_threads_submits_with_fewer(
+    sandbox: Sandbox, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    started: list[str] = []
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name.startswith("luma-submit-") and thread.name[-1].isdigit():
+            started.append(thread.name)
+            if len(started) > 2:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)  # no real limit hits these threads alone
+    assert len(BatchTask(store, prompts=CATS).run()) == len(CATS)
+    assert len(started) == 3
+
+
 def test_without_a_journal_airflow_retries_nothing_after_a_submit(
     sandbox: Sandbox, quick_retries: Any
 ) -> None:
