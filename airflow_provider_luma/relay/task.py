@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 
 import pendulum
 
-from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.relay.text import clean_text, redact_text
 
 Json: TypeAlias = Mapping[str, Any]
 
@@ -141,7 +141,7 @@ class LumaTask:
             return None
         reason = next(filter(None, _reasons(self.raw)), None)
         text = reason if isinstance(reason, str | None) else _excerpt.repr(reason)
-        return clean_text(text) or _UNNAMED_FAILURE
+        return redact_text(clean_text(text)) or _UNNAMED_FAILURE
 
     @property
     def prompt(self) -> str | None:

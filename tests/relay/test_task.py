@@ -239,6 +239,14 @@ def test_prompt_and_ratio_are_read_at_the_top_level_too():
         ({**ROW, "status": "FAILURE", "failure_reason": "moderated", "fail_reason": ""}, "moderated"),
         ({"id": "a", "state": "failed"}, "the relay gave no reason"),
         ({"id": "a", "state": "failed", "failure_reason": ""}, "the relay gave no reason"),
+        (
+            {
+                "id": "a",
+                "state": "failed",
+                "failure_reason": "no image at https://a.example/b.png?sig=5ec7e7",
+            },
+            "no image at https://a.example/b.png?…",
+        ),
         ({"id": "a", "state": "failed", "failure_reason": {"code": 1}}, "{'code': 1}"),
         ({"id": "a", "state": "failed", "error": "nsfw"}, "nsfw"),
         ({**ROW, "status": "FAILURE", "data": {"error_message": "nsfw"}}, "nsfw"),
