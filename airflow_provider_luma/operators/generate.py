@@ -166,13 +166,17 @@ class LumaGenerateOperator(GenerationOperator):
         return task_id
 
     def _submit(self, context: Context, ledger: SubmitLedger) -> str:
+        from tenacity import Retrying
+
         generation = self._build_generation()
         generation.warn_undocumented()
         self.hook.client.validate_submit(generation)
         if self.wait_for_completion:
             self._build_sensor(PROBE_ID)  # raises now what would be found out after the charge
+        client = self.hook.client
+        submit = Retrying(**client.retry.retrying_kwargs())  # each attempt leaves its own phase in the record
         with _without_retries(context, ledger):
-            task = DurableSubmit(ledger).submit(self.hook.client.submit, generation)
+            task = submit(DurableSubmit(ledger).submit, client.submit_once, generation)
         if ledger.place.may_be_lost_by_a_clear:
             self.log.info("Should this task fail from here on: %s, and it reconnects", ledger.clear_hint)
         context["ti"].xcom_push(XCOM_TASK_KEY, _xcom_of(task))

@@ -326,6 +326,28 @@ def test_a_reconnect_pushes_the_id_as_a_submit_does(task: GenerateTask, sandbox:
     assert task.instance.xcoms["luma_task"]["id"] == first
 
 
+class RecordingStore(Store):
+    """Remembers the phases that were saved."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        self.phases: list[str] = []
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        super().set(key, value, retention=retention)
+        self.phases += [value["phase"]] if key == KEY else []
+
+
+def test_a_task_that_ends_while_it_waits_for_a_rate_limit_leaves_no_doubt(
+    tmp_path: Path, sandbox: Sandbox, quick_retries: Any
+) -> None:
+    sandbox.script_submits(*[ScriptedAnswer(status=429, headers={"Retry-After": "0.1"})] * 2)
+    task = GenerateTask(RecordingStore(tmp_path / "s.json"))
+    task.run()
+    assert task.store.phases == [*["sending", "not_created"] * 2, "sending", "created", "returned"]  # type: ignore[union-attr]
+    assert len(sandbox.submits) == 1
+
+
 def test_the_signature_of_a_url_in_the_response_is_not_in_xcom(task: GenerateTask, sandbox: Sandbox) -> None:
     url = "https://cdn.example/first.png?X-Amz-Signature=5ec7e7"
     sandbox.script_submits(ScriptedAnswer(body={"id": "4665a07c", "image_url": url}))

@@ -34,16 +34,20 @@ def kills(tmp_path: Path, sandbox: Sandbox, *arguments: str) -> list[dict[str, A
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.kills.zygote", "--step", STEP, *arguments],
         env=environment,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=(tmp_path / "stderr.txt").open("wb"),
         text=True,
     )
     assert process.stdout
+    assert process.stdin
     rows, charged = [], 0
     for text in process.stdout:
-        if text.startswith('{"line"'):
+        if text.startswith('{"line"'):  # the others are logs
             rows.append(json.loads(text) | {"charges": len(sandbox.submits) - charged})
-        charged = len(sandbox.submits)
+            charged = len(sandbox.submits)
+            process.stdin.write("\n")
+            process.stdin.flush()
     assert process.wait() == 0, (tmp_path / "stderr.txt").read_text()[-3000:]
     return rows
 

@@ -42,14 +42,21 @@ def main() -> None:
     asked = parser.parse_args()
     dag = _load(asked.state_path)
     _warm_up(dag)
+    _say({"line": 0, "died": False})
     line, died = 1, True
     while died:
         died = _in_child(lambda line=line: _run_killed(dag, line)) == KILLED  # type: ignore[misc]
         # Airflow had recorded the success: who clears such a task wants another clip.
         before = {"returned_before": _state()["state"] == "success"}
         code = _in_child(lambda: _try_again(dag, asked.clear)) if died else 0
-        print(json.dumps({"line": line, "died": died, "code": code} | before | _state()), flush=True)
+        _say({"line": line, "died": died, "code": code} | before | _state())
         line += asked.step
+
+
+def _say(row: dict[str, Any]) -> None:
+    """Print a row, and go on once it was read: whoever reads it counts the charges until then."""
+    print(json.dumps(row), flush=True)
+    sys.stdin.readline()
 
 
 def _load(state_path: str | None) -> Any:
