@@ -42,6 +42,11 @@ class Evidence:
     responds: bool = False
     fails_alone: bool = False
 
+    @property
+    def is_known(self) -> bool:
+        """Say whether another request need not find out if the relay responds at all."""
+        return self.responds or self.fails_alone
+
 
 class Isolation:
     """

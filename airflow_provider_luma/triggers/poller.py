@@ -232,16 +232,27 @@ class Poller:
             request.round.evidence.responds = True
             await self._deliver(request, request.ids, response)
             return
-        isolation = Isolation(request.ids, response, request.round.evidence)
-        while (ids := isolation.next_ids()) is not None:
-            response = await self._query(request.round, ids, self._client.retry.once())
-            isolation.take(ids, response)
-            if not isinstance(response, Exception):  # at once, as the deadline of some may come first
-                self._forget(request, ids)
-                await self._deliver(request, ids, response)
+        async with request.round.probing:
+            isolation = Isolation(request.ids, response, request.round.evidence)
+            while not request.round.evidence.is_known and await self._isolate(request, isolation):
+                pass
+        while await self._isolate(request, isolation):
+            pass
         for ids, outcome in isolation.outcomes:
             if isinstance(outcome, Exception):
                 await self._deliver(request, ids, outcome)
+
+    async def _isolate(self, request: Request, isolation: Isolation) -> bool:
+        """Query some ids of a request that failed; return False when there are none left to query."""
+        ids = isolation.next_ids()
+        if ids is None:
+            return False
+        response = await self._query(request.round, ids, self._client.retry.once())
+        isolation.take(ids, response)
+        if not isinstance(response, Exception):  # at once, as the deadline of some may come first
+            self._forget(request, ids)
+            await self._deliver(request, ids, response)
+        return True
 
     async def _deliver(self, request: Request, ids: Sequence[str], response: Response) -> None:
         """Give a response to the subscriptions that wait for it, in slices: it may be about 10,000 ids."""

@@ -21,6 +21,8 @@ class Round:
     def __init__(self) -> None:
         self.rejection: Exception | None = None
         self.evidence = Evidence()
+        # While nothing is known of the relay, one request at a time finds out: it may be down.
+        self.probing = asyncio.Lock()
 
 
 class Request:

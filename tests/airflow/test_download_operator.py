@@ -412,12 +412,14 @@ def test_a_stop_while_the_store_hangs_ends_within_two_seconds(
             manifest="all.jsonl",
         )
         stopped_at: list[float] = []
+        connections: list[Any] = []
 
         def stop() -> None:
+            connections.append(silent.accept())  # and keep it open
             stopped_at.append(time.monotonic())
             operator.on_kill()
 
-        threading.Timer(3.0, stop).start()
+        threading.Thread(target=stop, daemon=True).start()
         with pytest.raises(DownloadError, match="Stopped when 0 of 1"):
             operator.execute({"outlet_events": {}})  # type: ignore[typeddict-item]
         assert time.monotonic() - stopped_at[0] < 2
