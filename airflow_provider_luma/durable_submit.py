@@ -20,12 +20,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
 from airflow_provider_luma.exceptions import UNKNOWN_OUTCOME_HINT, RelayError, SubmitOutcomeUnknownError
 from airflow_provider_luma.relay.text import clean_text
-from airflow_provider_luma.submit_record import Action, Phase, SubmitRecord
+from airflow_provider_luma.submit_record import Action, Ledger, Phase
 
 if TYPE_CHECKING:
     from airflow_provider_luma.relay.generation import Generation
@@ -34,36 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NO_RESPONSE_SEEN = "An earlier try of this task ended after it began to submit, before it saw a response"
-
-
-class Ledger(Protocol):
-    """
-    Where the record of one submit is kept.
-
-    ``clear_hint``: how the Airflow task is cleared without losing the record.
-    """
-
-    @property
-    def record(self) -> SubmitRecord | None: ...
-
-    @property
-    def clear_hint(self) -> str: ...
-
-    def next_action(self) -> Action:
-        """Return what this try does, by the table of the phases."""
-
-    def begin(self, generation: Generation) -> None:
-        """Save ``sending``: the submit may leave from now on."""
-
-    def mark(
-        self,
-        phase: Phase,
-        *,
-        id: str | None = None,  # noqa: A002
-        reason: str | None = None,
-        quota: float | None = None,
-    ) -> None:
-        """Save that the submit reached a phase."""
 
 
 class DurableSubmit:

@@ -42,7 +42,8 @@ from airflow_provider_luma.exceptions import (
     SubmitOutcomeUnknownError,
     SubmitRecordError,
 )
-from airflow_provider_luma.relay.task import LumaTask, TaskState
+from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit_gate import Pass, SubmitGate
 from airflow_provider_luma.submit_plan import plan_submits

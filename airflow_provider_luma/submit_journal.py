@@ -37,11 +37,11 @@ from typing import TYPE_CHECKING, Any, Self
 from airflow_provider_luma.exceptions import SubmitRecordError
 from airflow_provider_luma.group_commit import GroupCommit
 from airflow_provider_luma.relay.text import clean_text
-from airflow_provider_luma.submit_record import Action, Phase, SubmitRecord, next_action
+from airflow_provider_luma.submit_record import Ledger, Phase, SubmitRecord
 from airflow_provider_luma.task_state import StatePlace, TaskState, load_record, save_record
 
 if TYPE_CHECKING:
-    from airflow_provider_luma.relay.generation import Generation
+    pass
 
 VERSION = 1
 HEAD_KEY = "luma_submits"
@@ -94,7 +94,7 @@ class Journal:
 
     def __init__(self, place: StatePlace, max_tries: int, prompts: int) -> None:
         self.place = place
-        self._max_tries = max_tries
+        self.max_tries = max_tries
         self._head_state = place.open(HEAD_KEY, "head")
         earlier = load_record(self._head_state, Head.from_dict)
         self._head = earlier or Head(prompts)
@@ -119,57 +119,37 @@ class Journal:
             return record.at(Phase.RETURNED, returned)
         return record
 
-    def next_action(self, position: int) -> Action:
-        """Return what this try does with a prompt, by the table of the phases."""
-        return next_action(self.record(position), self._max_tries)
-
     def ledger(self, position: int) -> PromptLedger:
         """Return the record of one prompt as :class:`DurableSubmit` takes it."""
         return PromptLedger(self, position)
-
-    def begin(self, position: int, generation: Generation) -> None:
-        """Save ``sending``, or leave behind that nothing was sent."""
-        record = SubmitRecord.sending(generation, self._max_tries)
-        try:
-            self._save(position, record)
-        except Exception:
-            self._records[position] = record.at(
-                Phase.NOT_CREATED, self._max_tries, reason="Its record could not be saved"
-            )
-            raise
-
-    def mark(
-        self,
-        position: int,
-        phase: Phase,
-        *,
-        id: str | None = None,  # noqa: A002
-        reason: str | None = None,
-        quota: float | None = None,
-    ) -> None:
-        """Save that the submit of a prompt reached a phase."""
-        record, reason = self._records[position], _fit_reason(reason)
-        self._save(position, record.at(phase, self._max_tries, id=id, reason=reason, quota=quota))
 
     def mark_reported(self, positions: Iterable[int]) -> None:
         """Save that the unknown outcomes of an earlier try were logged."""
         for position in positions:
             record = self._records[position]
-            self._records[position] = record.at(Phase.REPORTED, self._max_tries, reason=record.reason)
+            self._records[position] = record.at(Phase.REPORTED, self.max_tries, reason=record.reason)
             self._commits.add(_segment_of(position))
         self.save_rest()
 
     def mark_returned(self) -> None:
         """Save that the ids were returned."""
-        self._save_head(replace(self._head, returned=self._max_tries))
+        self._save_head(replace(self._head, returned=self.max_tries))
 
     def save_rest(self) -> None:
         """Save what a flush that failed has left."""
         self._commits.commit()
 
-    def _save(self, position: int, record: SubmitRecord) -> None:
-        self._records[position] = record
-        self._commits.commit(_segment_of(position))
+    def save(self, position: int, record: SubmitRecord) -> None:
+        """Save the record of a prompt; one that cannot begin was not sent."""
+        self._records[position] = replace(record, reason=_fit_reason(record.reason))
+        try:
+            self._commits.commit(_segment_of(position))
+        except Exception:
+            if record.phase is Phase.SENDING:
+                self._records[position] = record.at(
+                    Phase.NOT_CREATED, self.max_tries, reason="Its record could not be saved"
+                )
+            raise
 
     def _open_segment(self, number: int) -> None:
         state = self._segments[number] = self.place.open(f"{HEAD_KEY}_{number}", str(number))
@@ -190,10 +170,11 @@ class Journal:
         self._head = head
 
 
-class PromptLedger:
-    """The record of one prompt, see :class:`airflow_provider_luma.durable_submit.Ledger`."""
+class PromptLedger(Ledger):
+    """The record of one prompt."""
 
     def __init__(self, journal: Journal, position: int) -> None:
+        super().__init__(journal.max_tries)
         self._journal = journal
         self._position = position
 
@@ -205,21 +186,8 @@ class PromptLedger:
     def clear_hint(self) -> str:
         return self._journal.place.clear_hint
 
-    def next_action(self) -> Action:
-        return self._journal.next_action(self._position)
-
-    def begin(self, generation: Generation) -> None:
-        self._journal.begin(self._position, generation)
-
-    def mark(
-        self,
-        phase: Phase,
-        *,
-        id: str | None = None,  # noqa: A002
-        reason: str | None = None,
-        quota: float | None = None,
-    ) -> None:
-        self._journal.mark(self._position, phase, id=id, reason=reason, quota=quota)
+    def save(self, record: SubmitRecord) -> None:
+        self._journal.save(self._position, record)
 
 
 def _segment_of(position: int) -> int:

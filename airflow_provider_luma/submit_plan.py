@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 def plan_submits(journal: Journal, generations: Sequence[Generation]) -> list[int]:
     """Return the positions that this try submits, and say what earlier tries have left of the others."""
-    actions = [journal.next_action(position) for position in range(len(generations))]
+    actions = [journal.ledger(position).next_action() for position in range(len(generations))]
     doubts = _positions(actions, Action.REPORT)
     known = _positions(actions, Action.RECONNECT)
     if known:

@@ -24,13 +24,15 @@ pay: it fails, or reconnects.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_luma.exceptions import SubmitRecordError
-from airflow_provider_luma.relay.task import is_valid_id, number
+from airflow_provider_luma.relay.row import number
+from airflow_provider_luma.relay.task import is_valid_id
 from airflow_provider_luma.relay.text import clean_text
 
 if TYPE_CHECKING:
@@ -146,6 +148,51 @@ class SubmitRecord:
         if record.id is not None and not (isinstance(record.id, str) and is_valid_id(record.id)):
             raise SubmitRecordError("its id can be no task's")
         return record
+
+
+class Ledger(ABC):
+    """
+    Where the record of one submit is kept, for the tries of one task instance.
+
+    :param max_tries: of the task instance, which each clear raises.
+    """
+
+    def __init__(self, max_tries: int) -> None:
+        self.max_tries = max_tries
+
+    @property
+    @abstractmethod
+    def record(self) -> SubmitRecord | None:
+        """The record, ``None`` while there is none."""
+
+    @property
+    @abstractmethod
+    def clear_hint(self) -> str:
+        """How the Airflow task is cleared without losing the record."""
+
+    @abstractmethod
+    def save(self, record: SubmitRecord) -> None:
+        """Save the record, or raise."""
+
+    def next_action(self) -> Action:
+        """Return what this try does, by the table of the phases."""
+        return next_action(self.record, self.max_tries)
+
+    def begin(self, generation: Generation) -> None:
+        """Save ``sending``: the submit may leave from now on."""
+        self.save(SubmitRecord.sending(generation, self.max_tries))
+
+    def mark(
+        self,
+        phase: Phase,
+        *,
+        id: str | None = None,  # noqa: A002
+        reason: str | None = None,
+        quota: float | None = None,
+    ) -> None:
+        """Save that the submit reached a phase."""
+        if self.record is not None:
+            self.save(self.record.at(phase, self.max_tries, id=id, reason=reason, quota=quota))
 
 
 def next_action(record: SubmitRecord | None, max_tries: int) -> Action:

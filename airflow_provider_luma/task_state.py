@@ -24,13 +24,12 @@ from urllib.parse import quote
 from airflow_provider_luma.airflow_version import CLEAR_DELETES_STATE, NEVER_EXPIRE
 from airflow_provider_luma.exceptions import LumaError, LumaValueError, SubmitRecordError
 from airflow_provider_luma.relay.text import clean_text
-from airflow_provider_luma.submit_record import Action, Phase, SubmitRecord, next_action
+from airflow_provider_luma.submit_record import Ledger, SubmitRecord
 from airflow_provider_luma.versioned_objects import MAX_BYTES, ConflictError, VersionedObject, open_folder
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_luma.relay.generation import Generation
 
 T = TypeVar("T")
 
@@ -172,47 +171,31 @@ class StatePlace:
         return self._folder(name), f"{self._url.rstrip('/')}/{name}"
 
 
-class SubmitLedger:
+class SubmitLedger(Ledger):
     """
-    The record of a task instance's submit, and what this try may do.
+    The record of a task instance's submit.
 
     :param place: where the record lives.
     :param max_tries: of the task instance.
     """
 
     def __init__(self, place: StatePlace, max_tries: int) -> None:
+        super().__init__(max_tries)
         self.place = place
         self._state = place.open(KEY)
-        self._max_tries = max_tries
-        self.record = load_record(self._state, SubmitRecord.from_dict)
+        self._record = load_record(self._state, SubmitRecord.from_dict)
+
+    @property
+    def record(self) -> SubmitRecord | None:
+        return self._record
 
     @property
     def clear_hint(self) -> str:
-        """Say how the task is cleared without losing the record."""
         return self.place.clear_hint
 
-    def next_action(self) -> Action:
-        return next_action(self.record, self._max_tries)
-
-    def begin(self, generation: Generation) -> None:
-        """Write down that a submit may leave from now on."""
-        self._save(SubmitRecord.sending(generation, self._max_tries))
-
-    def mark(
-        self,
-        phase: Phase,
-        *,
-        id: str | None = None,  # noqa: A002
-        reason: str | None = None,
-        quota: float | None = None,
-    ) -> None:
-        """Write down that the submit reached a phase."""
-        if self.record is not None:
-            self._save(self.record.at(phase, self._max_tries, id=id, reason=reason, quota=quota))
-
-    def _save(self, record: SubmitRecord) -> None:
+    def save(self, record: SubmitRecord) -> None:
         save_record(self._state, record.to_dict())
-        self.record = record
+        self._record = record
 
 
 def load_record(state: TaskState | None, parse: Callable[[Any], T]) -> T | None:

@@ -10,7 +10,8 @@ from airflow_provider_luma.download.naming import MEDIA_KINDS, MediaKind
 from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import NamedStore, Upload
 from airflow_provider_luma.exceptions import ObjectExistsError
-from airflow_provider_luma.relay.task import LumaTask, Media
+from airflow_provider_luma.relay.media import Media
+from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text
 
 _MAX_PROMPT_CHARS = 10_000

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from airflow_provider_luma.download.pool import DownloadResult
 from airflow_provider_luma.download.records import ManifestRow, Record, Summary
 from airflow_provider_luma.relay.result import BatchResult
-from airflow_provider_luma.relay.task import LumaTask, TaskState
+from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text
 
 _MAX_MESSAGES = 20

@@ -14,8 +14,10 @@ from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_w
 from airflow_provider_luma.arguments import FailWhen, IfExists, check_number
 from airflow_provider_luma.exceptions import DownloadError, LumaValueError
 from airflow_provider_luma.relay.batch import read_task_ids
+from airflow_provider_luma.relay.media import MEDIA_KINDS
 from airflow_provider_luma.relay.result import Outcome
-from airflow_provider_luma.relay.task import MEDIA_KINDS, LumaTask, TaskState
+from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.task import LumaTask
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context

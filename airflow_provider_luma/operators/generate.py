@@ -34,7 +34,8 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.operators.generation import GenerationOperator
 from airflow_provider_luma.relay.generation import Generation
-from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, TaskState
+from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.task import PROBE_ID, LumaTask
 from airflow_provider_luma.relay.text import clean_text, redact_text
 from airflow_provider_luma.submit_record import Phase, fingerprint_of
 from airflow_provider_luma.task_state import Retries, SubmitLedger, is_success_recorded

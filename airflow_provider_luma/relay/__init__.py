@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.relay.batch import TaskBatch
+from airflow_provider_luma.relay.media import Media
 from airflow_provider_luma.relay.money import Money
 from airflow_provider_luma.relay.result import BatchResult, Outcome
 from airflow_provider_luma.relay.retry import RetryPolicy
-from airflow_provider_luma.relay.task import LumaTask, Media, TaskState
+from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.task import LumaTask
 
 if TYPE_CHECKING:
     from airflow_provider_luma.relay.client import RelayClient

@@ -13,7 +13,8 @@ from airflow_provider_luma.relay.money import (
     read_price,
     read_unit,
 )
-from airflow_provider_luma.relay.task import Json, LumaTask
+from airflow_provider_luma.relay.row import Json
+from airflow_provider_luma.relay.task import LumaTask
 
 SUBMIT_MODEL, EXTEND_MODEL = "luma_video_api", "luma_video_extend_api"
 

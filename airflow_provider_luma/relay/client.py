@@ -34,6 +34,7 @@ from airflow_provider_luma.relay.responses import (
     parse_task_or_none,
 )
 from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.relay.row import Json
 from airflow_provider_luma.relay.settings import (
     DEFAULT_BASE_URL,
     read_base_url,
@@ -42,7 +43,7 @@ from airflow_provider_luma.relay.settings import (
     validate_verify,
 )
 from airflow_provider_luma.relay.submit_response import outcome_unknown, parse_submitted
-from airflow_provider_luma.relay.task import PROBE_ID, Json, LumaTask, read_tasks
+from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, read_tasks
 from airflow_provider_luma.relay.text import redact_text
 from airflow_provider_luma.relay.transport import (
     ContentEncodingError,

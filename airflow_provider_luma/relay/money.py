@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from airflow_provider_luma.relay.task import Json, number
+from airflow_provider_luma.relay.row import Json, number
 from airflow_provider_luma.relay.text import clean_text
 
 # Nobody's account, and every sum of such amounts is still exact to a cent.

@@ -20,7 +20,8 @@ from airflow_provider_luma.exceptions import (
     RelayTransientError,
 )
 from airflow_provider_luma.relay.decode import MAX_VALUES, count_values, decode_json
-from airflow_provider_luma.relay.task import Json, LumaTask, read_tasks
+from airflow_provider_luma.relay.row import Json
+from airflow_provider_luma.relay.task import LumaTask, read_tasks
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.relay.transport import RelayResponse
 

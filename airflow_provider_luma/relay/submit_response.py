@@ -38,7 +38,8 @@ from airflow_provider_luma.relay.responses import (
     subject,
     text_excerpt,
 )
-from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, TaskState, read_task
+from airflow_provider_luma.relay.state_words import TaskState, is_known, parse_state
+from airflow_provider_luma.relay.task import LumaTask, read_task
 from airflow_provider_luma.relay.transport import RelayResponse
 
 # Statuses by which a relay, or a gateway before it, says that it did not take a request. Any other above 400
@@ -239,13 +240,8 @@ def _has_known_state(holder: Mapping[str, Any]) -> bool:
 
 
 def _has_good_state_word(holder: Mapping[str, Any]) -> bool:
-    task = read_task({**holder, "id": PROBE_ID})
-    return (
-        task is not None
-        and bool(task.state_word)
-        and task.knows_state_word
-        and task.state is not TaskState.FAILED
-    )
+    state, word = parse_state(holder)
+    return is_known(word) and state is not TaskState.FAILED
 
 
 def _has_error_object(body: Any) -> bool:

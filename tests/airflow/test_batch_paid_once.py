@@ -92,7 +92,7 @@ def test_a_kill_at_any_line_is_paid_for_once(
         path = {} if store else {"state_path": (tmp_path / f"{line}").as_uri()}
         task = BatchTask(store, prompts=PROMPTS, max_parallel=2, **path)
         before = len(sandbox.submits)
-        died = task.run_killed_at(line, since="Journal.begin") == KILLED
+        died = task.run_killed_at(line, since="Ledger.begin") == KILLED
         if not died:
             break
         left = len(sandbox.submits) - before
@@ -243,9 +243,9 @@ def test_two_tries_at_the_same_time_cannot_both_submit_a_prompt(tmp_path: Path, 
     places = [StatePlace(context, task.arguments["state_path"], durable=True) for _ in range(2)]
     first = Journal(places[0], 0, 4)
     second = Journal(places[1], 0, 4)
-    first.begin(0, Generation(PROMPTS[0]))
+    first.ledger(0).begin(Generation(PROMPTS[0]))
     with pytest.raises(Exception, match="another process has written it meanwhile"):
-        second.begin(0, Generation(PROMPTS[0]))
+        second.ledger(0).begin(Generation(PROMPTS[0]))
 
 
 class FailingStore(Store):

@@ -50,15 +50,15 @@ def open_journal(
 def test_records_outlive_the_process(open_journal: OpenJournal) -> None:
     journal = open_journal()
     for position in (0, SEGMENT_SIZE - 1, SEGMENT_SIZE, NUMBER - 1):
-        journal.begin(position, CAT)
-        journal.mark(position, Phase.CREATED, id=f"task-{position}", quota=0.5)
-    journal.begin(1, CAT)
-    journal.mark(1, Phase.NOT_CREATED, reason="moderation")
-    journal.begin(2, CAT)
+        journal.ledger(position).begin(CAT)
+        journal.ledger(position).mark(Phase.CREATED, id=f"task-{position}", quota=0.5)
+    journal.ledger(1).begin(CAT)
+    journal.ledger(1).mark(Phase.NOT_CREATED, reason="moderation")
+    journal.ledger(2).begin(CAT)
     again = open_journal()
     assert sorted(again.positions) == [0, 1, 2, SEGMENT_SIZE - 1, SEGMENT_SIZE, NUMBER - 1]
     assert all(again.record(position) == journal.record(position) for position in range(NUMBER))
-    assert [again.next_action(position) for position in range(4)] == [
+    assert [again.ledger(position).next_action() for position in range(4)] == [
         Action.RECONNECT,
         Action.SUBMIT,
         Action.REPORT,
@@ -69,24 +69,27 @@ def test_records_outlive_the_process(open_journal: OpenJournal) -> None:
 def test_one_write_returns_the_whole_batch(open_journal: OpenJournal) -> None:
     journal = open_journal()
     for position in (0, NUMBER - 1):
-        journal.begin(position, CAT)
-        journal.mark(position, Phase.CREATED, id=f"task-{position}")
+        journal.ledger(position).begin(CAT)
+        journal.ledger(position).mark(Phase.CREATED, id=f"task-{position}")
     journal.mark_returned()
-    assert open_journal().next_action(0) is Action.RECONNECT
+    assert open_journal().ledger(0).next_action() is Action.RECONNECT
     cleared = open_journal(max_tries=1)
-    assert [cleared.next_action(position) for position in (0, NUMBER - 1)] == [Action.SUBMIT] * 2
-    cleared.begin(0, CAT)
-    cleared.mark(0, Phase.CREATED, id="another")
+    assert [cleared.ledger(position).next_action() for position in (0, NUMBER - 1)] == [Action.SUBMIT] * 2
+    cleared.ledger(0).begin(CAT)
+    cleared.ledger(0).mark(Phase.CREATED, id="another")
     again = open_journal(max_tries=2)  # cleared once more, before it succeeded
-    assert [again.next_action(position) for position in (0, NUMBER - 1)] == [Action.RECONNECT, Action.SUBMIT]
+    assert [again.ledger(position).next_action() for position in (0, NUMBER - 1)] == [
+        Action.RECONNECT,
+        Action.SUBMIT,
+    ]
 
 
 def test_threads_that_save_at_once_lose_nothing(open_journal: OpenJournal) -> None:
     journal = open_journal()
 
     def submit(position: int) -> None:
-        journal.begin(position, CAT)
-        journal.mark(position, Phase.CREATED, id=f"task-{position}")
+        journal.ledger(position).begin(CAT)
+        journal.ledger(position).mark(Phase.CREATED, id=f"task-{position}")
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(submit, range(NUMBER)))
@@ -133,7 +136,7 @@ def test_a_record_in_another_segment_is_an_error(tmp_path: Path) -> None:
     store = Store(tmp_path / "state.json")
     place = StatePlace({"ti": Instance(), "task_state_store": store}, None, durable=True)  # type: ignore[typeddict-item,typeddict-unknown-key]
     journal = Journal(place, 0, 1)
-    journal.begin(0, CAT)
+    journal.ledger(0).begin(CAT)
     store.set(f"{HEAD_KEY}_1", store.get(f"{HEAD_KEY}_0"))
     store.set(HEAD_KEY, Head(SEGMENT_SIZE + 1).to_dict())
     with pytest.raises(SubmitRecordError, match="it has a record of the prompt '0'"):
@@ -143,9 +146,9 @@ def test_a_record_in_another_segment_is_an_error(tmp_path: Path) -> None:
 def test_a_journal_that_is_given_a_state_path_later_finds_its_records(tmp_path: Path) -> None:
     context: Any = {"ti": Instance(), "task_state_store": Store(tmp_path / "state.json")}
     journal = Journal(StatePlace(context, None, durable=True), 0, NUMBER)
-    journal.begin(NUMBER - 1, CAT)
+    journal.ledger(NUMBER - 1).begin(CAT)
     later = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, NUMBER)
-    assert later.next_action(NUMBER - 1) is Action.REPORT
+    assert later.ledger(NUMBER - 1).next_action() is Action.REPORT
 
 
 @pytest.fixture(params=["file", "moto"])
@@ -163,11 +166,11 @@ def test_a_try_that_another_one_has_overtaken_saves_nothing_any_more(conditional
     context: Any = {"ti": Instance()}
     first, second = (Journal(StatePlace(context, conditional_path, durable=True), 0, 3) for _ in range(2))
     for position in range(3):
-        second.begin(position, CAT)
-        second.mark(position, Phase.CREATED, id=f"paid-{position}")
+        second.ledger(position).begin(CAT)
+        second.ledger(position).mark(Phase.CREATED, id=f"paid-{position}")
     for position in range(3):
         with pytest.raises(SubmitRecordError, match="another process has written it meanwhile"):
-            first.begin(position, CAT)
+            first.ledger(position).begin(CAT)
     with pytest.raises(SubmitRecordError, match="another process has written it meanwhile"):
         first.save_rest()
     again = Journal(StatePlace(context, conditional_path, durable=True), 0, 3)
@@ -185,24 +188,24 @@ def test_records_that_moved_to_a_state_path_survive_that_the_state_is_deleted(
     context: Any = {"ti": Instance(), "task_state_store": store}
     journal = Journal(StatePlace(context, None, durable=True), 0, NUMBER)
     for position in (0, NUMBER - 1):
-        journal.begin(position, CAT)
-        journal.mark(position, Phase.CREATED, id=f"paid-{position}")
+        journal.ledger(position).begin(CAT)
+        journal.ledger(position).mark(Phase.CREATED, id=f"paid-{position}")
     Journal(StatePlace(context, conditional_path, durable=True), 0, NUMBER)
     store.wipe()  # as a clear does from Airflow 3.4 on
     again = Journal(StatePlace(context, conditional_path, durable=True), 1, NUMBER)
     assert sorted(again.positions) == [0, NUMBER - 1]
-    again.begin(1, CAT)
+    again.ledger(1).begin(CAT)
 
 
 def test_records_are_found_without_the_head(tmp_path: Path) -> None:
     context: Any = {"ti": Instance()}
     journal = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, 3)
-    journal.begin(0, CAT)
-    journal.mark(0, Phase.CREATED, id="paid-0")
+    journal.ledger(0).begin(CAT)
+    journal.ledger(0).mark(Phase.CREATED, id="paid-0")
     (head,) = tmp_path.rglob("head.json")
     head.unlink()
     again = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, 3)
-    assert again.next_action(0) is Action.RECONNECT
+    assert again.ledger(0).next_action() is Action.RECONNECT
 
 
 def test_changes_that_come_during_a_flush_share_the_next_one() -> None:

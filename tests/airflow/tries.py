@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -30,9 +31,12 @@ class Store:
         return self._values().get(key, default)
 
     def set(self, key: str, value: Any, *, retention: Any = None) -> None:
-        part = self._file.with_suffix(".part")
-        part.write_text(json.dumps(self._values() | {key: value}))
-        part.replace(self._file)
+        # Several threads and tries write; a process that is killed gives its lock back.
+        with self._file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            part = self._file.with_suffix(".part")
+            part.write_text(json.dumps(self._values() | {key: value}))
+            part.replace(self._file)
 
     def wipe(self) -> None:
         """Do what clearing a task does from Airflow 3.4 on."""

@@ -21,7 +21,8 @@ from airflow_provider_luma.download.response import parse_retry_after
 from airflow_provider_luma.download.sidecar import parse_sidecar
 from airflow_provider_luma.download.urls import redact_url
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.task import LumaTask, TaskState
+from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.task import LumaTask
 from tests.strategies import JSON
 
 IDS = st.text(min_size=1) | st.from_regex(r"[a-zA-Z0-9._/\\ -]{1,20}", fullmatch=True) | st.just("..")

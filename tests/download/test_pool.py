@@ -21,7 +21,8 @@ from airflow_provider_luma.download.task_download import Options, TaskDownloader
 from airflow_provider_luma.exceptions import LinkExpiredError, LumaValueError, ObjectExistsError
 from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.relay import RelayClient
-from airflow_provider_luma.relay.task import LumaTask, TaskState, read_tasks
+from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.task import LumaTask, read_tasks
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 from tests.download.conftest import Run, create_downloader
 from tests.stores import S3

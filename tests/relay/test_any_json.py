@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_luma.exceptions import RelayError
-from airflow_provider_luma.relay.task import LumaTask, TaskState, read_tasks
+from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.task import LumaTask, read_tasks
 
 SEED = json.loads(Path(__file__).with_name("seed_answer.json").read_text())[0]
 WRAPPED = {

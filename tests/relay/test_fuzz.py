@@ -13,11 +13,13 @@ from airflow_provider_luma.exceptions import LumaValueError, RelayError
 from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
 from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.generation import Generation
+from airflow_provider_luma.relay.media import MEDIA_KINDS
 from airflow_provider_luma.relay.responses import parse_rows, parse_task_or_none
 from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.settings import read_base_url
+from airflow_provider_luma.relay.state_words import TERMINAL_STATES
 from airflow_provider_luma.relay.submit_response import parse_submitted
-from airflow_provider_luma.relay.task import MEDIA_KINDS, TERMINAL_STATES, read_tasks
+from airflow_provider_luma.relay.task import read_tasks
 from airflow_provider_luma.relay.transport import RelayResponse
 from tests.strategies import ANSWERS, JSON, refusal
 

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from airflow_provider_luma.relay.task import MEDIA_KINDS, Media, TaskState, read_task
+from airflow_provider_luma.relay.media import MEDIA_KINDS, Media
+from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.task import read_task
 
 BARE = {"id": "a", "state": "completed"}
 ROW = {"id": 13917, "task_id": "a", "status": "SUCCESS"}

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.relay.decode import decode_json
-from airflow_provider_luma.relay.task import Media, TaskState, read_task, read_tasks
+from airflow_provider_luma.relay.media import Media
+from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.task import read_task, read_tasks
 
 SEED = Path(__file__).with_name("seed_answer.json").read_text()
 SEED_ID = "4665a07c-7641-4809-a133-10786201bb56"

@@ -1,0 +1,40 @@
+"""The files of a Luma task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_provider_luma.relay.row import Json, is_valid_url, number
+
+MEDIA_KINDS = ("video", "thumbnail", "last_frame")
+
+_MAX_PIXELS = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """
+    One file of a task.
+
+    :param url: where to fetch it; ``None`` while the relay has none. May be presigned, so never log it.
+    :param width: in pixels.
+    :param height: in pixels.
+    """
+
+    url: str | None
+    width: int | None = None
+    height: int | None = None
+
+
+def parse_media(parts: list[Json], links: Iterable[Any]) -> Media | None:
+    url = next(filter(is_valid_url, links), None)
+    if not parts and url is None:
+        return None
+    return Media(url, _first_size(parts, "width"), _first_size(parts, "height"))
+
+
+def _first_size(parts: Iterable[Json], name: str) -> int | None:
+    sizes = (number(part.get(name), _MAX_PIXELS) for part in parts)
+    return next((int(size) for size in sizes if size), None)
