@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from copy import copy
 
 from airflow_provider_luma import metrics
 from airflow_provider_luma.exceptions import RelayError
@@ -51,14 +52,22 @@ class BalanceReader:
         """
         Return the balance; ``None`` where the relay does not report one.
 
-        :raises RelayError: when it cannot be read now, and was not read for 20 minutes.
+        :raises RelayError: when it cannot be read now, and was not read for 20 minutes; its ``retry_after``
+            is the time until the next query.
         """
         with self._lock:
             if self._clock() - self._queried_at >= MIN_INTERVAL:
                 self._refresh()
             if self._error:
-                raise self._error
+                raise self._until_next_query(self._error)
             return self._reading
+
+    def _until_next_query(self, error: RelayError) -> RelayError:
+        """Return the error with the seconds for which it stands."""
+        error = copy(error)
+        seconds = self._queried_at + MIN_INTERVAL - self._clock()
+        error.retry_after = max(seconds, error.retry_after or 0.0)
+        return error
 
     def _refresh(self) -> None:
         self._queried_at, self._error = self._clock(), None

@@ -1,10 +1,11 @@
 """
-The journal of a batch: a record for each prompt, by position, saved in groups.
+The journal of a batch: a record for each prompt, saved in groups.
 
-The phases, and what a later try does with each, are those of :mod:`airflow_provider_luma.submit_record`. The
-records of neighbours form a *segment*, a JSON value below 64 KB. Beside the segments is the *head*, with what
-belongs to the whole batch. The batch is *returned* by one write to the head: from then on a record counts as
-returned that was created no later.
+The phases, and what a later try does with each, are those of :mod:`airflow_provider_luma.submit_record`. Each
+record has a *slot*, which is the position of its prompt until the list of prompts is edited; then the prompts
+find their records again, see :func:`assign_slots`. The records of neighbours form a *segment*, a JSON value
+below 64 KB. Beside the segments is the *head*, with what belongs to the whole batch. The batch is *returned*
+by one write to the head: from then on a record counts as returned that was created no later.
 
 Saving is a *group commit*: one flush runs at a time, see :mod:`airflow_provider_luma.group_commit`.
 
@@ -30,23 +31,25 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_luma.exceptions import SubmitRecordError
 from airflow_provider_luma.group_commit import GroupCommit
 from airflow_provider_luma.relay.text import clean_text
-from airflow_provider_luma.submit_record import Ledger, Phase, SubmitRecord
+from airflow_provider_luma.submit_record import Ledger, Phase, SubmitRecord, fingerprint_of
 from airflow_provider_luma.task_state import StatePlace, TaskState, load_record, save_record
 
 if TYPE_CHECKING:
-    pass
+    from airflow_provider_luma.relay.generation import Generation
 
 VERSION = 1
 HEAD_KEY = "luma_submits"
 
-# Prompts of a segment. A flush writes a segment or two: small ones are more objects, large ones more bytes.
+# Slots of a segment. A flush writes a segment or two: small ones are more objects, large ones more bytes.
 SEGMENT_SIZE = 64
 
 # Of a reason in JSON, so that a segment of nothing but reasons stays below 64 KB.
@@ -58,15 +61,15 @@ class Head:
     """
     What belongs to the whole batch.
 
-    :param prompts: how many there are.
+    :param slots: how many there are.
     :param returned: ``max_tries`` of the task instance when Airflow recorded its success.
     """
 
-    prompts: int
+    slots: int
     returned: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"version": VERSION, "prompts": self.prompts, "returned": self.returned}
+        return {"version": VERSION, "slots": self.slots, "returned": self.returned}
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
@@ -76,10 +79,10 @@ class Head:
         :raises SubmitRecordError: when it is something else.
         """
         _check_version(data)
-        prompts, returned = data.get("prompts"), data.get("returned")
-        if type(prompts) is not int or prompts < 0 or type(returned) not in {int, type(None)}:
+        slots, returned = data.get("slots"), data.get("returned")
+        if type(slots) is not int or slots < 0 or type(returned) not in {int, type(None)}:
             raise SubmitRecordError("it is no head of a journal")
-        return cls(prompts, returned)
+        return cls(slots, returned)
 
 
 class Journal:
@@ -88,36 +91,35 @@ class Journal:
 
     :param place: where the records live.
     :param max_tries: of the task instance.
-    :param prompts: how many the batch has now.
+    :param generations: of the prompts, as the batch has them now.
     :raises SubmitRecordError: when there is something that cannot be read.
     """
 
-    def __init__(self, place: StatePlace, max_tries: int, prompts: int) -> None:
+    def __init__(self, place: StatePlace, max_tries: int, generations: Sequence[Generation]) -> None:
         self.place = place
         self.max_tries = max_tries
         self._head_state = place.open(HEAD_KEY, "head")
         earlier = load_record(self._head_state, Head.from_dict)
-        self._head = earlier or Head(prompts)
+        self._head = earlier or Head(0)
         self._records: dict[int, SubmitRecord] = {}
         self._segments: dict[int, TaskState | None] = {}
         self._commits = GroupCommit(self._save_segment)
-        for number in range(-(-max(self._head.prompts, prompts) // SEGMENT_SIZE)):
-            self._open_segment(number)
-        if earlier is None or earlier.prompts < prompts:
-            self._save_head(replace(self._head, prompts=prompts))
-
-    @property
-    def positions(self) -> Collection[int]:
-        """The positions that have a record."""
-        return self._records.keys()
+        self._open_segments(max(self._head.slots, len(generations)))
+        recorded = {slot: record.fingerprint for slot, record in self._records.items()}
+        self._slots = assign_slots([fingerprint_of(generation) for generation in generations], recorded)
+        slots = max(self._slots, default=-1) + 1
+        self._open_segments(slots)
+        if earlier is None or earlier.slots < slots:
+            self._save_head(replace(self._head, slots=slots))
 
     def record(self, position: int) -> SubmitRecord | None:
         """Return the record of a prompt, ``None`` while there is none."""
-        record, returned = self._records.get(position), self._head.returned
-        is_created = record is not None and record.phase is Phase.CREATED
-        if record is not None and is_created and returned is not None and record.max_tries <= returned:
-            return record.at(Phase.RETURNED, returned)
-        return record
+        return self._record_in(self._slots[position])
+
+    def removed(self) -> list[SubmitRecord]:
+        """Return the records of prompts that the batch does not have any more."""
+        slots = self._records.keys() - set(self._slots)
+        return [record for slot in sorted(slots) if (record := self._record_in(slot)) is not None]
 
     def ledger(self, position: int) -> PromptLedger:
         """Return the record of one prompt as :class:`DurableSubmit` takes it."""
@@ -125,10 +127,10 @@ class Journal:
 
     def mark_reported(self, positions: Iterable[int]) -> None:
         """Save that the unknown outcomes of an earlier try were logged."""
-        for position in positions:
-            record = self._records[position]
-            self._records[position] = record.at(Phase.REPORTED, self.max_tries, reason=record.reason)
-            self._commits.add(_segment_of(position))
+        for slot in (self._slots[position] for position in positions):
+            record = self._records[slot]
+            self._records[slot] = record.at(Phase.REPORTED, self.max_tries, reason=record.reason)
+            self._commits.add(_segment_of(slot))
         self.save_rest()
 
     def mark_returned(self) -> None:
@@ -141,27 +143,35 @@ class Journal:
 
     def save(self, position: int, record: SubmitRecord) -> None:
         """Save the record of a prompt; one that cannot begin was not sent."""
-        self._records[position] = replace(record, reason=_fit_reason(record.reason))
+        slot = self._slots[position]
+        self._records[slot] = replace(record, reason=_fit_reason(record.reason))
         try:
-            self._commits.commit(_segment_of(position))
+            self._commits.commit(_segment_of(slot))
         except Exception:
             if record.phase is Phase.SENDING:
-                self._records[position] = record.at(
+                self._records[slot] = record.at(
                     Phase.NOT_CREATED, self.max_tries, reason="Its record could not be saved"
                 )
             raise
 
-    def _open_segment(self, number: int) -> None:
-        state = self._segments[number] = self.place.open(f"{HEAD_KEY}_{number}", str(number))
-        # Also where there is no head, which somebody may have deleted.
-        self._records |= load_record(state, lambda data: _read_segment(data, number)) or {}
+    def _record_in(self, slot: int) -> SubmitRecord | None:
+        record, returned = self._records.get(slot), self._head.returned
+        is_created = record is not None and record.phase is Phase.CREATED
+        if record is not None and is_created and returned is not None and record.max_tries <= returned:
+            return record.at(Phase.RETURNED, returned)
+        return record
+
+    def _open_segments(self, slots: int) -> None:
+        """Read the segments of so many slots; they may be there without a head, if somebody deleted it."""
+        for number in range(len(self._segments), -(-slots // SEGMENT_SIZE)):
+            state = self._segments[number] = self.place.open(f"{HEAD_KEY}_{number}", str(number))
+            self._records |= load_record(state, lambda data, number=number: _read_segment(data, number)) or {}  # type: ignore[misc]
 
     def _save_segment(self, number: int) -> None:
-        positions = _positions_of(number)
         records = {
-            str(position): record.to_dict()
-            for position in positions
-            if (record := self._records.get(position)) is not None
+            str(slot): record.to_dict()
+            for slot in _slots_of(number)
+            if (record := self._records.get(slot)) is not None
         }
         save_record(self._segments[number], {"version": VERSION, "records": records})
 
@@ -190,11 +200,37 @@ class PromptLedger(Ledger):
         self._journal.save(self._position, record)
 
 
-def _segment_of(position: int) -> int:
-    return position // SEGMENT_SIZE
+def assign_slots(fingerprints: Sequence[str], recorded: Mapping[int, str]) -> list[int]:
+    """
+    Return the slot of each prompt.
+
+    A prompt takes its own position's record, if it is what was submitted there; else the record of the same
+    prompt elsewhere, as the list was edited; else, as prompts may render differently with each try, that of
+    its own position, unless another prompt has it; else a slot without a record.
+
+    :param fingerprints: of the prompts, in their order.
+    :param recorded: the fingerprints of the records, by slot.
+    """
+    slots = {position: position for position, own in enumerate(fingerprints) if recorded.get(position) == own}
+    moved: dict[str, list[int]] = defaultdict(list)
+    for slot in sorted(recorded.keys() - slots.keys(), reverse=True):
+        moved[recorded[slot]].append(slot)
+    for position, own in enumerate(fingerprints):
+        if position not in slots and moved[own]:
+            slots[position] = moved[own].pop()
+    taken = set(slots.values())
+    unused = count(max([len(fingerprints) - 1, *recorded]) + 1)
+    return [
+        slots.get(position, position if position not in taken else next(unused))
+        for position in range(len(fingerprints))
+    ]
 
 
-def _positions_of(segment: int) -> range:
+def _segment_of(slot: int) -> int:
+    return slot // SEGMENT_SIZE
+
+
+def _slots_of(segment: int) -> range:
     return range(segment * SEGMENT_SIZE, (segment + 1) * SEGMENT_SIZE)
 
 
@@ -202,9 +238,9 @@ def _read_segment(data: Any, number: int) -> dict[int, SubmitRecord]:
     _check_version(data)
     if not isinstance(records := data.get("records"), Mapping):
         raise SubmitRecordError("it is no segment of a journal")
-    expected = {str(position): position for position in _positions_of(number)}
+    expected = {str(slot): slot for slot in _slots_of(number)}
     if strangers := records.keys() - expected.keys():
-        raise SubmitRecordError(f"it has a record of the prompt {clean_text(min(strangers), 80)!r}")
+        raise SubmitRecordError(f"it has a record of the slot {clean_text(min(strangers), 80)!r}")
     return {expected[key]: SubmitRecord.from_dict(record) for key, record in records.items()}
 
 

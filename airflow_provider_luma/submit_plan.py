@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from airflow_provider_luma.submit_record import Action, fingerprint_of
+from airflow_provider_luma.submit_record import Action, Phase, SubmitRecord, fingerprint_of
 from airflow_provider_luma.submit_result import first_positions
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def plan_submits(journal: Journal, generations: Sequence[Generation]) -> list[in
     if known:
         log.info("Reconnecting to %d Luma tasks, which earlier tries submitted", len(known))
     _warn_of_changes(journal, generations, [*doubts, *known])
-    _warn_of_removed(journal, len(generations))
+    _warn_of_removed(journal.removed())
     if doubts:
         log.error(
             "%d prompts are left alone, at the positions %s: an earlier try may have submitted and been "
@@ -56,12 +56,18 @@ def _warn_of_changes(journal: Journal, generations: Sequence[Generation], positi
         )
 
 
-def _warn_of_removed(journal: Journal, prompts: int) -> None:
-    removed = [position for position in journal.positions if position >= prompts]
-    ids = [record.id for position in removed if (record := journal.record(position)) and record.id]
+def _warn_of_removed(removed: Sequence[SubmitRecord]) -> None:
+    """Name the Luma tasks of prompts that were taken out of the list since an earlier try."""
+    ids = [record.id for record in removed if record.phase is Phase.CREATED and record.id]
+    doubts = sum(record.phase in {Phase.SENDING, Phase.REPORTED} for record in removed)
     if ids:
         log.warning(
-            "The list of prompts is shorter than it was; these Luma tasks were created and are not among "
-            "the results: %s",
+            "%d prompts were submitted and are not in the list any more; their Luma tasks are not among the "
+            "results: %s",
+            len(ids),
             ", ".join(ids),
+        )
+    if doubts:
+        log.warning(
+            "%d prompts are not in the list any more, and may have been submitted and charged for", doubts
         )

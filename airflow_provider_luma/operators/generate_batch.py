@@ -185,7 +185,7 @@ class LumaGenerateBatchOperator(GenerationOperator):
         from airflow_provider_luma.submit_journal import Journal
 
         client, settings = self.hook.client, self.hook.settings
-        self._journal = Journal(place, context["ti"].max_tries, len(generations))
+        self._journal = Journal(place, context["ti"].max_tries, generations)
         return SubmitBatch(
             client,
             self._journal,

@@ -30,11 +30,11 @@ class Account:
     def __init__(self, get: Callable[[str], Json | None]) -> None:
         self._get = get
         self._unit: Unit | None = None
-        self._tells_no_unit = False
+        self._has_no_unit = False
 
     def get_balance(self) -> Money | None:
         unit = self._get_unit()
-        told: list[Money] = []
+        reported: list[Money] = []
         errors: list[RelayError] = []
         for get in (self._get_key_balance, self._get_dashboard_balance):
             try:
@@ -42,10 +42,10 @@ class Account:
             except RelayError as error:
                 errors.append(error)
             else:
-                told += [balance] if balance else []
-        if errors and not told:
+                reported += [balance] if balance else []
+        if errors and not reported:
             raise errors[0]
-        return min(told, key=lambda balance: balance.amount, default=None)
+        return min(reported, key=lambda balance: balance.amount, default=None)
 
     def get_price(self, *, extend: bool) -> Money | None:
         model = EXTEND_MODEL if extend else SUBMIT_MODEL
@@ -55,12 +55,12 @@ class Account:
             return None
 
     def get_cost(self, task: LumaTask) -> Money | None:
-        if task.quota is None or self._tells_no_unit:
+        if task.quota is None or self._has_no_unit:
             return None
         try:
             return self._get_unit().of_quota(task.quota)
         except RelayError:
-            self._tells_no_unit = True  # one timeout is enough for a batch of thousands
+            self._has_no_unit = True  # one timeout is enough for a batch of thousands
             return None
 
     def _get_key_balance(self, unit: Unit) -> Money | None:

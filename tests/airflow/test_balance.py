@@ -93,6 +93,20 @@ def test_a_balance_that_was_never_read_is_an_error(clock: HandClock) -> None:
             get()
 
 
+def test_an_error_says_when_the_next_query_may_be_due(clock: HandClock) -> None:
+    """Who retries sooner meets the same error, and would count it as another one."""
+    with Sandbox(tasks=0, balance=5, clock=clock) as sandbox:
+        get = Read(sandbox, clock).get
+        sandbox.stop()
+        due = []
+        for seconds in (0, 20, 20, 20):
+            clock.move(seconds)
+            with pytest.raises(RelayTransientError) as caught:
+                get()
+            due.append(caught.value.retry_after)
+        assert due == [60, 40, 20, 60]
+
+
 def test_a_page_in_between_does_not_hide_an_earlier_reading(clock: HandClock) -> None:
     told: list[Money | None] = [Money(5, "USD"), None, None]
     get = BalanceReader(lambda: told.pop(0), "luma_default", clock).get

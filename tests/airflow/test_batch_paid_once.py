@@ -225,8 +225,65 @@ def test_a_longer_and_a_shorter_list_lose_no_task(
     assert len(sandbox.submits) == len(longer)
     with caplog.at_level("WARNING"):
         assert _with_prompts(task, PROMPTS[:2]).run() == first
-    assert "The list of prompts is shorter than it was" in caplog.text
+    assert "are not among the results" in caplog.text
     assert all(task_id in caplog.text for task_id in ids[2:])
+
+
+def _edited(prompts: list[str], *edits: tuple[int, str | None]) -> list[str]:
+    """Return the prompts after edits: an insertion before a position, or with ``None`` its removal."""
+    edited = list(prompts)
+    for position, prompt in edits:
+        edited[position : position + (prompt is None)] = [] if prompt is None else [prompt]
+    return edited
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        pytest.param([(0, None)], id="the rejected one is removed"),
+        pytest.param([(0, "dog dance")], id="one is inserted at the start"),
+        pytest.param([(0, None), (1, "dog dance")], id="the rejected one is removed, and one is inserted"),
+        pytest.param([(3, "dog dance"), (0, None)], id="one is inserted, and the rejected one is removed"),
+        pytest.param([(0, None), (0, None), (2, "dog dance")], id="those at the start are removed"),
+        pytest.param([(2, "cat dance 2"), (2, "cat dance 2")], id="one is wanted three times"),
+    ],
+)
+@pytest.mark.parametrize("way_back", ["retry", "clear"])
+def test_an_edited_list_pays_for_no_prompt_again(
+    store: Store, sandbox: Sandbox, edits: list[tuple[int, str | None]], way_back: str
+) -> None:
+    """The prompt that a relay rejects is taken out of the table, and the ones behind it move up."""
+    sandbox.script_submits(ScriptedAnswer(status=400, body={"code": "invalid_request", "message": "no"}))
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
+    first = task.run_without_being_heard()
+    assert prompts_of(sandbox, first) == PROMPTS[1:]
+    edited = _edited(PROMPTS, *edits)
+    _with_prompts(task, edited)
+    for _ in range(2):
+        if way_back == "clear":
+            task.clear()
+        ids = task.run_without_being_heard()
+        assert prompts_of(sandbox, ids) == edited
+        assert charges(sandbox) == Counter(PROMPTS[1:]) | Counter(edited)
+
+
+def test_a_doubt_moves_with_its_prompt(
+    store: Store, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.script_submits(ScriptedAnswer(status=502), created=True)
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
+    task.run_without_being_heard()
+    assert task.submits["unknown"] == [0]
+    _with_prompts(task, ["dog dance", *PROMPTS])
+    task.run_without_being_heard()
+    assert task.submits["unknown"] == [1]
+    assert charges(sandbox) == Counter([*PROMPTS, "dog dance"])
+    with caplog.at_level("WARNING"):
+        _with_prompts(task, PROMPTS[2:]).run_without_being_heard()
+    assert (
+        "1 prompts are not in the list any more, and may have been submitted and charged for" in caplog.text
+    )
+    assert charges(sandbox) == Counter([*PROMPTS, "dog dance"])
 
 
 def _with_prompts(task: BatchTask, prompts: list[str]) -> BatchTask:
@@ -241,8 +298,9 @@ def test_two_tries_at_the_same_time_cannot_both_submit_a_prompt(tmp_path: Path, 
     task = BatchTask(None, prompts=PROMPTS, state_path=state_path(tmp_path))
     context: Any = {"ti": task.instance}
     places = [StatePlace(context, task.arguments["state_path"], durable=True) for _ in range(2)]
-    first = Journal(places[0], 0, 4)
-    second = Journal(places[1], 0, 4)
+    generations = [Generation(prompt) for prompt in PROMPTS]
+    first = Journal(places[0], 0, generations)
+    second = Journal(places[1], 0, generations)
     first.ledger(0).begin(Generation(PROMPTS[0]))
     with pytest.raises(Exception, match="another process has written it meanwhile"):
         second.ledger(0).begin(Generation(PROMPTS[0]))
