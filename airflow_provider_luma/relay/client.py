@@ -1,32 +1,21 @@
-"""The relay over HTTP: sends every request, and is the only place that holds the API key."""
+"""The relay over HTTP: queries, submits, and the account behind the key."""
 
 from __future__ import annotations
 
 import logging
 import math
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
 from urllib.parse import quote
 
-import requests
 from tenacity import Retrying
-from urllib3.exceptions import HTTPError
 
-from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
+from airflow_provider_luma.exceptions import RelayError
 from airflow_provider_luma.relay.account import Account
 from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.money import Money
-from airflow_provider_luma.relay.network import (
-    redact,
-    root_cause_message,
-    secrets_in_proxies,
-    validate_environment_proxies,
-    validate_proxies,
-)
 from airflow_provider_luma.relay.responses import (
     parse_models,
     parse_optional,
@@ -35,34 +24,16 @@ from airflow_provider_luma.relay.responses import (
 )
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.row import Json
-from airflow_provider_luma.relay.settings import (
-    DEFAULT_BASE_URL,
-    read_base_url,
-    validate_api_key,
-    validate_limits,
-    validate_verify,
-)
-from airflow_provider_luma.relay.submit_response import outcome_unknown, parse_submitted
+from airflow_provider_luma.relay.session import EventHook, RelaySession
+from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL, validate_limits
+from airflow_provider_luma.relay.submit_response import parse_submitted
 from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, read_tasks
-from airflow_provider_luma.relay.text import redact_text
-from airflow_provider_luma.relay.transport import (
-    ContentEncodingError,
-    Exchange,
-    RelayResponse,
-    ResponseTooLargeError,
-    open_session,
-    read_response,
-)
+from airflow_provider_luma.relay.transport import Exchange
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 # So many words that no relay documents are logged.
 _MAX_UNKNOWN_STATES = 50
-
-# From this many characters on, the start of a key gives something of it away.
-_REDACTABLE_PREFIX_LENGTH = 8
 
 
 class RelayClient:
@@ -98,30 +69,30 @@ class RelayClient:
         verify: bool | str = True,
         proxies: Mapping[str, str] | None = None,
         max_connections: int = 4,
-        event_hook: Callable[[RelayError | None, float], None] | None = None,
+        event_hook: EventHook | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
         validate_limits(batch_size, timeout, request_timeout, max_response_bytes)
-        self.base_url = read_base_url(base_url)
-        validate_environment_proxies(self.base_url)
         self.batch_size = batch_size
         self.retry = retry or RetryPolicy()
-        self._unknown_states: set[str] = set()
+        self._session = RelaySession(
+            api_key,
+            base_url,
+            timeout=timeout,
+            request_timeout=request_timeout,
+            max_response_bytes=max_response_bytes,
+            verify=verify,
+            proxies=proxies or {},
+            max_connections=max_connections,
+            event_hook=event_hook,
+        )
         self._account = Account(self._get_optional)
-        self._event_hook = event_hook or (lambda error, seconds: None)
-        self._api_key = validate_api_key(api_key)
-        self._request_timeout = request_timeout
-        self._max_response_bytes = max_response_bytes
-        self._session = open_session(self._api_key, max_connections)
-        # Given with each request, because requests lets the environment win over a session's settings.
-        # Redirects are not followed: a POST would become a GET, and the key belongs to this host alone.
-        self._options: dict[str, Any] = {
-            "timeout": min(timeout, request_timeout),
-            "verify": validate_verify(verify),
-            "proxies": validate_proxies(proxies or {}),
-            "allow_redirects": False,
-            "stream": True,
-        }
+        self._unknown_states: set[str] = set()
+
+    @property
+    def base_url(self) -> str:
+        """The relay's URL, without a trailing slash."""
+        return self._session.base_url
 
     def __repr__(self) -> str:
         return f"RelayClient({self.base_url!r})"
@@ -194,7 +165,7 @@ class RelayClient:
 
     def exchange(self, max_seconds: float = math.inf) -> Exchange:
         """Return what follows one request, for ``request_timeout`` at the most; see :meth:`query_once`."""
-        return Exchange(max(min(max_seconds, self._request_timeout), 0.0))
+        return self._session.exchange(max_seconds)
 
     def query_once(self, ids: Sequence[str], *, exchange: Exchange | None = None) -> dict[str, LumaTask]:
         """
@@ -203,9 +174,11 @@ class RelayClient:
         :param exchange: from :meth:`exchange`, by which another thread may abort the request.
         :raises RelayError: for anything but a list of tasks.
         """
-        tasks = self._observed(
+        tasks = self._session.observe(
             lambda: read_tasks(
-                parse_rows(self._request("POST", "/luma/tasks", {"ids": list(ids)}, exchange=exchange))
+                parse_rows(
+                    self._session.request("POST", "/luma/tasks", {"ids": list(ids)}, exchange=exchange)
+                )
             )
         )
         self._warn_unknown_states(tasks)
@@ -227,14 +200,14 @@ class RelayClient:
         """
         path = f"/luma/generations/{quote(task_id, safe='')}"
         task: LumaTask | None = Retrying(**self.retry.retrying_kwargs())(
-            self._observed, lambda: parse_task_or_none(self._request("GET", path))
+            self._session.observe, lambda: parse_task_or_none(self._session.request("GET", path))
         )
         return task
 
     def get_models(self) -> list[str] | None:
         """Return the models that the key may use; ``None`` where the relay does not say."""
         try:
-            return self._observed(lambda: parse_models(self._request("GET", "/v1/models")))
+            return self._session.observe(lambda: parse_models(self._session.request("GET", "/v1/models")))
         except RelayError:
             return None
 
@@ -271,7 +244,7 @@ class RelayClient:
         return self._account.get_cost(task)
 
     def _get_optional(self, path: str) -> Json | None:
-        return self._observed(lambda: parse_optional(self._request("GET", path)))
+        return self._session.observe(lambda: parse_optional(self._session.request("GET", path)))
 
     def validate_submit(self, generation: Generation) -> None:
         """
@@ -279,13 +252,7 @@ class RelayClient:
 
         :raises LumaValueError: when it cannot be built.
         """
-        request = requests.Request("POST", self.base_url + generation.path, data=generation.to_json())
-        try:
-            self._session.prepare_request(request)
-        except (requests.RequestException, ValueError) as error:
-            raise LumaValueError(
-                f"No request can be sent to {self.base_url}: {root_cause_message(error)}"
-            ) from None
+        self._session.validate_submit(generation.path, generation.to_json())
 
     def submit(self, generation: Generation) -> LumaTask:
         """
@@ -308,103 +275,12 @@ class RelayClient:
 
         :raises RelayRateLimitError: on a 429.
         """
-        return self._observed(lambda: self._send_submit(generation))
-
-    def _send_submit(self, generation: Generation) -> LumaTask:
-        # A session of its own: on a connection that was kept alive a submit may break off without a fault of
-        # anybody's, and then nobody knows whether it arrived.
-        with (
-            open_session(self._api_key, 1) as session,
-            Exchange(self._request_timeout) as exchange,
-        ):
-            session.headers.update({"Connection": "close", "Content-Type": "application/json"})
-            try:
-                response = self._exchange(
-                    session, exchange, "POST", generation.path, {"data": generation.to_json()}
-                )
-            except Exception as error:
-                what = self._no_response(error, exchange)
-                if exchange.may_have_been_sent:
-                    raise outcome_unknown(what) from error
-                raise RelayTransientError(what) from error
-        return parse_submitted(response, extended_id=generation.extend_task_id)
-
-    def _request(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, object] | None = None,
-        *,
-        exchange: Exchange | None = None,
-    ) -> RelayResponse:
-        with exchange or self.exchange() as exchange:
-            try:
-                return self._exchange(self._session, exchange, method, path, {"json": body})
-            except (
-                requests.RequestException,
-                HTTPError,
-                ResponseTooLargeError,
-                ContentEncodingError,
-                OSError,
-                ValueError,  # of a host that nobody can look up
-            ) as error:
-                status = error.status if isinstance(error, ResponseTooLargeError) else None
-                raise RelayTransientError(self._no_response(error, exchange), status=status) from error
-
-    def _exchange(
-        self,
-        session: requests.Session,
-        exchange: Exchange,
-        method: str,
-        path: str,
-        content: Mapping[str, object],
-    ) -> RelayResponse:
-        response = session.request(method, self.base_url + path, **content, **self._options)  # type: ignore[arg-type]
-        complete = read_response(response, self.base_url, self._max_response_bytes, secret=self._api_key)
-        if exchange.is_expired:  # its connection was closed, which also ends a body of unknown length
-            raise TimeoutError
-        return complete
-
-    def _no_response(self, error: BaseException, exchange: Exchange) -> str:
-        if exchange.is_expired and exchange.seconds < self._request_timeout:
-            why = f"it was not complete in the {exchange.seconds:.1f} s that were left"
-        elif exchange.is_expired:
-            why = f"it was not complete within request_timeout ({self._request_timeout:g} s)"
-        elif isinstance(error, ResponseTooLargeError):
-            why = f"it is larger than max_response_bytes ({self._max_response_bytes})"
-        elif isinstance(error, ContentEncodingError):
-            why = str(error)
-        else:
-            why = root_cause_message(error)
-        return f"No response from the relay at {self.base_url}: {why}"
-
-    def _observed(self, request: Callable[[], T]) -> T:
-        """Call the event hook with the outcome of a request, and redact secrets in an error."""
-        started = time.monotonic()
-        try:
-            result = request()
-        except RelayError as error:
-            self._call_event_hook(error, started)
-            raise self._redacted(error) from None
-        self._call_event_hook(None, started)
-        return result
-
-    def _call_event_hook(self, error: RelayError | None, started: float) -> None:
-        try:
-            self._event_hook(error, time.monotonic() - started)
-        except Exception:
-            log.exception("The event hook failed")  # which must not lose the id of a task that was paid for
-
-    def _redacted(self, error: RelayError) -> RelayError:
-        """
-        Redact the signatures of URLs, proxies' passwords and the API key.
-
-        Some relays echo the key, in part where it was cut.
-        """
-        prefix = re.escape(self._api_key[:_REDACTABLE_PREFIX_LENGTH])
-        message = re.sub(rf"{re.escape(self._api_key)}|{prefix}[\w-]*", "***", str(error))
-        error.args = (redact_text(redact(message, secrets_in_proxies(self._options["proxies"]))),)
-        return error
+        return self._session.observe(
+            lambda: parse_submitted(
+                self._session.submit(generation.path, generation.to_json()),
+                extended_id=generation.extend_task_id,
+            )
+        )
 
     def _warn_unknown_states(self, tasks: Mapping[str, LumaTask]) -> None:
         for task in tasks.values():
