@@ -83,6 +83,8 @@ class Generation:
         _validate_url("image_end_url", self.image_end_url, ("http", "https", "data"))
         _validate_url("notify_hook", self.notify_hook, ("http", "https"), needs_scheme=True)
         _validate_path_segment("extend_task_id", self.extend_task_id)
+        if self.extend_task_id is not None:  # frozen, and an id from a file ends with a line break
+            object.__setattr__(self, "extend_task_id", self.extend_task_id.strip())
         self._validate_extra_body()
         self.to_json()
 

@@ -51,6 +51,7 @@ MODERATION = re.compile(r"moderat|sensitive.?word|prompt.?blocked|content.?polic
 NO_BALANCE = re.compile(r"insufficient.*(quota|balance)|exceeded.*quota", re.IGNORECASE)
 _MODEL = re.compile(r"\bluma_\w{1,60}")
 
+_MESSAGE_KEYS = ("message", "reason", "msg", "error_message", "title")
 _REQUEST_ID_IN_TEXT = re.compile(r"\(?request id: ?([\w.:-]+)\)?", re.IGNORECASE)
 _EXCERPT_BYTES = 4096
 _USER_INFO = re.compile(r"(?<=//)[^/]*@")
@@ -192,7 +193,10 @@ def message_and_code(body: Any) -> tuple[str, str]:
         return "", ""
     error, detail = body.get("error"), body.get("detail")
     holders = [holder for holder in (error, body, detail) if isinstance(holder, Mapping)]
-    texts = [holder.get(key) for holder in holders for key in ("message", "reason")] + [error, detail]
+    errors = body.get("errors")
+    first = errors[0] if isinstance(errors, list) and errors else errors
+    texts = [holder.get(key) for holder in holders for key in _MESSAGE_KEYS]
+    texts += [error, detail, first, first.get("message") if isinstance(first, Mapping) else None]
     message = next(filter(None, map(clean_text, texts)), "")
     code = next((holder["code"] for holder in holders if holder.get("code") not in (None, "")), "")
     return message, clean_text(str(code), 100) if isinstance(code, str | int | float) else ""

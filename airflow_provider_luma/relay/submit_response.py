@@ -8,9 +8,6 @@ names a task id, whatever its status, code or form        created
 a status or code by which relays reject, and no task id   not created: the error of the rejection
 everything else                                           unknown
 ========================================================  ==========================================
-
-Beside an error a plain ``id`` is the request's, or a row's of some other table, so that only what is called
-a task's id names a task there.
 """
 
 from __future__ import annotations
@@ -18,7 +15,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from urllib.parse import unquote
 
 from airflow_provider_luma.exceptions import (
     UNKNOWN_OUTCOME_HINT,
@@ -28,7 +24,6 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.relay.responses import (
     NO_BALANCE,
-    SUCCESS_CODES,
     hint_for,
     is_html,
     message_and_code,
@@ -38,8 +33,18 @@ from airflow_provider_luma.relay.responses import (
     subject,
     text_excerpt,
 )
-from airflow_provider_luma.relay.state_words import TaskState, is_known, parse_state
-from airflow_provider_luma.relay.task import LumaTask, read_task
+from airflow_provider_luma.relay.submitted_task import (
+    MAX_DEPTH,
+    find_task,
+    has_good_state_word,
+    has_known_state,
+    is_task_location,
+    iter_held_texts,
+    iter_holders,
+    looks_like_an_id,
+    may_be_task_id,
+)
+from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.transport import RelayResponse
 
 # Statuses by which a relay, or a gateway before it, says that it did not take a request. Any other above 400
@@ -70,32 +75,12 @@ _PASSED_ON_MESSAGE = re.compile(
     r"do request failed|deadline exceeded|timed? ?out|connection (reset|closed)|\beof\b|broken pipe|超时",
     re.IGNORECASE,
 )
+# Of an error, by HTTP's numbers or in words; a code that says neither, nobody knows, is none.
+_ERROR_CODE = re.compile(r"[45]\d\d|.*(fail|error|exception|denied|invalid|unavailable).*", re.IGNORECASE)
 # A task's id anywhere in the bytes of a body, also where they are no valid JSON, or JSON inside of a text.
 # All that repeats is bounded, as time would else grow with the square of a body.
 _TASK_ID_IN_BYTES = re.compile(
     rb'(?:task|generation|job)[_-]?ids?\\{0,9}" ?: ?[\[{]? ?\\{0,9}"?([^\s",\]}\\]{1,200})', re.IGNORECASE
-)
-
-_TASK_ID_KEYS, _PLAIN_ID_KEY = ("taskid", "generationid"), "id"
-_HOLDER_KEYS = (
-    "data",
-    "task",
-    "tasks",
-    "result",
-    "results",
-    "generation",
-    "generations",
-    "output",
-    "response",
-)
-_MAX_DEPTH = 5
-_ID = re.compile(r"[!-~]{1,200}")
-_NO_ID = re.compile(r"null|none|undefined|nil|false|-\d*|[0-]+", re.IGNORECASE)
-# A text by itself is an id, and no message or date, when it has a digit and only what ids are made of.
-_LONE_ID = re.compile(r"(?!\d{4}-\d\d-\d\d)(?=.*\d)[\w.-]{6,200}", re.ASCII)
-_UUID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE)
-_TASK_LOCATION = re.compile(
-    r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/luma/generations/((?=[\w.-]*\d)[\w.-]{6,200})/?", re.ASCII
 )
 
 _UUID_IN_BYTES = re.compile(rb"(?i)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -116,9 +101,8 @@ def parse_submitted(response: RelayResponse, *, extended_id: str | None = None) 
     body = parse_json(response)
     message, code = message_and_code(body)
     is_rejection = _is_rejection(response, body, message)
-    # Beside an error a plain "id" is the request's, or a row's of some other table.
-    is_error = is_rejection or (response.status >= 400 and bool(message)) or _has_error_object(body)
-    task = _find_task(response, body, code, extended_id, is_error=is_error)
+    is_error = is_rejection or _is_error(response, body, message, code)
+    task = find_task(response, body, code, extended_id, is_error=is_error)
     if task is not None:
         return task
     if not is_rejection or _hints_at_a_task(response, body, message, extended_id):
@@ -169,27 +153,36 @@ def _hints_at_a_task(response: RelayResponse, body: Any, message: str, extended_
     said = response.body + b" " + response.headers.get("Location", "").encode(errors="replace")
     said = _REQUEST_ID_IN_BYTES.sub(b"", re.sub(rb"\s+", b" ", said))
     ids = [found[1] for found in _TASK_ID_IN_BYTES.finditer(said)] + _UUID_IN_BYTES.findall(said)
-    named = {task_id.decode(errors="replace") for task_id in ids} - {extended_id}
-    if any(not _NO_ID.fullmatch(task_id) for task_id in named):
+    if any(may_be_task_id(task_id.decode(errors="replace"), extended_id) for task_id in ids):
         return True
-    if _TASK_LOCATION.fullmatch(response.headers.get("Location", "")):
+    if is_task_location(response):
         return True
     if isinstance(body, Mapping) and body.get("id") and not message:
         return True
+    if _holds_an_id(body, message, extended_id):
+        return True
     return any(
-        _is_like_a_task(item, extended_id) or (not message and _has_good_state_word(item))
+        _is_like_a_task(item, extended_id) or (not message and has_good_state_word(item))
         for item in _objects(body)
     )
 
 
+def _holds_an_id(body: Any, message: str, extended_id: str | None) -> bool:
+    """Say whether an id stands where relays put the task."""
+    inner = [holder for holder in iter_holders(body) if holder is not body]
+    texts = [holder.get("id") for holder in inner] + ([] if message else list(iter_held_texts(body)))
+    return any(looks_like_an_id(text) and may_be_task_id(text, extended_id) for text in texts)
+
+
 def _is_like_a_task(item: Mapping[str, Any], extended_id: str | None) -> bool:
-    has_id = isinstance(item.get("id"), str) and item["id"] not in {"", extended_id}
-    return has_id and ("created_at" in item or _has_known_state(item))
+    task_id = item.get("id")
+    has_id = isinstance(task_id, str) and task_id != "" and may_be_task_id(task_id, extended_id)
+    return has_id and ("created_at" in item or has_known_state(item))
 
 
 def _objects(body: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
     """Yield every object of a body."""
-    if depth > _MAX_DEPTH:
+    if depth > MAX_DEPTH:
         return
     if isinstance(body, Mapping):
         yield body
@@ -206,75 +199,16 @@ def _describe(response: RelayResponse, message: str) -> str:
     return f"without a task id: {said or 'an empty body'}"
 
 
-def _find_task(
-    response: RelayResponse, body: Any, code: str, extended_id: str | None, *, is_error: bool
-) -> LumaTask | None:
-    """Find the task that a response names: bare, wrapped, in a list, by its URL, or nothing but its id."""
-    holders = list(_holders(body))
-    for task_id, holder in _named_ids(holders, is_error=is_error):
-        if task_id != extended_id and _ID.fullmatch(task_id) and not _NO_ID.fullmatch(task_id):
-            known = read_task(holder)
-            return LumaTask(task_id, known.state if known else TaskState.PENDING, raw=holder)
-    lone = None if is_error else _lone_id(response, body, holders, code)
-    return LumaTask(lone, TaskState.PENDING) if lone and lone != extended_id else None
-
-
-def _named_ids(
-    holders: list[Mapping[str, Any]], *, is_error: bool
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield what may be the task's id, the likeliest first."""
-    # An integer is a row of the relay's database where there is a text, too.
-    for kind in (str,) if is_error else (str, int):
-        for key in (*_TASK_ID_KEYS, _PLAIN_ID_KEY):
-            for holder in reversed(holders):  # a wrapped row's own id is its database's
-                if is_error and key == _PLAIN_ID_KEY and not _has_known_state(holder):
-                    continue
-                value = _fold_keys(holder).get(key)
-                if isinstance(value, kind) and not isinstance(value, bool):
-                    yield str(value).strip(), holder
-
-
-def _has_known_state(holder: Mapping[str, Any]) -> bool:
-    """Say whether an object has the state of a task; an error, too, may say "failed" of a request."""
-    return read_task(holder) is not None and _has_good_state_word(holder)
-
-
-def _has_good_state_word(holder: Mapping[str, Any]) -> bool:
-    state, word = parse_state(holder)
-    return is_known(word) and state is not TaskState.FAILED
-
-
-def _has_error_object(body: Any) -> bool:
-    return isinstance(body, Mapping) and (
-        isinstance(body.get("error"), Mapping) or body.get("success") is False
+def _is_error(response: RelayResponse, body: Any, message: str, code: str) -> bool:
+    """Say whether a response reports an error, beside which it may name a task all the same."""
+    if response.status >= 400 and message:
+        return True
+    if not isinstance(body, Mapping):
+        return False
+    return (
+        isinstance(body.get("error"), Mapping)
+        or bool(body.get("errors"))
+        or str(body.get("success")).lower() == "false"
+        or body.get("status") == "error"
+        or bool(_ERROR_CODE.fullmatch(code))
     )
-
-
-def _fold_keys(holder: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``taskId`` and ``task_id`` under one key."""
-    return {re.sub(r"[_-]", "", str(key)).lower(): value for key, value in holder.items()}
-
-
-def _holders(body: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
-    """Yield the objects that may name a task, the outer ones first."""
-    if isinstance(body, list):
-        body = body[0] if body else None
-    if not isinstance(body, Mapping) or depth > _MAX_DEPTH:
-        return
-    yield body
-    for key, value in body.items():
-        if str(key).lower() in _HOLDER_KEYS:
-            yield from _holders(value, depth + 1)
-
-
-def _lone_id(response: RelayResponse, body: Any, holders: list[Mapping[str, Any]], code: str) -> str | None:
-    """Return an id that stands by itself, in a success or in a redirect to the task."""
-    if response.status >= 400:
-        return None
-    if named := _TASK_LOCATION.fullmatch(response.headers.get("Location", "")):
-        return unquote(named[1])
-    if isinstance(body, str):
-        return body.strip() if _UUID.fullmatch(body.strip()) else None
-    texts = [holder.get(key) for holder in holders for key in _HOLDER_KEYS if code.lower() in SUCCESS_CODES]
-    lone = (text.strip() for text in texts if isinstance(text, str))
-    return next((text for text in lone if _LONE_ID.fullmatch(text) and not _NO_ID.fullmatch(text)), None)

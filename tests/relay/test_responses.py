@@ -347,5 +347,5 @@ def test_a_message_that_is_no_json_is_cleaned_alike(error_of, body):
 
 
 def test_words_that_are_no_known_envelope_are_told_as_they_are(error_of):
-    assert '{"msg":"余额不足"}' in str(error_of(400, {"msg": "余额不足"}))
+    assert '{"remark":"余额不足"}' in str(error_of(400, {"remark": "余额不足"}))
     assert "responded 400: Bad things. " in str(error_of(400, "Bad things\n", content_type="text/plain"))
