@@ -48,7 +48,8 @@ _NO_ENDPOINT = frozenset({404, 405, 501})
 _NO_SUCH_TASK = "task_not_exist"
 # Of one prompt, and not of the key, whatever the status.
 MODERATION = re.compile(r"moderat|sensitive.?word|prompt.?blocked|content.?policy", re.IGNORECASE)
-NO_BALANCE = re.compile(r"insufficient.*(quota|balance)|exceeded.*quota", re.IGNORECASE)
+_NO_BALANCE = re.compile(r"insufficient.*(quota|balance)|exceeded.*quota", re.IGNORECASE)
+_RATE = re.compile(r"rate.?limit|too many|\bper (second|minute|hour|day)\b|\br[ps]m\b", re.IGNORECASE)
 _MODEL = re.compile(r"\bluma_\w{1,60}")
 
 _MESSAGE_KEYS = ("message", "reason", "msg", "error_message", "title")
@@ -130,7 +131,7 @@ def _rows(response: RelayResponse, body: Any) -> list[Any]:
 def status_error(response: RelayResponse, body: Any, *, is_submit: bool = False) -> RelayError:
     message, code = message_and_code(body)
     message = message or ("a web page" if is_html(response) else text_excerpt(response))
-    kind = _error_kind(response.status, f"{code} {message}")
+    kind = _error_kind(response.status, code, message)
     if response.status == 404 and not isinstance(body, Mapping) and not is_submit:
         kind = RelayTransientError  # a gateway's, as between two deploys of the relay behind it
     hint = hint_for(kind, message)
@@ -149,10 +150,16 @@ def status_error(response: RelayResponse, body: Any, *, is_submit: bool = False)
     )
 
 
-def _error_kind(status: int, text: str) -> type[RelayError]:
-    if status in {400, 403, 429} and NO_BALANCE.search(text):
+def says_no_balance(code: str, message: str) -> bool:
+    """Say whether an error is about the account's balance; a rate limit may speak of a quota, too."""
+    return any(map(_NO_BALANCE.search, (code, message)))
+
+
+def _error_kind(status: int, code: str, message: str) -> type[RelayError]:
+    is_rate_limit = status == 429 and _RATE.search(f"{code} {message}")
+    if status in {400, 403, 429} and says_no_balance(code, message) and not is_rate_limit:
         return RelayInsufficientBalanceError
-    if status == 403 and MODERATION.search(text):
+    if status == 403 and MODERATION.search(f"{code} {message}"):
         return RelayInvalidRequestError
     return _ERROR_BY_STATUS.get(status, RelayTransientError if status >= 500 else RelayInvalidRequestError)
 

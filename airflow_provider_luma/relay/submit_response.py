@@ -23,12 +23,12 @@ from airflow_provider_luma.exceptions import (
     SubmitOutcomeUnknownError,
 )
 from airflow_provider_luma.relay.responses import (
-    NO_BALANCE,
     hint_for,
     is_html,
     message_and_code,
     parse_json,
     request_id,
+    says_no_balance,
     status_error,
     subject,
     text_excerpt,
@@ -111,8 +111,7 @@ def parse_submitted(response: RelayResponse, *, extended_id: str | None = None) 
         )
     if response.status >= 300:
         raise status_error(response, body, is_submit=True)
-    no_balance = NO_BALANCE.search(f"{code} {message}")
-    kind = RelayInsufficientBalanceError if no_balance else RelayInvalidRequestError
+    kind = RelayInsufficientBalanceError if says_no_balance(code, message) else RelayInvalidRequestError
     raise kind(
         f"{subject(response)} rejected the request: {message or code}. {hint_for(kind, message)}",
         status=response.status,

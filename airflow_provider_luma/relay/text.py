@@ -11,6 +11,11 @@ MAX_MESSAGE_CHARS = 300
 # characters forge log lines.
 _HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+")
 _QUERY = re.compile(r"(?<=[^\s?#])[?#][^\s'\")>]+")
+# Some have a quote or a parenthesis, at which a query within a text seems to end, or are percent-encoded.
+_SIGNATURE = re.compile(
+    r"((?:signature|credential|token|secret|access_?key(?:_?id)?|(?<![a-z])sig|api_?key)(?:=|%3D))[^\s\"<>]+",
+    re.IGNORECASE,
+)
 _USERINFO = re.compile(r"(?<=://)[^\s/?#@]*@")
 _SPACE = re.compile(r"\s+")
 
@@ -29,5 +34,7 @@ def clean_text(value: Any, max_chars: int = MAX_MESSAGE_CHARS) -> str:
 
 
 def redact_text(text: str) -> str:
-    """Drop queries and credentials of the URLs within a text."""
-    return _QUERY.sub("?…", _USERINFO.sub("", text)) if "://" in text or "/" in text else text
+    """Drop queries, credentials and signatures of the URLs within a text."""
+    if "/" in text:
+        text = _QUERY.sub("?…", _USERINFO.sub("", text))
+    return _SIGNATURE.sub(r"\1…", text)

@@ -349,3 +349,21 @@ def test_a_message_that_is_no_json_is_cleaned_alike(error_of, body):
 def test_words_that_are_no_known_envelope_are_told_as_they_are(error_of):
     assert '{"remark":"余额不足"}' in str(error_of(400, {"remark": "余额不足"}))
     assert "responded 400: Bad things. " in str(error_of(400, "Bad things\n", content_type="text/plain"))
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (
+            {"code": "rate_limit_exceeded", "message": "Request quota of 60 per minute reached"},
+            RelayRateLimitError,
+        ),
+        ({"message": "You exceeded the quota of 60 requests per minute"}, RelayRateLimitError),
+        (
+            {"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}},
+            RelayInsufficientBalanceError,
+        ),
+    ],
+)
+def test_a_rate_limit_that_speaks_of_a_quota_is_no_empty_account(error_of, body, kind):
+    assert type(error_of(429, body)) is kind
