@@ -9,7 +9,17 @@ the task state store    3.3 and newer     retries and clears; from 3.4 on only c
 nowhere                 3.0 to 3.2        nothing: no error after the submit is retried by Airflow
 ======================  ================  =============================================================
 
-A record that cannot be read is an error, never "no record".
+A record that cannot be read is an error, never "no record". So is a record in another place: a ``state_path``
+of the connection changes with the connection, which may be templated. Where there is a task state store, it
+remembers the ``state_path`` from the first record on; where there is none, a templated connection gives none.
+
+==================================  =====================================================================
+act                                 after a crash behind it, a try with another ``state_path``
+==================================  =====================================================================
+the object with ``sending`` is put  submits there: nothing was sent yet
+the ``state_path`` is remembered    fails: the records are elsewhere
+the request leaves                  likewise
+==================================  =====================================================================
 """
 
 from __future__ import annotations
@@ -17,7 +27,8 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import quote
 
@@ -33,7 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-KEY = "luma_submit"
+KEY, PLACE_KEY = "luma_submit", "luma_state_path"
 
 _MAX_NAME_CHARS = 150
 _WRITTEN_MEANWHILE = "another process has written it meanwhile"
@@ -80,11 +91,13 @@ class ObjectTaskState:
     One small object below ``state_path``, written with a condition where the store has one.
 
     :param earlier: moved here while there is no object yet, as when a task was given a ``state_path`` later.
+    :param on_save: called after each save.
     """
 
-    def __init__(self, item: VersionedObject, earlier: TaskState | None) -> None:
+    def __init__(self, item: VersionedObject, earlier: TaskState | None, on_save: Callable[[], None]) -> None:
         self._object = item
         self._earlier = earlier
+        self._on_save = on_save
         self._writer = uuid.uuid4().hex
 
     def __str__(self) -> str:
@@ -114,6 +127,7 @@ class ObjectTaskState:
             self._object.write(json.dumps({**record, "writer": self._writer}).encode())
         except ConflictError:
             raise SubmitRecordError(_WRITTEN_MEANWHILE) from None
+        self._on_save()
 
 
 class StatePlace:
@@ -122,6 +136,8 @@ class StatePlace:
 
     :param state_path: URL of a folder in object storage; wins over the task state store.
     :param durable: whether it keeps any.
+    :raises SubmitRecordError: when earlier tries keep them below another ``state_path``.
+    :raises LumaValueError: when ``state_path`` is not such a URL.
     """
 
     def __init__(self, context: Context, state_path: str | None, *, durable: bool) -> None:
@@ -129,10 +145,16 @@ class StatePlace:
         self._url = state_path if durable and state_path else None
         self._folder = open_folder(self._url) if self._url else None
         self._name = object_name(context["ti"])
+        self._remembered = self._load_remembered()
 
     @property
     def is_durable(self) -> bool:
         return self._store is not None or self._folder is not None
+
+    @property
+    def may_move(self) -> bool:
+        """Say whether a later try could find no records because it looks elsewhere."""
+        return self._folder is not None and self._store is None
 
     @property
     def may_be_lost_by_a_clear(self) -> bool:
@@ -157,7 +179,7 @@ class StatePlace:
         if self._folder is None:
             return state
         name = f"{self._name}/{part}.json" if part else f"{self._name}.json"
-        return ObjectTaskState(self._folder(name), earlier=state)
+        return ObjectTaskState(self._folder(name), earlier=state, on_save=self._remember)
 
     def open_manifest(self) -> tuple[VersionedObject, str]:
         """
@@ -169,6 +191,31 @@ class StatePlace:
             raise LumaValueError("manifest=True needs a state_path")
         name = f"{self._name}/manifest.jsonl"
         return self._folder(name), f"{self._url.rstrip('/')}/{name}"
+
+    def _load_remembered(self) -> str | None:
+        """Load the ``state_path`` of earlier tries, and check that it is that of this one."""
+        if self._store is None:
+            return None
+        with _reading(f"the key {PLACE_KEY!r} of the task state store"):
+            remembered: Any = self._store.get(PLACE_KEY)
+        if remembered is None or remembered == self._place:
+            return self._place if remembered else None
+        now = f"below {self._place}" if self._place else "in the task state store"
+        raise SubmitRecordError(
+            f"The records of this task's submits are kept below {clean_text(str(remembered))}, and this try "
+            f"would keep them {now}. Nothing was sent. Let state_path and luma_conn_id be the same for every "
+            "try of a task, or trigger another run"
+        )
+
+    @property
+    def _place(self) -> str | None:
+        return self._url.rstrip("/") if self._url else None
+
+    def _remember(self) -> None:
+        """Remember the ``state_path`` once it holds a record, before anything is sent by it."""
+        if self._store is not None and self._remembered is None:
+            self._store.set(PLACE_KEY, self._place, retention=NEVER_EXPIRE)
+            self._remembered = self._place
 
 
 class SubmitLedger(Ledger):
@@ -206,19 +253,25 @@ def load_record(state: TaskState | None, parse: Callable[[Any], T]) -> T | None:
     """
     if state is None:
         return None
-    try:
+    with _reading(state):
         data = state.load()
         return None if data is None else parse(data)
+
+
+@contextmanager
+def _reading(place: object) -> Iterator[None]:
+    try:
+        yield
     except SubmitRecordError as error:
         raise SubmitRecordError(
-            f"The record of this task's submit, {state}, cannot be read: {error}. "
+            f"The record of this task's submit, {place}, cannot be read: {error}. "
             "Nothing was sent. Check the relay's task log, then delete the record to submit"
         ) from None
     except LumaValueError:
         raise
     except Exception as error:  # the store's, so that a retry may help
         raise LumaError(
-            f"The record of this task's submit, {state}, cannot be read at the moment: "
+            f"The record of this task's submit, {place}, cannot be read at the moment: "
             f"{type(error).__name__}: {clean_text(str(error))}. Nothing was sent"
         ) from error
 

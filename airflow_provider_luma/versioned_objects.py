@@ -250,15 +250,19 @@ def open_folder(url: str) -> Callable[[str], VersionedObject]:
     :param url: as Airflow's object storage takes it, such as ``s3://conn_id@bucket/prefix``.
     :raises LumaValueError: when it is not such a URL, or its provider is not installed.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+    except ValueError:
+        parts = urlsplit("")
     bucket = parts.netloc.rpartition("@")[2]
-    if parts.scheme in {"file", "local"} or (not parts.scheme and url.startswith("/")):
+    if parts.scheme in {"file", "local"} or (not parts.scheme and parts.path.startswith("/")):
         if parts.netloc or parts.query or parts.fragment or not parts.path.startswith("/"):
             raise LumaValueError(
                 f"state_path must be an absolute path like 'file:///data/_luma', not {url!r:.200}"
             )
         return partial(LocalObject, Path(unquote(parts.path) if parts.scheme else url))
-    if not parts.scheme or not bucket:
+    # A query or a fragment would be dropped, and with it what tells two deployments apart.
+    if not parts.scheme or not bucket or parts.query or parts.fragment:
         raise LumaValueError(f"state_path must be the URL of a folder in object storage, not {url!r:.200}")
     try:
         opened = _open_by_sdk(parts, bucket) if parts.scheme in EXTRAS else None

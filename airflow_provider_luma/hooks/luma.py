@@ -128,6 +128,8 @@ class LumaHook(BaseHook):
     def settings(self) -> RelaySettings:
         connection = self.get_connection(self.luma_conn_id)
         extra = connection.extra_dejson
+        if not isinstance(extra, Mapping):
+            raise LumaValueError(f"The extra of the connection {self.luma_conn_id!r} is not a JSON object")
         self._warn_of_unknown(extra)
         settings = RelaySettings.read(connection, extra)
         self._warn_of_impossible_hosts(settings.allowed_download_hosts)
@@ -221,7 +223,7 @@ def _connection_type() -> dict[str, Any]:
 def _read_extra(connection: str, name: str, value: Any) -> Any:
     try:
         return _EXTRA_READERS[name](value)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise LumaValueError(f"{connection} has an unusable extra field {name!r}: {error}") from None
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_luma.airflow_version import HAS_TASK_STATE_STORE, get_merged_default_args
+from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.generation import FIELDS
 from airflow_provider_luma.task_state import StatePlace
 
@@ -66,6 +67,8 @@ class GenerationOperator(BaseOperator):
         self.extend_task_id = extend_task_id
         self.extra_body = extra_body
         self.luma_conn_id = luma_conn_id
+        # Before it is rendered.
+        self._is_connection_templated = not isinstance(luma_conn_id, str) or "{" in luma_conn_id
         self.durable = durable
         self.state_path = state_path
 
@@ -86,7 +89,14 @@ class GenerationOperator(BaseOperator):
         return LumaHook(self.luma_conn_id)
 
     def _open_place(self, context: Context) -> StatePlace:
-        return StatePlace(context, self.state_path or self.hook.settings.state_path, durable=self.durable)
+        state_path = self.state_path or self.hook.settings.state_path
+        place = StatePlace(context, state_path, durable=self.durable)
+        if place.may_move and self._is_connection_templated and not self.state_path:
+            raise LumaValueError(
+                "luma_conn_id is templated, so that a retry may render another connection with another "
+                "state_path, and pay again. Give state_path to the operator itself"
+            )
+        return place
 
     def _fields(self) -> dict[str, Any]:
         """Return the shared fields that are given."""

@@ -81,8 +81,10 @@ def secrets_in_proxies(proxies: Mapping[str, str]) -> set[str]:
     for url in (*proxies.values(), *getproxies().values()):
         user_and_password = url.partition("//")[2].rpartition("@")[0] or url.rpartition("@")[0]
         password = user_and_password.partition(":")[2]
-        basic = base64.b64encode(unquote(user_and_password).encode()).decode()  # of Proxy-Authorization
-        secrets |= {password, unquote(password), basic, *_DELIMITERS.split(password)}
+        secrets |= {password, unquote(password), *_DELIMITERS.split(password)}
+        for encoding in ("utf-8", "latin-1"):  # of Proxy-Authorization
+            basic = base64.b64encode(unquote(user_and_password).encode(encoding, "replace"))
+            secrets.add(basic.decode())
     return {secret for secret in secrets if len(secret) >= _SHORTEST_SECRET}
 
 

@@ -30,6 +30,7 @@ def _split(host: str) -> SplitResult:
     host = host.strip()
     try:
         parts = urlsplit(host if "://" in host else f"https://{host}")
+        (parts.hostname or "").encode("idna")  # a label that is empty or too long
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
     except ValueError:
         usable = False

@@ -233,3 +233,24 @@ def test_the_key_is_in_no_repr(define: Define) -> None:
     hook = define(extra={"proxies": {"https": "http://u:hush@proxy"}})
     assert "sk-1" not in f"{hook!r} {hook.settings!r} {hook.client!r} {vars(hook)!r}"
     assert "hush" not in f"{hook!r} {hook.settings!r} {hook.client!r} {vars(hook)!r}"
+
+
+@pytest.mark.parametrize(
+    ("connection", "problem"),
+    [
+        ({"extra": "[1]"}, "extra"),
+        ({"extra": '"text"'}, "extra"),
+        ({"extra": {"timeout": 10**400}}, "'timeout'"),
+        ({"extra": {"max_requests_per_minute": 10**400}}, "'max_requests_per_minute'"),
+        ({"extra": {"proxies": "[" * 100_000}}, "'proxies'"),
+        ({"host": "http://a..b"}, "not the address of a Luma relay"),
+        ({"host": f"http://{'a' * 300}.example"}, "not the address of a Luma relay"),
+    ],
+)
+def test_a_connection_that_cannot_be_used_is_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch, connection: dict[str, Any], problem: str
+) -> None:
+    given = {"conn_type": "luma", "host": "http://127.0.0.1:9", "password": "sk-0123456789", **connection}
+    monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", json.dumps(given))
+    with pytest.raises(LumaValueError, match=problem):
+        LumaHook().client  # noqa: B018

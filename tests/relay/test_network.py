@@ -8,9 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 import pytest
+import requests
 
 from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
 from airflow_provider_luma.relay import RelayClient, RetryPolicy
+from airflow_provider_luma.relay.network import secrets_in_proxies
 from airflow_provider_luma.relay.settings import read_base_url
 from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
 
@@ -101,9 +103,14 @@ def test_a_relay_that_is_not_there_is_named(make_client):
     assert "object at 0x" not in told
 
 
-@pytest.mark.parametrize("host", ["a" * 70 + ".example", "relay..example", "relay example"])
-def test_a_host_that_nobody_can_look_up_is_trouble_with_its_name(make_client, host):
-    assert f"relay at http://{host}: " in trouble_of(make_client(base_url=f"http://{host}"))
+def test_a_host_that_nobody_can_look_up_is_trouble_with_its_name(make_client):
+    assert "relay at http://relay example: " in trouble_of(make_client(base_url="http://relay example"))
+
+
+@pytest.mark.parametrize("host", ["a" * 70 + ".example", "relay..example"])
+def test_a_host_that_can_have_no_address_is_invalid(make_client, host):
+    with pytest.raises(LumaValueError, match=f"'http://{host}' is not the address of a Luma relay"):
+        make_client(base_url=f"http://{host}")
 
 
 def test_a_slow_answer_is_given_up_in_time(sandbox, make_client):
@@ -263,3 +270,8 @@ def test_a_proxy_that_is_no_url_is_refused(proxy: str) -> None:
 )
 def test_a_proxy_may_be_given_with_and_without_a_scheme(proxy: str) -> None:
     RelayClient("sk-a", proxies={"https": proxy, "http://relay.example": proxy}).close()
+
+
+def test_a_proxy_password_is_redacted_as_requests_encodes_it() -> None:
+    said = requests.auth._basic_auth_str("user", "p\u00e4ss").removeprefix("Basic ")
+    assert said in secrets_in_proxies({"https": "http://user:p%C3%A4ss@proxy:3128"})

@@ -1,0 +1,114 @@
+"""Where records are kept must be the same for every try, else a later try takes them for none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError
+from airflow_provider_luma.sandbox import Sandbox
+from tests.airflow.tries import BatchTask, GenerateTask, Store
+
+Connect = Callable[..., None]
+TASKS = [pytest.param(GenerateTask, id="one"), pytest.param(BatchTask, id="batch")]
+ARGUMENTS: dict[type[GenerateTask], dict[str, Any]] = {
+    GenerateTask: {},
+    BatchTask: {"prompts": ["cat dance", "dog dance"]},
+}
+
+
+@pytest.fixture
+def connect_with(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Connect:
+    """Define a connection of the sandbox with extra fields."""
+
+    def connect(conn_id: str, **extra: Any) -> None:
+        connection = sandbox.connection | {"extra": {**sandbox.connection.get("extra", {}), **extra}}
+        monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(connection))
+
+    return connect
+
+
+def folder(tmp_path: Path, name: str) -> str:
+    (tmp_path / name).mkdir()
+    return (tmp_path / name).as_uri()
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_retry_with_another_connection_does_not_pay_again(
+    tmp_path: Path, sandbox: Sandbox, connect_with: Connect, kind: type[GenerateTask]
+) -> None:
+    places = [folder(tmp_path, "a"), folder(tmp_path, "b")]
+    connect_with("relay_a", state_path=places[0])
+    connect_with("relay_b", state_path=places[1])
+    task = kind(Store(tmp_path / "state.json"), **ARGUMENTS[kind], luma_conn_id="relay_a")
+    first = task.run_without_being_heard()
+    charged = len(sandbox.submits)
+    task.arguments["luma_conn_id"] = "relay_b"
+    with pytest.raises(LumaNonRetryableError, match=f"kept below {places[0]}, .* below {places[1]}"):
+        task.run()
+    task.arguments["luma_conn_id"] = "relay_a"
+    assert task.run() == first
+    assert len(sandbox.submits) == charged
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_state_path_that_is_taken_away_is_an_error(
+    tmp_path: Path, sandbox: Sandbox, kind: type[GenerateTask]
+) -> None:
+    task = kind(Store(tmp_path / "state.json"), **ARGUMENTS[kind], state_path=folder(tmp_path, "a"))
+    task.run_without_being_heard()
+    charged = len(sandbox.submits)
+    del task.arguments["state_path"]
+    with pytest.raises(LumaNonRetryableError, match="Let state_path and luma_conn_id be the same"):
+        task.run()
+    assert len(sandbox.submits) == charged
+
+
+def test_a_place_in_which_nothing_was_saved_may_change(tmp_path: Path, sandbox: Sandbox) -> None:
+    task = GenerateTask(Store(tmp_path / "state.json"), state_path=(tmp_path / "not there").as_uri())
+    with pytest.raises(Exception, match="not there"):
+        task.run()
+    task.arguments["state_path"] = folder(tmp_path, "a")
+    task.run()
+    assert len(sandbox.submits) == 1
+
+
+def test_a_slash_at_the_end_is_no_other_place(tmp_path: Path, sandbox: Sandbox) -> None:
+    task = GenerateTask(Store(tmp_path / "state.json"), state_path=folder(tmp_path, "a"))
+    first = task.run_without_being_heard()
+    task.arguments["state_path"] += "/"
+    assert task.run() == first
+    assert len(sandbox.submits) == 1
+
+
+@pytest.mark.parametrize("luma_conn_id", ["{{ params.relay }}", "relay_{{ ti.try_number }}"])
+def test_a_templated_connection_gives_no_place_where_none_can_be_remembered(
+    tmp_path: Path, sandbox: Sandbox, connect_with: Connect, luma_conn_id: str
+) -> None:
+    connect_with("relay_1", state_path=folder(tmp_path, "a"))
+    task = GenerateTask(None, luma_conn_id=luma_conn_id)
+    operator, context = task._prepared({})
+    operator.luma_conn_id = "relay_1"  # as rendered
+    with pytest.raises(LumaNonRetryableError, match="Give state_path to the operator itself"):
+        operator.execute(context)  # type: ignore[arg-type]
+    assert not sandbox.submits
+
+
+@pytest.mark.parametrize(
+    "state_path",
+    [
+        *(5, ["/data"], b"/data", Path("/data"), "data", "s3://", "s3://[bad/x", "nowhere"),
+        *("s3://bucket/_luma#prod", "s3://bucket/_luma?versionId=1", "file://host/data"),
+    ],
+)
+def test_a_state_path_that_is_none_is_a_clear_error(
+    tmp_path: Path, sandbox: Sandbox, state_path: Any
+) -> None:
+    task = GenerateTask(Store(tmp_path / "state.json"), state_path=state_path)
+    with pytest.raises(LumaNonRetryableError, match="state_path must be"):
+        task.run()
+    assert not sandbox.submits
