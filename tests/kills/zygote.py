@@ -143,10 +143,11 @@ def _try_again(dag: Any, way: str) -> None:
         ti.task = run.dag.get_task(TASK_ID) if getattr(run, "dag", None) else _scheduler_task(dag)
         if str(ti.state) not in {"success", "failed"}:
             ti.handle_failure("the worker died", session=session)
-        if way != "retry":
-            clear_task_instances([ti], session)
-        if way == "delete":
-            _delete_state(session)
+    if way != "retry":
+        with create_session() as session:  # its own, as the failure has begun the next try in the first one
+            clear_task_instances([_instance(session)[0]], session)
+            if way == "delete":
+                _delete_state(session)
     with create_session() as session:
         ti, run = _instance(session)
         ti.task = _scheduler_task(dag)
