@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 UV = Path(sys.executable).with_name("uv")
 OFFICIAL = "https://raw.githubusercontent.com/apache/airflow/constraints-{airflow}/constraints-{python}.txt"
 PROVIDERS = ("amazon[s3fs]", "google", "microsoft-azure", "openlineage")
-# What the sandbox answers does not hang on Airflow, and the tool that looks needs newer libraries. The
+# The sandbox's responses do not depend on Airflow, and the tool that checks them needs newer libraries. The
 # documentation's samples are for the newest Airflow.
 NO_AIRFLOW = ("--ignore", "tests/sandbox/test_openapi.py", "--ignore", "tests/airflow/test_docs.py")
 STAGED = ("tests", "example_dags", "scripts", "benchmarks", "README.md", "CHANGELOG.md")
@@ -165,12 +165,12 @@ def install(cell: Cell, python: Path, wheel: Path) -> str:
 def constraints(cell: Cell, folder: Path) -> tuple[tuple[str, ...], str]:
     url = OFFICIAL.format(airflow=cell.release.version, python=cell.python)
     try:
-        answer = requests.get(url, timeout=20)
-        answer.raise_for_status()
+        response = requests.get(url, timeout=20)
+        response.raise_for_status()
     except requests.RequestException:
         return ("--exclude-newer", cell.release.frozen), f"index of {cell.release.frozen}"
     file = folder / "constraints.txt"
-    file.write_text(answer.text)
+    file.write_text(response.text)
     return ("--constraints", str(file)), "official constraints"
 
 

@@ -33,17 +33,17 @@ def video_url(**luma):
         ({}, None),
     ],
 )
-def test_the_best_link_wins(luma, url):
+def test_the_best_url_wins(luma, url):
     assert video_url(**luma) == url
 
 
-def test_a_completed_task_without_a_link_is_completed():
+def test_a_completed_task_without_a_url_is_completed():
     task = read_task(BARE | {"video": {"url": "", "width": 1360, "height": 752}})
     assert (task.state, task.video) == (TaskState.COMPLETED, Media(None, 1360, 752))
     assert read_task(BARE | dict.fromkeys(MEDIA_KINDS)).video is None
 
 
-def test_pictures_fall_back_to_their_copies():
+def test_images_fall_back_to_their_copies():
     copies = {"artifact": {"thumbnail": {"url": "t", "width": 8}, "last_frame": {"url": "l"}}}
     task = read_task(BARE | copies | {"thumbnail": {"url": "", "height": 9}})
     assert (task.thumbnail, task.last_frame) == (Media("t", 8, 9), Media("l"))
