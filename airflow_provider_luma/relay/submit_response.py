@@ -38,8 +38,8 @@ from airflow_provider_luma.relay.responses import (
     subject,
     text_excerpt,
 )
-from airflow_provider_luma.relay.state_words import TaskState, is_known, parse_state
-from airflow_provider_luma.relay.task import LumaTask, read_task
+from airflow_provider_luma.relay.states import TaskState, is_documented, parse_state
+from airflow_provider_luma.relay.task import LumaTask, parse_task
 from airflow_provider_luma.relay.transport import RelayResponse
 
 # Statuses by which a relay, or a gateway before it, says that it did not take a request. Any other above 400
@@ -155,8 +155,8 @@ def _is_rejection(response: RelayResponse, body: Any, message: str) -> bool:
     if response.status in _REJECTED_STATUSES:
         return True
     outer = (body, *(body.get(key) for key in ("error", "detail"))) if isinstance(body, Mapping) else ()
-    said = _codes_and_types(holder for holder in outer if isinstance(holder, Mapping))
-    return response.status < 300 and any(code.lower() in _REJECTED_CODES for code in said)
+    codes = _codes_and_types(holder for holder in outer if isinstance(holder, Mapping))
+    return response.status < 300 and any(code.lower() in _REJECTED_CODES for code in codes)
 
 
 def _codes_and_types(holders: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -166,9 +166,9 @@ def _codes_and_types(holders: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 def _hints_at_a_task(response: RelayResponse, body: Any, message: str, extended_id: str | None) -> bool:
     """Say whether a rejection names something that may be a task of this submit, in a form of its own."""
-    said = response.body + b" " + response.headers.get("Location", "").encode(errors="replace")
-    said = _REQUEST_ID_IN_BYTES.sub(b"", re.sub(rb"\s+", b" ", said))
-    ids = [found[1] for found in _TASK_ID_IN_BYTES.finditer(said)] + _UUID_IN_BYTES.findall(said)
+    content = response.body + b" " + response.headers.get("Location", "").encode(errors="replace")
+    content = _REQUEST_ID_IN_BYTES.sub(b"", re.sub(rb"\s+", b" ", content))
+    ids = [found[1] for found in _TASK_ID_IN_BYTES.finditer(content)] + _UUID_IN_BYTES.findall(content)
     named = {task_id.decode(errors="replace") for task_id in ids} - {extended_id}
     if any(not _NO_ID.fullmatch(task_id) for task_id in named):
         return True
@@ -177,7 +177,7 @@ def _hints_at_a_task(response: RelayResponse, body: Any, message: str, extended_
     if isinstance(body, Mapping) and body.get("id") and not message:
         return True
     return any(
-        _is_like_a_task(item, extended_id) or (not message and _has_good_state_word(item))
+        _is_like_a_task(item, extended_id) or (not message and _has_good_state(item))
         for item in _objects(body)
     )
 
@@ -202,8 +202,8 @@ def _describe(response: RelayResponse, message: str) -> str:
     if is_html(response):
         return "with a web page (is this host a Luma relay?)"
     excerpt = text_excerpt(response)
-    said = f"{message}, in {excerpt}" if message and message != excerpt else excerpt
-    return f"without a task id: {said or 'an empty body'}"
+    shown = f"{message}, in {excerpt}" if message and message != excerpt else excerpt
+    return f"without a task id: {shown or 'an empty body'}"
 
 
 def _find_task(
@@ -213,7 +213,7 @@ def _find_task(
     holders = list(_holders(body))
     for task_id, holder in _named_ids(holders, is_error=is_error):
         if task_id != extended_id and _ID.fullmatch(task_id) and not _NO_ID.fullmatch(task_id):
-            known = read_task(holder)
+            known = parse_task(holder)
             return LumaTask(task_id, known.state if known else TaskState.PENDING, raw=holder)
     lone = None if is_error else _lone_id(response, body, holders, code)
     return LumaTask(lone, TaskState.PENDING) if lone and lone != extended_id else None
@@ -236,12 +236,12 @@ def _named_ids(
 
 def _has_known_state(holder: Mapping[str, Any]) -> bool:
     """Say whether an object has the state of a task; an error, too, may say "failed" of a request."""
-    return read_task(holder) is not None and _has_good_state_word(holder)
+    return parse_task(holder) is not None and _has_good_state(holder)
 
 
-def _has_good_state_word(holder: Mapping[str, Any]) -> bool:
-    state, word = parse_state(holder)
-    return is_known(word) and state is not TaskState.FAILED
+def _has_good_state(holder: Mapping[str, Any]) -> bool:
+    state, raw_state = parse_state(holder)
+    return is_documented(raw_state) and state is not TaskState.FAILED
 
 
 def _has_error_object(body: Any) -> bool:

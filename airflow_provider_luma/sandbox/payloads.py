@@ -52,7 +52,7 @@ class Payloads:
             "id": task.id,
             "last_frame": media["last_frame"],
             "request": {"aspect_ratio": task.aspect_ratio, "prompt": task.prompt},
-            "state": task.state_word or task.phase(now).value,
+            "state": task.raw_state or task.phase(now).value,
             "thumbnail": media["thumbnail"],
             "video": media["video"],
             "video_raw": media["video_raw"],
@@ -75,7 +75,7 @@ class Payloads:
             "platform": "luma",
             "action": "LUMA_VIDEO",
             **_charge(task),
-            "status": task.state_word or status,
+            "status": task.raw_state or status,
             "fail_reason": _fail_reason(task, now, media),
             "submit_time": self._seconds(task.created_at),
             "start_time": 0 if phase is Phase.PENDING else self._seconds(task.starts_at),
@@ -104,7 +104,7 @@ class Payloads:
     def _inner(self, task: Task, now: float, media: Json | None) -> Json:
         return {
             "id": task.id,
-            "state": task.state_word or task.phase(now).value,
+            "state": task.raw_state or task.phase(now).value,
             **(media or NO_MEDIA),
             **_failure(task, now),
             "prompt": task.prompt,

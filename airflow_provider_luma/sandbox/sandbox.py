@@ -235,7 +235,7 @@ class Sandbox:
         failure_reason: str | None = None,
         visible_after: float = 0.0,
         never_visible: bool = False,
-        state_word: str | None = None,
+        raw_state: str | None = None,
         link_delay: float = 0.0,
     ) -> str:
         """
@@ -247,7 +247,7 @@ class Sandbox:
         :param failure_reason: the reason with which it fails when its time is up; it completes if None.
         :param visible_after: seconds for which the relay leaves it out of its responses.
         :param never_visible: never respond with it.
-        :param state_word: sent as its state at all times, whatever the clock says.
+        :param raw_state: sent as its state at all times, whatever the clock says.
         :param link_delay: seconds for which it is completed but has no media yet.
         """
         task = self._store.add(
@@ -257,7 +257,7 @@ class Sandbox:
             seconds=self._seconds if seconds is None else seconds,
             failure_reason=failure_reason,
             visible_after=math.inf if never_visible else visible_after,
-            state_word=state_word,
+            raw_state=raw_state,
             link_delay=link_delay,
         )
         return task.id

@@ -61,7 +61,7 @@ class Task:
     :param seconds: how long the task takes.
     :param failure_reason: the reason with which it fails when its time is up; None for a task that completes.
     :param visible_after: seconds for which the relay leaves the task out of its responses.
-    :param state_word: sent as its state at all times, whatever the clock says.
+    :param raw_state: sent as its state at all times, whatever the clock says.
     :param link_delay: seconds for which a completed task has no media yet.
     :param aspect_ratio: echoed in responses; the video is 16:9 regardless.
     :param quota: the charge, in the relay's unit; None if there was none.
@@ -74,7 +74,7 @@ class Task:
     seconds: float
     failure_reason: str | None = None
     visible_after: float = 0.0
-    state_word: str | None = None
+    raw_state: str | None = None
     link_delay: float = 0.0
     aspect_ratio: str = "16:9"
     quota: int | None = None

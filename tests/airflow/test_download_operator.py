@@ -19,7 +19,7 @@ from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.operators.luma import LumaDownloadOperator
 from airflow_provider_luma.relay import RelayClient
-from airflow_provider_luma.relay.task import read_tasks
+from airflow_provider_luma.relay.task import parse_tasks
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.airflow.harness import AIRFLOW, Run, run_source
 from tests.serving import Quiet, serving
@@ -599,7 +599,7 @@ def test_a_long_url_and_lineage_do_not_fail_the_task(
     path = urlsplit(link).path
     with serving(far_away(requests.get(link, timeout=10).content)) as address:
         rows = [{"id": task_id, "state": "completed", "video": {"url": f"{address}/{'x' * 1600}{path}"}}]
-        monkeypatch.setattr(RelayClient, "get_tasks", lambda *_: read_tasks(rows))
+        monkeypatch.setattr(RelayClient, "get_tasks", lambda *_: parse_tasks(rows))
         folder = (tmp_path / ("y" * 200) / ("z" * 200)).as_uri()
         operator = LumaDownloadOperator(task_id="download", luma_task_ids=[task_id], destination=folder)
         (record,) = execute(operator)

@@ -24,7 +24,7 @@ EXTRAS = st.fixed_dictionaries({}, optional=dict.fromkeys(_EXTRA_READERS, JSON))
 @given(st.none() | st.text(), st.none() | st.integers(0, 99999), EXTRAS)
 def test_a_connection_is_parsed_or_rejected_without_its_key(host: Any, port: Any, extra: Any) -> None:
     connection = Connection(conn_id="luma", conn_type="luma", host=host, port=port, password=KEY)
-    error = rejection(lambda: RelaySettings.read(connection, extra).client())
+    error = rejection(lambda: RelaySettings.from_connection(connection, extra).client())
     assert error is None or KEY not in f"{error!r} {error}"
 
 
@@ -32,17 +32,19 @@ def test_a_connection_is_parsed_or_rejected_without_its_key(host: Any, port: Any
 def test_settings_that_are_read_can_be_used(extra: Any) -> None:
     connection = Connection(conn_id="luma", conn_type="luma", password=KEY)
     with suppress(LumaValueError):
-        settings = RelaySettings.read(connection, extra)
+        settings = RelaySettings.from_connection(connection, extra)
         assert KEY not in repr(settings)
         assert settings.timeout > 0
         assert settings.batch_size >= 1
-        assert hash(settings) == hash(RelaySettings.read(connection, extra))  # triggers are gathered by them
+        assert hash(settings) == hash(
+            RelaySettings.from_connection(connection, extra)
+        )  # triggers are gathered by them
 
 
 @given(st.sampled_from(["timeout", "batch_size", "max_in_flight", "max_requests_per_minute"]), JSON)
 def test_an_unusable_extra_field_is_named(name: str, value: Any) -> None:
     connection = Connection(conn_id="luma", conn_type="luma", password=KEY)
-    if error := rejection(RelaySettings.read, connection, {name: value}):
+    if error := rejection(RelaySettings.from_connection, connection, {name: value}):
         assert f"The connection 'luma' has an unusable extra field {name!r}" in str(error)
 
 

@@ -218,7 +218,7 @@ def test_a_stop_names_the_luma_task_that_is_still_running(
     task_id = task.run()
     assert task.instance.task is not None
     task.instance.task.on_kill()
-    assert f"Luma task {task_id} goes on, and is charged, at the relay" in capsys.readouterr().out
+    assert f"Luma task {task_id} is still running at the relay, and is charged" in capsys.readouterr().out
 
 
 def test_a_stopped_sensor_names_the_luma_tasks_that_are_still_running(
@@ -229,4 +229,6 @@ def test_a_stopped_sensor_names_the_luma_tasks_that_are_still_running(
     sensor.on_kill()  # before it began
     sensor.poke({"ti": Instance()})  # type: ignore[typeddict-item]
     sensor.on_kill()
-    assert f"1 Luma tasks go on, and are charged, at the relay: {ids[1]}" in capsys.readouterr().out
+    assert (
+        f"1 Luma tasks are still running at the relay, and are charged: {ids[1]}" in capsys.readouterr().out
+    )

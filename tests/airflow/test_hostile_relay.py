@@ -81,11 +81,11 @@ def test_an_id_left_out_once_is_not_missing_without_a_grace(wait: Wait, sandbox:
     [("ready", "success"), ("DONE", "success"), ("succeed", "success"), ("timed_out", "failed")],
 )
 def test_states_of_related_relays_end_the_wait(wait: Wait, sandbox: Sandbox, word: str, state: str) -> None:
-    assert ended(wait([sandbox.add_task(seconds=0, state_word=word)]), state)
+    assert ended(wait([sandbox.add_task(seconds=0, raw_state=word)]), state)
 
 
 def test_an_unknown_state_without_a_url_is_running(wait: Wait, sandbox: Sandbox) -> None:
-    endless = sandbox.add_task(seconds=math.inf, state_word="ready")
+    endless = sandbox.add_task(seconds=math.inf, raw_state="ready")
     run = wait([endless], timeout=0.7)
     assert ended(run, "failed")
     assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])

@@ -11,11 +11,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException
 
-from airflow_provider_luma.airflow_exceptions import (
-    AirflowRescheduleException,
-    LumaTaskFailedError,
-    TaskDeferralError,
-)
+from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError
+from airflow_provider_luma.airflow_version import AirflowRescheduleException, TaskDeferralError
 from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.sensors.luma import LumaTaskSensor

@@ -300,6 +300,6 @@ def test_a_killed_trigger_names_the_luma_tasks_that_are_still_running(
         ids = [sandbox.add_task(seconds=0), sandbox.add_task(), sandbox.add_task()]
         asyncio.run(kill(trigger(ids)))
     assert (
-        f"The wait was stopped. 2 Luma tasks go on, and are charged, at the relay: {ids[1]}, {ids[2]}"
-        in capsys.readouterr().out
+        "The wait was stopped. 2 Luma tasks are still running at the relay, and are charged: "
+        f"{ids[1]}, {ids[2]}" in capsys.readouterr().out
     )

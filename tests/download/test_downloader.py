@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.download.downloader import READ_BYTES, Downloader
-from airflow_provider_luma.download.retry import MAX_ATTEMPTS_IN_ALL, Link
+from airflow_provider_luma.download.retry import MAX_TOTAL_ATTEMPTS, Link
 from airflow_provider_luma.download.ssrf import AddressPolicy
 from airflow_provider_luma.download.staging import Source, StagedFile, Staging
 from airflow_provider_luma.download.transport import Transport
@@ -342,10 +342,10 @@ def test_attempts_with_enough_progress_are_not_counted(file: StagedFile) -> None
 def test_all_attempts_are_bounded_whatever_their_progress(file: StagedFile) -> None:
     with (
         cutting_server(pieces=100) as server,
-        pytest.raises(DownloadError, match=f"Gave up after {MAX_ATTEMPTS_IN_ALL}"),
+        pytest.raises(DownloadError, match=f"Gave up after {MAX_TOTAL_ATTEMPTS}"),
     ):
         download(create_downloader(initial_delay=0.001), server.url, file)
-    assert len(server.requests) == MAX_ATTEMPTS_IN_ALL
+    assert len(server.requests) == MAX_TOTAL_ATTEMPTS
 
 
 def test_a_download_that_is_too_slow_is_aborted(file: StagedFile) -> None:

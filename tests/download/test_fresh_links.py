@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_luma.download.fresh_links import FreshLinks
 from airflow_provider_luma.exceptions import RelayInvalidRequestError, RelayTransientError
-from airflow_provider_luma.relay.task import LumaTask, read_tasks
+from airflow_provider_luma.relay.task import LumaTask, parse_tasks
 
 THREADS = 20
 
@@ -25,7 +25,7 @@ class Relay:
             raise RelayTransientError("503")
         if "bad" in ids:
             raise RelayInvalidRequestError("bad id")
-        return read_tasks([{"id": task_id, "state": "completed"} for task_id in ids if task_id != "unknown"])
+        return parse_tasks([{"id": task_id, "state": "completed"} for task_id in ids if task_id != "unknown"])
 
 
 def get_all(links: FreshLinks, ids: Sequence[str]) -> list[LumaTask | Exception | None]:

@@ -21,7 +21,7 @@ from airflow_provider_luma.download.response import parse_retry_after
 from airflow_provider_luma.download.sidecar import parse_sidecar
 from airflow_provider_luma.download.urls import redact_url
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 from tests.strategies import JSON
 

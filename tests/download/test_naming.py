@@ -15,7 +15,7 @@ from airflow_provider_luma.download.naming import (
     safe_id,
 )
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 
 

@@ -21,8 +21,8 @@ from airflow_provider_luma.download.task_download import Options, TaskDownloader
 from airflow_provider_luma.exceptions import LinkExpiredError, LumaValueError, ObjectExistsError
 from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.relay import RelayClient
-from airflow_provider_luma.relay.state_words import TaskState
-from airflow_provider_luma.relay.task import LumaTask, read_tasks
+from airflow_provider_luma.relay.states import TaskState
+from airflow_provider_luma.relay.task import LumaTask, parse_tasks
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.download.conftest import Run, create_downloader
 from tests.stores import S3
@@ -112,7 +112,7 @@ def test_a_hostile_row_is_the_error_of_its_task_only(
     for name, row in HOSTILE_ROWS.items():
         model = {} if "video" in row else rows[0]
         rows.insert(5, {**model, "state": "completed", "id": name, **row})
-    tasks = read_tasks(rows)
+    tasks = parse_tasks(rows)
     monkeypatch.setattr(RelayClient, "get_tasks", lambda *_: tasks)
     monkeypatch.setattr(RelayClient, "query_once", lambda _, ids: {i: tasks[i] for i in ids})
     result = run(list(tasks))
@@ -205,7 +205,7 @@ def test_an_empty_result_is_never_called_downloaded(
 ) -> None:
     task_id = sandbox.add_task(seconds=0)
     (row,) = [dict(task.raw) for task in relay.get_tasks([task_id]).values()]
-    tasks = read_tasks([{key: value for key, value in row.items() if key not in {"thumbnail", "artifact"}}])
+    tasks = parse_tasks([{key: value for key, value in row.items() if key not in {"thumbnail", "artifact"}}])
     monkeypatch.setattr(RelayClient, "get_tasks", lambda *_: tasks)
     result = run([task_id], media=["thumbnail"], if_exists=if_exists)
     assert result.records == []
@@ -365,7 +365,7 @@ def test_a_long_download_logs_its_progress(
     task_id = sandbox.add_task(seconds=0)
     tasks = list(relay.get_tasks([task_id]).values())
     downloader = TaskDownloader(create_downloader(), lambda _: None, store, staging, Options())
-    DownloadPool(downloader, seconds_between_progress=0.2).download(tasks)
+    DownloadPool(downloader, progress_interval=0.2).download(tasks)
     lines = [line for line in caplog.messages if "of 1 videos" in line]
     assert len(lines) >= 3
     assert lines[-1].endswith("1 failed")

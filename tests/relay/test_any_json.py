@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_luma.exceptions import RelayError
-from airflow_provider_luma.relay.state_words import TaskState
-from airflow_provider_luma.relay.task import LumaTask, read_tasks
+from airflow_provider_luma.relay.states import TaskState
+from airflow_provider_luma.relay.task import LumaTask, parse_tasks
 
 SEED = json.loads(Path(__file__).with_name("seed_answer.json").read_text())[0]
 WRAPPED = {
@@ -53,7 +53,7 @@ def changed(document, path, value):
 def test_any_value_in_any_place_of_a_row_is_parsed(row):
     for path in places(row):
         for value in VALUES:
-            for task in read_tasks([changed(row, path, value)]).values():
+            for task in parse_tasks([changed(row, path, value)]).values():
                 assert task.state in TaskState
                 assert [getattr(task, name) for name in PROPERTIES] + [repr(task), task.media("video")]
 
@@ -67,7 +67,7 @@ def test_any_key_may_be_missing(row):
             for key in path[:-1]:
                 holder = holder[key]
             del holder[path[-1]]
-            for task in read_tasks([short]).values():
+            for task in parse_tasks([short]).values():
                 assert [getattr(task, name) for name in PROPERTIES]
 
 

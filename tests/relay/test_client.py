@@ -200,7 +200,7 @@ def test_a_ping_accepts_task_not_exist_as_success(sandbox, client):
 
 def test_an_unknown_state_is_logged_once(sandbox, client, caplog):
     words = ("half_baked", "half_baked", "raw", "QUEUED")
-    ids = [sandbox.add_task(state_word=word, seconds=math.inf) for word in words]
+    ids = [sandbox.add_task(raw_state=word, seconds=math.inf) for word in words]
     for _ in range(3):
         assert not any(task.is_terminal for task in client.get_tasks(ids).values())
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]

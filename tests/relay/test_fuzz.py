@@ -16,10 +16,10 @@ from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.media import MEDIA_KINDS
 from airflow_provider_luma.relay.responses import parse_rows, parse_task_or_none
 from airflow_provider_luma.relay.result import Outcome
-from airflow_provider_luma.relay.settings import read_base_url
-from airflow_provider_luma.relay.state_words import TERMINAL_STATES
+from airflow_provider_luma.relay.settings import parse_base_url
+from airflow_provider_luma.relay.states import TERMINAL_STATES
 from airflow_provider_luma.relay.submit_response import parse_submitted
-from airflow_provider_luma.relay.task import read_tasks
+from airflow_provider_luma.relay.task import parse_tasks
 from airflow_provider_luma.relay.transport import RelayResponse
 from tests.strategies import JSON, RESPONSES, rejection
 
@@ -57,7 +57,7 @@ def test_a_response_is_parsed_or_an_error_with_a_message(response):
 @given(RESPONSES)
 def test_every_task_that_is_found_can_be_used(response):
     with suppress(RelayError):
-        for task_id, task in read_tasks(
+        for task_id, task in parse_tasks(
             parse_rows(make_response(200, json.dumps(response).encode()))
         ).items():
             assert task_id == task.id
@@ -112,7 +112,7 @@ def test_ids_are_parsed_or_rejected(value):
 @given(st.text() | st.from_regex(r"(https?://)?[\w.@:/\[\]-]{0,30}"), st.none() | st.integers(-1, 99999))
 def test_a_host_is_parsed_or_rejected(host, port):
     with suppress(LumaValueError):
-        url = read_base_url(host, port)
+        url = parse_base_url(host, port)
         assert url.startswith(("https://", "http://"))
         assert "@" not in url.split("/")[2]
         assert not url.endswith("/")

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError, RelayError
 from airflow_provider_luma.relay import RelayClient, RetryPolicy
-from airflow_provider_luma.relay.settings import read_base_url
+from airflow_provider_luma.relay.settings import parse_base_url
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 
 KEY = "sk-Zq3v8LkT0pW5xY7bN2mC4dF6gH9jR1sA"
@@ -154,7 +154,7 @@ def test_an_invalid_key_is_rejected_without_repeating_it(spelled):
 )
 def test_a_key_in_the_host_is_rejected_without_repeating_it(host):
     with pytest.raises(LumaValueError) as caught:
-        read_base_url(host)
+        parse_base_url(host)
     assert KEY not in text_of(caught.value)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
 from airflow_provider_luma.relay import RelayClient, RetryPolicy
-from airflow_provider_luma.relay.settings import read_base_url
+from airflow_provider_luma.relay.settings import parse_base_url
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 
 FAR = "http://relay.invalid"
@@ -57,7 +57,7 @@ def error_of(client):
     ],
 )
 def test_a_host_is_accepted_in_every_common_form(host, port, base_url):
-    assert read_base_url(host, port) == base_url
+    assert parse_base_url(host, port) == base_url
 
 
 @pytest.mark.parametrize(
@@ -80,12 +80,12 @@ def test_a_host_is_accepted_in_every_common_form(host, port, base_url):
 )
 def test_an_invalid_host_is_rejected_with_an_example(host):
     with pytest.raises(LumaValueError, match="is not the address of a Luma relay, like https://"):
-        read_base_url(host)
+        parse_base_url(host)
 
 
 def test_a_host_with_credentials_is_rejected():
     with pytest.raises(LumaValueError, match="the key is the password"):
-        read_base_url("https://user:word@relay.example")
+        parse_base_url("https://user:word@relay.example")
 
 
 def test_the_path_of_the_base_url_is_kept(sandbox, make_client):

@@ -9,8 +9,8 @@ import pytest
 
 from airflow_provider_luma.relay.decode import decode_json
 from airflow_provider_luma.relay.media import Media
-from airflow_provider_luma.relay.state_words import TaskState
-from airflow_provider_luma.relay.task import read_task, read_tasks
+from airflow_provider_luma.relay.states import TaskState
+from airflow_provider_luma.relay.task import parse_task, parse_tasks
 
 SEED = Path(__file__).with_name("seed_answer.json").read_text()
 SEED_ID = "4665a07c-7641-4809-a133-10786201bb56"
@@ -23,15 +23,15 @@ ROW = {"id": 13917, "task_id": "a", "status": "SUCCESS", "data": {"id": "a", "st
 
 @pytest.fixture
 def seed():
-    return read_tasks(json.loads(SEED))[SEED_ID]
+    return parse_tasks(json.loads(SEED))[SEED_ID]
 
 
 def test_every_field_of_the_documented_example_is_parsed(seed):
-    assert (seed.id, seed.state, seed.state_word) == (SEED_ID, TaskState.COMPLETED, "completed")
+    assert (seed.id, seed.state, seed.raw_state) == (SEED_ID, TaskState.COMPLETED, "completed")
     assert (seed.prompt, seed.aspect_ratio, seed.duration) == ("cat dance", "16:9", 5.041667)
     assert seed.created_at.isoformat() == "2024-12-22T13:38:40.139000+00:00"
     assert seed.is_terminal
-    assert seed.knows_state_word
+    assert seed.is_known_state
     assert seed.failure_reason is None
 
 
@@ -63,26 +63,26 @@ def test_the_documented_row_of_a_wrapped_response_is_parsed():
             "created_at": "2024-07-01T07:35:13.498000Z",
         },
     }
-    task = read_tasks([row])[task_id]
+    task = parse_tasks([row])[task_id]
     assert (task.state, task.prompt, task.video) == (TaskState.PROCESSING, "cat dance", None)
     assert task.created_at.isoformat() == "2024-07-01T07:35:13.498000+00:00"
 
 
 def test_the_raw_response_is_kept():
     row = {**ROW, "quota": 250000, "data": {"id": "a", "news": {"x": [1]}}}
-    assert read_task(row).raw == row
+    assert parse_task(row).raw == row
 
 
 @pytest.mark.parametrize(
     "extra", [{"data": {}}, {"data": None}, {"task_id": "a"}, {"task_id": "a", "data": None}]
 )
 def test_a_bare_task_with_some_keys_of_a_row_is_parsed_completely(extra):
-    task = read_task(BARE | {"prompt": "cat dance"} | extra)
+    task = parse_task(BARE | {"prompt": "cat dance"} | extra)
     assert (task.id, task.state, task.prompt) == ("a", TaskState.COMPLETED, "cat dance")
 
 
 def test_a_presigned_url_is_not_in_the_repr():
-    assert "Signature" not in repr(read_task(BARE | {"video": {"url": SIGNED}}))
+    assert "Signature" not in repr(parse_task(BARE | {"video": {"url": SIGNED}}))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_presigned_url_is_not_in_the_repr():
     ],
 )
 def test_the_id_is_the_luma_id_and_never_the_number_of_a_row(row, task_id):
-    task = read_task(row)
+    task = parse_task(row)
     assert (task and task.id) == task_id
 
 
@@ -132,7 +132,7 @@ def test_the_id_is_the_luma_id_and_never_the_number_of_a_row(row, task_id):
 def test_each_documented_state_is_parsed_in_any_case_and_place(words, state, row):
     for word in words.split():
         for spelled in (word, word.upper(), word.title()):
-            assert read_task(json.loads(json.dumps(row).replace("WORD", spelled))).state is state
+            assert parse_task(json.loads(json.dumps(row).replace("WORD", spelled))).state is state
 
 
 @pytest.mark.parametrize(
@@ -152,19 +152,19 @@ def test_each_documented_state_is_parsed_in_any_case_and_place(words, state, row
     ],
 )
 def test_where_row_and_task_disagree_a_failure_wins_then_the_video_then_the_task(status, inner, state):
-    assert read_task({"task_id": "a", "status": status, "data": {"state": inner}}).state is state
+    assert parse_task({"task_id": "a", "status": status, "data": {"state": inner}}).state is state
 
 
 def test_an_undocumented_state_is_running_and_reported_as_unknown():
-    task = read_task({"id": "a", "state": "half_baked"})
-    assert (task.state, task.state_word) == (TaskState.PROCESSING, "half_baked")
-    assert not task.knows_state_word
+    task = parse_task({"id": "a", "state": "half_baked"})
+    assert (task.state, task.raw_state) == (TaskState.PROCESSING, "half_baked")
+    assert not task.is_known_state
 
 
 @pytest.mark.parametrize("state", [None, "", 2, True, ["completed"], {"completed": 1}])
 def test_a_state_that_is_no_string_is_pending(state):
-    assert read_task({"id": "a", "state": state}).state is TaskState.PENDING
-    assert read_task({"id": "a"}).state is TaskState.PENDING
+    assert parse_task({"id": "a", "state": state}).state is TaskState.PENDING
+    assert parse_task({"id": "a"}).state is TaskState.PENDING
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ def test_a_state_that_is_no_string_is_pending(state):
     ],
 )
 def test_times_are_read_as_text_seconds_and_milliseconds(created_at, read):
-    assert read_task(BARE | {"created_at": created_at}).created_at.isoformat() == read
-    assert read_task(ROW | {"created_at": created_at, "data": None}).created_at.isoformat() == read
+    assert parse_task(BARE | {"created_at": created_at}).created_at.isoformat() == read
+    assert parse_task(ROW | {"created_at": created_at, "data": None}).created_at.isoformat() == read
 
 
 @pytest.mark.parametrize(
@@ -210,17 +210,17 @@ def test_times_are_read_as_text_seconds_and_milliseconds(created_at, read):
     ],
 )
 def test_an_invalid_time_is_absent(created_at):
-    assert read_task(BARE | {"created_at": created_at}).created_at is None
+    assert parse_task(BARE | {"created_at": created_at}).created_at is None
 
 
 def test_the_task_was_created_when_the_inner_object_says_or_else_the_row():
     inner = ROW | {"created_at": 1, "data": {"created_at": "2024-07-01T07:35:13Z"}}
     zero = ROW | {"created_at": 1719819313, "data": {"created_at": "0001-01-01T00:00:00Z"}}
-    assert read_task(inner).created_at.timestamp() == read_task(zero).created_at.timestamp() == 1719819313
+    assert parse_task(inner).created_at.timestamp() == parse_task(zero).created_at.timestamp() == 1719819313
 
 
 def test_prompt_and_ratio_are_read_at_the_top_level_too():
-    task = read_task(BARE | {"prompt": "cat dance", "aspect_ratio": "1:1", "request": {"prompt": ""}})
+    task = parse_task(BARE | {"prompt": "cat dance", "aspect_ratio": "1:1", "request": {"prompt": ""}})
     assert (task.prompt, task.aspect_ratio) == ("cat dance", "1:1")
 
 
@@ -256,12 +256,12 @@ def test_prompt_and_ratio_are_read_at_the_top_level_too():
     ],
 )
 def test_a_failed_task_always_gives_a_reason(row, reason):
-    assert read_task(row).failure_reason == reason
+    assert parse_task(row).failure_reason == reason
 
 
 @pytest.mark.parametrize("status", ["SUCCESS", "IN_PROGRESS", "half_baked", None])
 def test_a_reason_alone_is_no_failure(status):
-    task = read_task({"task_id": "a", "status": status, "fail_reason": SIGNED, "data": None})
+    task = parse_task({"task_id": "a", "status": status, "fail_reason": SIGNED, "data": None})
     assert task.state is not TaskState.FAILED
     assert task.failure_reason is None
 
@@ -269,7 +269,7 @@ def test_a_reason_alone_is_no_failure(status):
 def test_of_two_rows_for_one_task_the_finished_one_counts():
     done, running = {"id": "a", "state": "completed"}, {"id": "a", "state": "processing"}
     for rows in ([done, running], [running, done]):
-        assert read_tasks(rows)["a"].state is TaskState.COMPLETED
+        assert parse_tasks(rows)["a"].state is TaskState.COMPLETED
 
 
 def test_of_two_finished_rows_the_one_with_a_video_counts():
@@ -277,13 +277,13 @@ def test_of_two_finished_rows_the_one_with_a_video_counts():
     bare, failed = {"id": "a", "state": "completed"}, {"id": "a", "state": "failed"}
     running = {"id": "a", "state": "processing"}
     for rows in itertools.permutations([video, bare, failed, running]):
-        assert read_tasks(rows)["a"].video.url == SIGNED
+        assert parse_tasks(rows)["a"].video.url == SIGNED
     for rows in itertools.permutations([bare, failed, running]):
-        assert read_tasks(rows)["a"].state is TaskState.FAILED
+        assert parse_tasks(rows)["a"].state is TaskState.FAILED
 
 
 def test_rows_that_name_no_task_are_left_out():
-    assert list(read_tasks([None, 1, "a", [], {}, {"id": 5}, {"id": "a"}])) == ["a"]
+    assert list(parse_tasks([None, 1, "a", [], {}, {"id": 5}, {"id": "a"}])) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_rows_that_name_no_task_are_left_out():
     ],
 )
 def test_a_reason_is_one_short_line_that_any_encoder_accepts(reason, kept):
-    read = read_task({"id": "a", "state": "failed", "failure_reason": reason}).failure_reason
+    read = parse_task({"id": "a", "state": "failed", "failure_reason": reason}).failure_reason
     assert kept in (None, read)
     assert 0 < len(read) <= 300
     assert read.encode().isascii() or "…" in read
@@ -317,7 +317,7 @@ def test_a_huge_reason_is_sanitized_in_time():
 
     value = {"x": [["y"] * 1000] * 1000}
     large = {Key(f"{n * 7919 % 190_000}"): value for n in range(190_000)}
-    read = read_task({"id": "a", "state": "failed", "failure_reason": [large] * 9}).failure_reason
+    read = parse_task({"id": "a", "state": "failed", "failure_reason": [large] * 9}).failure_reason
     assert Key.compared < 1000
     assert len(read) <= 300
     assert read.startswith("[{")
@@ -325,19 +325,19 @@ def test_a_huge_reason_is_sanitized_in_time():
 
 @pytest.mark.parametrize("task_id", ["x" * 201, "a\ud83d", "a\x00b", "a\nb", " a", "\u202ea"])
 def test_an_invalid_id_identifies_no_task(task_id):
-    assert read_task({"id": task_id, "state": "completed"}) is None
+    assert parse_task({"id": task_id, "state": "completed"}) is None
 
 
 @pytest.mark.parametrize("task_id", ["x" * 200, "luma_gen_abc123", "a b", "ключ"])
 def test_plain_text_is_an_id(task_id):
-    assert read_task({"id": task_id, "state": "completed"}).id == task_id
+    assert parse_task({"id": task_id, "state": "completed"}).id == task_id
 
 
 def test_raw_states_prompts_and_urls_are_sanitized_too():
     row = {"id": "a", "state": "st\ud83d" * 100, "prompt": "a\x00b", "video": {"url": "https://x/\ud83d"}}
-    task = read_task(row)
-    assert task.state_word.isprintable()
-    assert len(task.state_word) <= 60
+    task = parse_task(row)
+    assert task.raw_state.isprintable()
+    assert len(task.raw_state) <= 60
     assert (task.prompt, task.video.url) == ("a b", None)
 
 
@@ -360,7 +360,7 @@ LINKS = [
 @pytest.mark.parametrize("place", LINKS, ids=str)
 @pytest.mark.parametrize("word", ["completed", "ready", "succeed"])
 def test_a_url_is_found_in_every_known_place_and_makes_an_unknown_state_completed(place, word):
-    task = read_task({"task_id": "a", "status": word} | place)
+    task = parse_task({"task_id": "a", "status": word} | place)
     assert task.state is TaskState.COMPLETED
     assert task.video.url == SIGNED
 
@@ -381,14 +381,14 @@ def test_a_url_is_found_in_every_known_place_and_makes_an_unknown_state_complete
     ids=str,
 )
 def test_a_running_task_with_a_url_is_not_completed(row):
-    task = read_task(row)
+    task = parse_task(row)
     assert not task.is_terminal
-    assert task.knows_state_word
+    assert task.is_known_state
 
 
 def test_a_success_with_its_url_is_completed_whatever_the_inner_object_says():
     row = {"task_id": "a", "status": "SUCCESS", "data": {"state": "processing"}, "video_url": SIGNED}
-    assert read_task(row).state is TaskState.COMPLETED
+    assert parse_task(row).state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize(
@@ -409,29 +409,29 @@ def test_a_success_with_its_url_is_completed_whatever_the_inner_object_says():
 )
 @pytest.mark.parametrize("link", [{"video": {"url": SIGNED}}, {"video_url": SIGNED}], ids=["video", "echo"])
 def test_a_url_does_not_complete_a_task_with_an_error_or_a_known_state(row, link):
-    assert read_task({"task_id": "a"} | row | link).state is TaskState.PROCESSING
+    assert parse_task({"task_id": "a"} | row | link).state is TaskState.PROCESSING
 
 
 @pytest.mark.parametrize("word", ["ready", "uploaded", "published", "ok", "archived"])
 def test_an_unknown_state_with_a_url_is_completed_despite_a_message_or_an_empty_error(word):
     row = {"id": "a", "state": word, "video": {"url": SIGNED}, "error": None, "message": "here you are"}
-    assert read_task(row).state is TaskState.COMPLETED
+    assert parse_task(row).state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize("word", ["processing", "pending", "failed"])
 def test_a_url_does_not_change_a_known_state(word):
-    assert read_task({"id": "a", "state": word, "video_url": SIGNED}).state is TaskState(word)
+    assert parse_task({"id": "a", "state": word, "video_url": SIGNED}).state is TaskState(word)
 
 
 def test_a_success_needs_no_url():
-    assert read_task({"id": "a", "state": "completed"}).state is TaskState.COMPLETED
+    assert parse_task({"id": "a", "state": "completed"}).state is TaskState.COMPLETED
 
 
 def test_a_url_in_the_reason_of_an_older_row_is_the_video():
     row = {"task_id": "a", "status": "SUCCESS", "fail_reason": SIGNED}
-    assert read_task(row).video.url == SIGNED
-    assert read_task(row | {"fail_reason": "none"}).video is None
-    assert read_task(row | {"status": "FAILURE"}).video is None
+    assert parse_task(row).video.url == SIGNED
+    assert parse_task(row | {"fail_reason": "none"}).video is None
+    assert parse_task(row | {"status": "FAILURE"}).video is None
 
 
 @pytest.mark.parametrize(
@@ -445,7 +445,7 @@ def test_a_url_in_the_reason_of_an_older_row_is_the_video():
     ],
 )
 def test_a_failed_task_is_failed_whatever_its_other_fields(row: dict[str, Any]) -> None:
-    task = read_task(row)
+    task = parse_task(row)
     assert task is not None
     assert task.state is TaskState.FAILED
 
@@ -461,7 +461,7 @@ def test_a_failed_task_is_failed_whatever_its_other_fields(row: dict[str, Any]) 
     ],
 )
 def test_an_undocumented_state_without_a_video_is_running(row: dict[str, Any]) -> None:
-    task = read_task(row)
+    task = parse_task(row)
     assert task is not None
     assert task.state is TaskState.PROCESSING
 
@@ -476,10 +476,10 @@ def test_a_number_of_thousands_of_digits_does_not_harm_its_row() -> None:
 )
 def test_a_number_too_large_for_a_column_is_absent(number):
     part = {"url": "https://r2.example/a.mp4", "width": number, "height": number, "duration": number}
-    task = read_task(BARE | {"video": part})
+    task = parse_task(BARE | {"video": part})
     assert (task.video.width, task.video.height, task.duration) == (None, None, None)
 
 
 def test_the_largest_numbers_are_kept():
-    task = read_task(BARE | {"video": {"width": 2**31 - 1, "height": 752.0, "duration": 31_536_000}})
+    task = parse_task(BARE | {"video": {"width": 2**31 - 1, "height": 752.0, "duration": 31_536_000}})
     assert (task.video.width, task.video.height, task.duration) == (2**31 - 1, 752, 31_536_000)

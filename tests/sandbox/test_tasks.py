@@ -81,7 +81,7 @@ def test_a_url_can_come_later_than_completion(client, clock):
 
 def test_a_state_word_can_be_chosen_and_a_task_replaced(client):
     with Sandbox(tasks=0) as sandbox:
-        task_id = sandbox.add_task(task_id="luma_gen_abc123", prompt="a fox", state_word="dreaming")
+        task_id = sandbox.add_task(task_id="luma_gen_abc123", prompt="a fox", raw_state="dreaming")
         task = client.tasks(sandbox)[task_id]
         assert (task["id"], task["state"], task["request"]["prompt"]) == (
             "luma_gen_abc123",

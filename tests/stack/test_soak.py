@@ -143,8 +143,8 @@ def write_figures(rounds: int, downloaded: int, lines: list[str]) -> None:
 `make soak`: for {MINUTES:.0f} minutes a stack (CeleryExecutor, a worker of four processes, a triggerer)
 waited for {CLIPS} clips with as many deferred sensors and downloaded them to S3, again and again: {rounds}
 rounds, {downloaded} clips. After each round the resources of a part's processes were added up; the first
-third of the rounds fills caches and is left out. The last column is a line's rise over the rest, with its standard
-error. The run fails where a rise is beyond its error and above a bound: {bounds}.
+third of the rounds fills caches and is left out. The last column is a line's rise over the rest, with its
+standard error. The run fails where a rise is beyond its error and above a bound: {bounds}.
 
 | part | resource | at first | at last | at most | trend |
 |---|---|---|---|---|---|
