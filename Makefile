@@ -47,11 +47,12 @@ postgresql:
 	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || command -v initdb >/dev/null \
 		|| { apt-get update -qq && apt-get install -y -qq postgresql; }
 
-test-matrix: $(VENV)/stores ## test the wheel on each Airflow and Python that we claim (an hour and more); CELLS="oldest newest" for some
+test-matrix: $(VENV)/stores ## test the wheel on each Airflow and Python that we claim (an hour and more); CELLS="oldest newest newest-deps" for some
 	$(BIN)/python scripts/matrix.py $(CELLS) --pytest "$(ARGS)"
 
 bench-wait: $(VENV)/ready ## measure what waiting costs a triggerer, beside the peers (ten minutes)
 	$(BIN)/python benchmarks/wait.py
+	$(BIN)/python scripts/charts.py
 
 bench-submit: $(VENV)/stores postgresql redis ## measure a batch of prompts beside a mapped task for each, and its journal (half an hour)
 	$(BIN)/python benchmarks/submit.py $(ARGS)
@@ -61,6 +62,7 @@ bench-transfer: $(VENV)/stores ## measure downloads beside curl, rclone and Http
 	@command -v curl >/dev/null || { apt-get update -qq && apt-get install -y -qq curl; }
 	@$(INSTALL) --group bench
 	$(BIN)/python benchmarks/transfer.py $(ARGS)
+	$(BIN)/python scripts/charts.py
 
 test-memory: $(VENV)/stores ## test that gigabytes add little memory, on every store (six minutes)
 	$(BIN)/python -m pytest -m slow tests/download -rP $(ARGS)
@@ -68,10 +70,11 @@ test-memory: $(VENV)/stores ## test that gigabytes add little memory, on every s
 screenshots: $(VENV)/stores postgresql chromium ## click through the approval example in a real browser; writes docs/images (four minutes)
 	$(BIN)/python scripts/screenshots.py
 
-check: $(VENV)/ready ## lint, check formatting and types; changes nothing
+check: $(VENV)/ready ## lint, check formatting, types and spelling; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
@@ -79,6 +82,7 @@ check: $(VENV)/ready ## lint, check formatting and types; changes nothing
 
 docs: $(VENV)/ready ## build the documentation site in build/docs; warnings are errors
 	@$(INSTALL) --group docs
+	$(BIN)/python scripts/charts.py --check
 	$(BIN)/sphinx-build --fail-on-warning --keep-going -b html docs build/docs
 
 dist: $(VENV)/ready ## build sdist and wheel, twice, and check what they hold

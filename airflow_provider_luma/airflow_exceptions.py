@@ -19,24 +19,6 @@ from airflow_provider_luma.exceptions import (
     SubmitRecordError,
 )
 
-try:
-    from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError, TaskDeferralTimeout
-except ImportError:  # Airflow 3.0 and 3.1
-    from airflow.exceptions import (  # type: ignore[no-redef]
-        AirflowRescheduleException,
-        TaskDeferralError,
-        TaskDeferralTimeout,
-    )
-
-__all__ = [
-    "AirflowRescheduleException",
-    "LumaNonRetryableError",
-    "LumaTaskFailedError",
-    "TaskDeferralError",
-    "TaskDeferralTimeout",
-    "fail_without_retry",
-]
-
 
 class LumaTaskFailedError(AirflowFailException):
     """Luma tasks failed, or the relay does not know them, and ``fail_when`` does not tolerate it."""

@@ -7,6 +7,17 @@ from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
+__all__ = [
+    "AIRFLOW_VERSION",
+    "CLEAR_DELETES_STATE",
+    "HAS_TASK_STATE_STORE",
+    "NEVER_EXPIRE",
+    "AirflowRescheduleException",
+    "TaskDeferralError",
+    "TaskDeferralTimeout",
+    "get_merged_default_args",
+]
+
 AIRFLOW_VERSION = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 
 HAS_TASK_STATE_STORE = AIRFLOW_VERSION >= (3, 3)
@@ -14,7 +25,16 @@ HAS_TASK_STATE_STORE = AIRFLOW_VERSION >= (3, 3)
 CLEAR_DELETES_STATE = AIRFLOW_VERSION >= (3, 4)
 
 try:
-    from airflow.sdk import NEVER_EXPIRE as NEVER_EXPIRE  # type: ignore[attr-defined]
+    from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferralError, TaskDeferralTimeout
+except ImportError:  # Airflow 3.0 and 3.1
+    from airflow.exceptions import (  # type: ignore[no-redef]
+        AirflowRescheduleException,
+        TaskDeferralError,
+        TaskDeferralTimeout,
+    )
+
+try:
+    from airflow.sdk import NEVER_EXPIRE  # type: ignore[attr-defined]
 except ImportError:  # Airflow 3.0 to 3.2, without a task state store
     NEVER_EXPIRE = timedelta.max
 

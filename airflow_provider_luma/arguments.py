@@ -1,4 +1,4 @@
-"""Arguments that are one of a few words, or a number."""
+"""Arguments that are one of a few values, or a number."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _CENTURY = 100 * 366 * 24 * 3600
 
 
 class Choice(StrEnum):
-    """A word out of a few, by the name of the argument that holds it."""
+    """One of a few values of an argument."""
 
     @classmethod
-    def parse(cls, word: str) -> Self:
+    def parse(cls, value: str) -> Self:
         """
         Read an argument.
 
-        :raises LumaValueError: when it is none of the words, naming them.
+        :raises LumaValueError: for any other value, listing the allowed ones.
         """
         try:
-            return cls(word)
+            return cls(value)
         except ValueError:
             allowed = ", ".join(repr(member.value) for member in cls)
-            raise LumaValueError(f"{_ARGUMENTS[cls]} must be one of {allowed}, not {word!r}") from None
+            raise LumaValueError(f"{_ARGUMENTS[cls]} must be one of {allowed}, not {value!r}") from None
 
 
 class FailWhen(Choice):
@@ -48,24 +48,24 @@ class IfExists(Choice):
 _ARGUMENTS = {FailWhen: "fail_when", IfExists: "if_exists"}
 
 
-def check_number(
-    name: str, value: Any, *, zero: bool = False, whole: bool = False, seconds: bool = True
+def validate_number(
+    name: str, value: Any, *, allow_zero: bool = False, integer: bool = False, seconds: bool = True
 ) -> None:
     """
     Validate an argument that is a number above 0, and finite.
 
-    :param zero: 0 will do as well.
-    :param whole: nothing but an ``int`` will do, of any size.
+    :param allow_zero: 0 will do as well.
+    :param integer: accept only an ``int``, of any size.
     :param seconds: a century is the most, where it may be a fraction.
     :raises LumaValueError: when it is none, naming the argument.
     """
-    number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not number or not (value > 0 or (zero and value == 0)):
-        kind = f"{'whole ' if whole else ''}number {'from 0 up' if zero else 'above 0'}"
+    number = isinstance(value, int if integer else int | float) and not isinstance(value, bool)
+    if not number or not (value > 0 or (allow_zero and value == 0)):
+        kind = f"{'integer ' if integer else ''}number {'from 0 up' if allow_zero else 'above 0'}"
         raise LumaValueError(f"{name} must be a {kind}, not {value!r:.80}")
     if value == math.inf:
         raise LumaValueError(f"{name} must be finite")
-    if seconds and not whole and value > _CENTURY:  # dates end
+    if seconds and not integer and value > _CENTURY:  # dates end
         raise LumaValueError(f"{name} must be at most {_CENTURY} seconds, not {value!s:.80}")
 
 
@@ -76,5 +76,5 @@ def seconds_of(name: str, value: float | timedelta) -> float:
     :raises LumaValueError: when it is neither, naming the argument.
     """
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
-    check_number(name, seconds)
+    validate_number(name, seconds)
     return seconds

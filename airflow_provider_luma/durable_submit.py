@@ -59,7 +59,7 @@ class DurableSubmit:
         if record is None or action is Action.SUBMIT:
             return None
         if action is Action.REPORT:
-            self._report_doubt(record.reason or f"{_NO_RESPONSE_SEEN}. {UNKNOWN_OUTCOME_HINT}")
+            self._report_unknown_outcome(record.reason or f"{_NO_RESPONSE_SEEN}. {UNKNOWN_OUTCOME_HINT}")
         if action is Action.FAIL:
             raise LumaTaskFailedError(f"{record.reason} {self._ledger.clear_hint} to submit again.")
         log.info("Reconnecting to Luma task %s, which an earlier try submitted", record.id)
@@ -78,7 +78,7 @@ class DurableSubmit:
         try:
             task = send(generation)
         except SubmitOutcomeUnknownError as error:
-            self._report_doubt(str(error), error)
+            self._report_unknown_outcome(str(error), error)
         except RelayError as error:
             self._try_mark(Phase.NOT_CREATED, clean_text(str(error)))
             raise
@@ -90,7 +90,9 @@ class DurableSubmit:
         """Save that the generation failed; a clear may submit it again."""
         self._try_mark(Phase.ENDED, reason)
 
-    def _report_doubt(self, message: str, error: SubmitOutcomeUnknownError | None = None) -> NoReturn:
+    def _report_unknown_outcome(
+        self, message: str, error: SubmitOutcomeUnknownError | None = None
+    ) -> NoReturn:
         """Log the unknown outcome before the record says that it was reported, and fail."""
         log.error("%s%s", message, self._label)
         self._try_mark(Phase.REPORTED, message)

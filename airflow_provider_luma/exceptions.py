@@ -158,12 +158,12 @@ _RELAY_ERRORS: dict[str, type[RelayError]] = {
 }
 
 
-def error_from_dict(facts: dict[str, Any]) -> LumaError:
+def error_from_dict(data: dict[str, Any]) -> LumaError:
     """Rebuild a :class:`LumaValueError`, or a :class:`RelayError` from its :meth:`RelayError.to_dict`."""
-    if facts["type"] == LumaValueError.__name__:
-        return LumaValueError(facts["message"])
-    kind = _RELAY_ERRORS.get(facts["type"], RelayTransientError)
-    return kind(facts["message"], status=facts.get("status"), request_id=facts.get("request_id"))
+    if data["type"] == LumaValueError.__name__:
+        return LumaValueError(data["message"])
+    kind = _RELAY_ERRORS.get(data["type"], RelayTransientError)
+    return kind(data["message"], status=data.get("status"), request_id=data.get("request_id"))
 
 
 def is_permanent(error: BaseException) -> bool:
@@ -171,6 +171,6 @@ def is_permanent(error: BaseException) -> bool:
     return isinstance(error, (RelayPermanentError, LumaValueError))
 
 
-def most_telling_error(errors: Sequence[E]) -> E:
+def most_specific_error(errors: Sequence[E]) -> E:
     """Return the error of several requests to raise: one that no retry can help, else the first."""
     return next(filter(is_permanent, errors), errors[0])

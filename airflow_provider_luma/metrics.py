@@ -15,7 +15,7 @@ from airflow_provider_luma.exceptions import (
 )
 
 if TYPE_CHECKING:
-    from airflow_provider_luma.download.records import Summary
+    from airflow_provider_luma.download.records import DownloadSummary
     from airflow_provider_luma.relay.money import Money
 
 _OUTCOMES: tuple[Literal["downloaded", "unchanged", "errors"], ...] = ("downloaded", "unchanged", "errors")
@@ -34,7 +34,7 @@ def count_tasks(numbers: Mapping[str, int]) -> None:
             Stats.incr("luma.tasks", number, tags={"state": state})
 
 
-def count_downloads(summary: Summary, seconds: float) -> None:
+def count_downloads(summary: DownloadSummary, seconds: float) -> None:
     """Count the videos of a download task by outcome, and the downloaded bytes."""
     numbers = {outcome: summary[outcome] for outcome in _OUTCOMES}
     for outcome, number in numbers.items():

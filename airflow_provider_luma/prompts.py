@@ -31,7 +31,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _FLAGS = {"true": True, "false": False}
 
 
-def read_prompts(prompts: Any, defaults: Mapping[str, Any]) -> list[Generation]:
+def parse_prompts(prompts: Any, defaults: Mapping[str, Any]) -> list[Generation]:
     """
     Read a list of texts and dicts, or a text that holds such a list as JSON.
 
@@ -46,7 +46,7 @@ def read_prompts(prompts: Any, defaults: Mapping[str, Any]) -> list[Generation]:
     return _build_all(numbered, defaults)
 
 
-def read_prompts_file(url: str, defaults: Mapping[str, Any]) -> list[Generation]:
+def load_prompts_file(url: str, defaults: Mapping[str, Any]) -> list[Generation]:
     """
     Read a table of prompts from object storage.
 
@@ -57,7 +57,7 @@ def read_prompts_file(url: str, defaults: Mapping[str, Any]) -> list[Generation]
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
     shown = redact_text(str(url))[:_MAX_SHOWN_CHARS]
-    read = _READERS.get(str(url).rpartition(".")[2].lower())
+    read = _PARSERS.get(str(url).rpartition(".")[2].lower())
     if read is None:
         raise LumaValueError(f"prompts_path must end in .jsonl, .ndjson or .csv, not {shown!r}")
     try:
@@ -110,14 +110,14 @@ def _build(prompt: Any, defaults: Mapping[str, Any]) -> Generation:
     return Generation(**{**defaults, **given})
 
 
-def _read_jsonl(file: IO[str]) -> Iterator[tuple[str, Any]]:
+def _parse_jsonl(file: IO[str]) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(_lines(file), 1):
         if line.strip():
             place = f"line {number}"
             yield place, _parse_json(line, f"{place} is not JSON")
 
 
-def _read_csv(file: IO[str]) -> Iterator[tuple[str, Any]]:
+def _parse_csv(file: IO[str]) -> Iterator[tuple[str, Any]]:
     rows = csv.DictReader(_lines(file), restkey="")
     try:
         for row in rows:
@@ -155,4 +155,4 @@ def _parse_json(text: str, problem: str) -> Any:
         raise LumaValueError(f"{problem}: {clean_text(str(error), 80)}") from None
 
 
-_READERS = {"jsonl": _read_jsonl, "ndjson": _read_jsonl, "csv": _read_csv}
+_PARSERS = {"jsonl": _parse_jsonl, "ndjson": _parse_jsonl, "csv": _parse_csv}

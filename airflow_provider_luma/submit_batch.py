@@ -42,7 +42,7 @@ from airflow_provider_luma.exceptions import (
     SubmitOutcomeUnknownError,
     SubmitRecordError,
 )
-from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit_gate import Pass, SubmitGate
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_PROGRESS = 10.0
+PROGRESS_INTERVAL = 10.0
 # A stop has two seconds: for submits that are under way, and for what is not saved yet.
 _SECONDS_TO_STOP = 1.2
 _SECONDS_TO_SAVE = 0.5
@@ -173,11 +173,11 @@ class SubmitBatch:
     def _watch(self, futures: Sequence[Future[None]]) -> None:
         """Wait for the threads, and say every now and then how far they are."""
         running = set(futures)
-        next_line = time.monotonic() + SECONDS_BETWEEN_PROGRESS
+        next_line = time.monotonic() + PROGRESS_INTERVAL
         while running and not self._stopped.is_set():
             _, running = wait(running, timeout=_POLL_SECONDS)
             if time.monotonic() >= next_line:
-                next_line += SECONDS_BETWEEN_PROGRESS
+                next_line += PROGRESS_INTERVAL
                 self._report()
         self._report()
 

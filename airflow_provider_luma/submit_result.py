@@ -1,11 +1,11 @@
-"""What became of a batch of submits, and what is said of it in logs, errors, XCom and the manifest."""
+"""The results of a batch of submits, and their messages in logs, errors, XCom and the manifest."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.relay.money import Money
@@ -15,10 +15,54 @@ from airflow_provider_luma.relay.state import MAX_BYTES, fit_entries
 _MAX_NAMED = 20
 
 
+class Cost(TypedDict):
+    """An amount of money, in the relay's unit."""
+
+    amount: float
+    unit: str
+
+
+class LumaSubmits(TypedDict):
+    """
+    The XCom ``luma_submits`` of a batch of submits.
+
+    ``created`` and ``not_submitted`` are counts, ``rejected`` has reasons by position, ``unknown`` has
+    positions. ``rejected_not_listed`` counts rejections that are left out of ``rejected``. ``cost`` is there
+    only if the relay reports charges.
+    """
+
+    created: int
+    rejected: dict[str, str]
+    unknown: list[int]
+    not_submitted: int
+    rejected_not_listed: NotRequired[int]
+    cost: NotRequired[Cost]
+
+
+class SubmitManifestRow(TypedDict):
+    """
+    A row of the manifest of a batch of submits.
+
+    ``status`` is ``created``, ``rejected``, ``unknown`` or ``not_submitted``.
+    """
+
+    position: int
+    status: str
+    id: str | None
+    reason: str | None
+
+
+class SubmitManifest(TypedDict):
+    """The return value of a batch of submits with a manifest: its URL, and the count of created tasks."""
+
+    manifest: str
+    created: int
+
+
 @dataclass
 class BatchSubmits:
     """
-    What became of the prompts of a batch.
+    The results of the prompts of a batch.
 
     :param ids: of the Luma tasks, by position.
     :param rejected: the reason of each prompt that the relay rejected, by position.
@@ -42,7 +86,7 @@ class BatchSubmits:
         unsuccessful = prompts - len(self.ids)
         return judge(prompts, unsuccessful, 0, fail_when, fail_fast=False) is Outcome.FAILED
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> LumaSubmits:
         """
         Return what goes into XCom as ``luma_submits``.
 
@@ -52,14 +96,17 @@ class BatchSubmits:
         rejected = {str(position): self.rejected[position] for position in sorted(self.rejected)}
         listed = fit_entries(rejected, MAX_BYTES - 2_000)
         not_listed = len(rejected) - len(listed)
-        return {
+        summary: LumaSubmits = {
             "created": len(self.ids),
             "rejected": listed,
             "unknown": self.unknown,
             "not_submitted": self.not_submitted,
-            **({"rejected_not_listed": not_listed} if not_listed else {}),
-            **({"cost": {"amount": self.cost.amount, "unit": self.cost.unit}} if self.cost else {}),
         }
+        if not_listed:
+            summary["rejected_not_listed"] = not_listed
+        if self.cost:
+            summary["cost"] = {"amount": self.cost.amount, "unit": self.cost.unit}
+        return summary
 
     def describe(self, prompts: int) -> str:
         """Return the counts in one line, and the first of the prompts without an id."""
@@ -85,7 +132,7 @@ class BatchSubmits:
             **dict.fromkeys(self.rejected, "rejected"),
             **dict.fromkeys(self.unknown, "unknown"),
         }
-        rows = (
+        rows: Iterator[SubmitManifestRow] = (
             {
                 "position": position,
                 "status": status.get(position, "not_submitted"),

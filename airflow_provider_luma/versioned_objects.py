@@ -304,8 +304,8 @@ def _or_none(request: Callable[[], Any], code: str) -> Any:
         return request()
     except Exception as error:
         response: Any = getattr(error, "response", None)
-        said = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-        if status_of(error) == _NOT_FOUND and (said or getattr(error, "error_code", None)) in {
+        error_code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+        if status_of(error) == _NOT_FOUND and (error_code or getattr(error, "error_code", None)) in {
             code,
             "404",
             None,

@@ -181,7 +181,7 @@ def download(cdn: str, destination: str, names: Sequence[str], *, fsync: bool) -
     from airflow_provider_luma.download.task_download import Options, TaskDownloader
     from airflow_provider_luma.download.transport import Transport
     from airflow_provider_luma.operators.destination import open_store
-    from airflow_provider_luma.relay.task import read_tasks
+    from airflow_provider_luma.relay.task import parse_tasks
 
     rows = [
         {"id": Path(name).stem, "state": "completed", "video": {"url": f"{cdn}/{name}"}} for name in names
@@ -191,7 +191,7 @@ def download(cdn: str, destination: str, names: Sequence[str], *, fsync: bool) -
     staging = Staging(store.staging_folder(), crc32_above=store.store.multipart_above)
     options = Options(max_parallel=PARALLEL)
     pool = DownloadPool(TaskDownloader(downloader, lambda _: None, store, staging, options))
-    tasks = list(read_tasks(rows).values())
+    tasks = list(parse_tasks(rows).values())
 
     def run() -> None:
         errors = pool.download(tasks).errors

@@ -4,8 +4,8 @@ Measures what waiting costs a triggerer: ours beside a deferrable HttpSensor per
 Each case runs its triggers on an event loop in a process of its own, against one relay in another process.
 ``python benchmarks/wait.py`` prints the table and writes it to ``benchmarks/wait.md``.
 
-The peer gets an endpoint of its own, which answers 404 until the task is done, because its trigger takes any
-other answer for success and so could not wait at ``/luma/tasks`` at all.
+The peer gets an endpoint of its own, which responds with 404 until the task is done, because its trigger
+takes any other response for success, so that it could not wait at ``/luma/tasks`` at all.
 """
 
 from __future__ import annotations

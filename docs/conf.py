@@ -28,6 +28,7 @@ copybutton_prompt_text = "$ "
 html_theme = "furo"
 html_title = f"airflow-provider-luma {__version__}"
 html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_show_sphinx = False
 html_theme_options = {
     "light_css_variables": {

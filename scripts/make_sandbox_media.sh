@@ -4,7 +4,7 @@
 # They are drawn by ffmpeg's own test source, so nobody else's picture is shipped, and they are committed, so
 # nothing needs ffmpeg to run. Run it again only to change them (Debian: apt-get install ffmpeg); the encoder
 # runs on one thread and no date is written, so that the same ffmpeg makes the same bytes. The clip's width,
-# height and duration are constants in sandbox/footage.py, and a test compares them with the file.
+# height and duration are constants in sandbox/media.py, and a test compares them with the file.
 set -euo pipefail
 
 cd "$(dirname "$0")/../airflow_provider_luma/sandbox/media"

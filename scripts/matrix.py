@@ -2,8 +2,12 @@
 Runs the tests on the Airflow and Python versions that we claim, each in an environment of its own.
 
 An environment gets Airflow as its users install it, under the official constraints of that release, and
-then the built wheel. Where the official constraints cannot be downloaded, the package index is asked for
+then the built wheel. Where the official constraints cannot be downloaded, the package index is queried for
 what it held on the day of the release, which is what they froze.
+
+``newest-deps`` is an environment without these pins: the newest release of Airflow and of everything else,
+without pre-releases. Warnings that our code causes are errors there, as everywhere, by ``filterwarnings`` of
+``pyproject.toml``, so that it finds deprecations of libraries before their removal.
 """
 
 from __future__ import annotations
@@ -28,9 +32,12 @@ ROOT = Path(__file__).resolve().parent.parent
 UV = Path(sys.executable).with_name("uv")
 OFFICIAL = "https://raw.githubusercontent.com/apache/airflow/constraints-{airflow}/constraints-{python}.txt"
 PROVIDERS = ("amazon[s3fs]", "google", "microsoft-azure", "openlineage")
-# What the sandbox answers does not hang on Airflow, and the tool that looks needs newer libraries. The
-# documentation's samples are for the newest Airflow.
-NO_AIRFLOW = ("--ignore", "tests/sandbox/test_openapi.py", "--ignore", "tests/airflow/test_docs.py")
+# The sandbox's responses do not depend on Airflow, and the tool that checks them needs newer libraries. The
+# documentation's samples are for the newest Airflow, and its pages are not part of the environment.
+NO_AIRFLOW = tuple(
+    f"--ignore=tests/{name}.py"
+    for name in ("sandbox/test_openapi", "airflow/test_docs", "test_troubleshooting")
+)
 STAGED = ("tests", "example_dags", "scripts", "benchmarks", "README.md", "CHANGELOG.md")
 
 
@@ -56,47 +63,54 @@ class Cell:
     """
     One environment.
 
+    :param release: of Airflow; the newest of it and of everything else if None.
     :param lowest: install the lowest versions that our package admits of what it depends on.
     """
 
-    release: Release
+    release: Release | None
     python: str
     lowest: bool = False
 
     @property
     def name(self) -> str:
+        if self.release is None:
+            return NEWEST_DEPS
         return f"{self.release.version}-py{self.python}" + ("-lowest" if self.lowest else "")
 
 
+NEWEST_DEPS = "newest-deps"
 CELLS = [
     Cell(RELEASES[0], RELEASES[0].pythons[0], lowest=True),
     *(Cell(release, python) for release in RELEASES for python in release.pythons),
 ]
 NAMES = {cell.name: cell for cell in CELLS}
-EDGES = ("oldest", "newest")
+EDGES = ("oldest", "newest", NEWEST_DEPS)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("cells", nargs="*", choices=[*NAMES, *EDGES, []], help="all where none is named")
+    parser.add_argument(
+        "cells", nargs="*", choices=[*NAMES, *EDGES, []], help="all but newest-deps where none is named"
+    )
     parser.add_argument("--pytest", default="", help="arguments for pytest")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory(prefix="luma-matrix-") as folder:
         wheel = build_wheel(Path(folder))
-        for cell in [named(name) for name in asked.cells] or CELLS:
-            results.append(run_cell(cell, Path(folder), wheel, shlex.split(asked.pytest)))
+        for cell in [named(name) for name in options.cells] or CELLS:
+            results.append(run_cell(cell, Path(folder), wheel, shlex.split(options.pytest)))
             print("\n".join(results), flush=True)
     return any(" passed" not in result or "failed" in result or "error" in result for result in results)
 
 
 def named(name: str) -> Cell:
-    """Find a cell; the newest is the newest Airflow on the newest Python that is here."""
+    """Find a cell; the newest ones are on the newest Python that is here."""
     if name == "oldest":
         return CELLS[0]
-    if name == "newest":
-        return next(cell for cell in reversed(CELLS) if interpreter(cell.python))
-    return NAMES[name]
+    if name not in EDGES:
+        return NAMES[name]
+    newest = next(cell for cell in reversed(CELLS) if interpreter(cell.python))
+    return newest if name == "newest" else Cell(None, newest.python)
 
 
 def build_wheel(folder: Path) -> Path:
@@ -151,35 +165,42 @@ def run_cell(cell: Cell, folder: Path, wheel: Path, pytest: Sequence[str]) -> st
 
 
 def install(cell: Cell, python: Path, wheel: Path) -> str:
-    """Install Airflow and the providers of the stores, then what is tested; say which constraints held."""
-    airflow = f"apache-airflow=={cell.release.version}"
-    frozen, source = constraints(cell, python.parent)
+    """Install Airflow and the providers of the stores, then what is tested; return which constraints held."""
+    tested = (f"{wheel}[s3,gcs,azure]", "--group", f"{ROOT}/pyproject.toml:test")
+    providers = [f"apache-airflow-providers-{name}" for name in PROVIDERS]
     install = (UV, "pip", "install", "--quiet", "--python", python)
-    run(*install, *frozen, airflow, *(f"apache-airflow-providers-{name}" for name in PROVIDERS))
-    run(*install, airflow, f"{wheel}[s3,gcs,azure]", "--group", f"{ROOT}/pyproject.toml:test")
+    if cell.release is None:
+        run(*install, "apache-airflow", *providers, *tested)
+        # Some providers hold these back, and an installation without them has the newest ones.
+        run(*install, "--upgrade", "--no-deps", *(name for name, _ in dependencies()))
+        return "no constraints"
+    airflow = f"apache-airflow=={cell.release.version}"
+    frozen, source = constraints(cell.release, cell.python, python.parent)
+    run(*install, *frozen, airflow, *providers)
+    run(*install, airflow, *tested)
     if cell.lowest:
-        run(*install, airflow, *lowest())
+        run(*install, airflow, *(f"{name}=={version}" for name, version in dependencies()))
     return source
 
 
-def constraints(cell: Cell, folder: Path) -> tuple[tuple[str, ...], str]:
-    url = OFFICIAL.format(airflow=cell.release.version, python=cell.python)
+def constraints(release: Release, python: str, folder: Path) -> tuple[tuple[str, ...], str]:
+    url = OFFICIAL.format(airflow=release.version, python=python)
     try:
-        answer = requests.get(url, timeout=20)
-        answer.raise_for_status()
+        response = requests.get(url, timeout=20)
+        response.raise_for_status()
     except requests.RequestException:
-        return ("--exclude-newer", cell.release.frozen), f"index of {cell.release.frozen}"
+        return ("--exclude-newer", release.frozen), f"index of {release.frozen}"
     file = folder / "constraints.txt"
-    file.write_text(answer.text)
+    file.write_text(response.text)
     return ("--constraints", str(file)), "official constraints"
 
 
-def lowest() -> Iterator[str]:
-    """Name the lowest version of each of our dependencies but Airflow, which the cell decides."""
+def dependencies() -> Iterator[tuple[str, str]]:
+    """Yield each of our dependencies but Airflow, which the cell decides, and its lowest version."""
     for requirement in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
         name, version = requirement.split(">=")
         if name != "apache-airflow":
-            yield f"{name}=={version}"
+            yield name, version
 
 
 def interpreter(version: str) -> str | None:
@@ -197,7 +218,9 @@ def version_of(python: str) -> str:
 def versions(python: Path) -> str:
     frozen = run(UV, "pip", "freeze", "--quiet", "--python", python)
     ours = re.findall(
-        r"^((?:requests|pendulum|tenacity|apache-airflow-providers-common-compat|s3fs)==\S+)", frozen, re.M
+        r"^((?:apache-airflow|requests|pendulum|tenacity|apache-airflow-providers-common-compat|s3fs)==\S+)",
+        frozen,
+        re.M,
     )
     return " ".join(ours)
 

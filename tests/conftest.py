@@ -68,7 +68,7 @@ def azure() -> Iterator[str]:
         yield connection
 
 
-# Where each kind of store keeps what the tests archive, by the connection that store_connection sets.
+# Where each kind of store keeps what the tests download, by the connection that store_connection sets.
 STORES = {
     "file": "",
     "rclone": "s3://rclone@bucket",
@@ -83,7 +83,7 @@ def destination_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch:
     """A fresh folder in each store, with the connection that leads to it."""
     kind = request.param
     if kind == "file":
-        return (tmp_path / "archive").as_uri()
+        return (tmp_path / "download").as_uri()
     server = request.getfixturevalue("s3" if kind == "rclone" else kind)
     connection = server.connection() if isinstance(server, S3) else server
     monkeypatch.setenv(f"AIRFLOW_CONN_{kind.upper()}", connection)

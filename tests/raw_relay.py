@@ -27,14 +27,14 @@ class Counted:
 
 
 @contextmanager
-def raw_relay(answer: bytes, *, tls: ssl.SSLContext | None = None) -> Iterator[Counted]:
+def raw_relay(response: bytes, *, tls: ssl.SSLContext | None = None) -> Iterator[Counted]:
     """Answer each POST with these bytes, and close."""
     with _listening("https" if tls else "http") as (counted, listener):
 
         def handle(client: socket.socket) -> None:
             with tls.wrap_socket(client, server_side=True) if tls else client as peer:
                 counted.posts.append(_read_request(peer))
-                peer.sendall(answer)
+                peer.sendall(response)
 
         _serve(listener, handle)
         yield counted
@@ -46,8 +46,8 @@ def cutting_proxy(relay: Counted, *, cut: str) -> Iterator[Counted]:
     Pass a request on, plainly or through a tunnel, and break off when the relay responds.
 
     :param relay: where requests go.
-    :param cut: ``fin`` closes the connection, ``rst`` resets it; ``refuse`` refuses to tunnel; ``drop`` hangs
-        up on whoever connects.
+    :param cut: ``fin`` closes the connection, ``rst`` resets it; ``refuse`` rejects the tunnel; ``drop``
+        closes every connection.
     """
     with _listening("http") as (counted, listener):
 
@@ -78,7 +78,7 @@ def cutting_proxy(relay: Counted, *, cut: str) -> Iterator[Counted]:
 
 
 def _tunnel(client: socket.socket, address: tuple[str, int], relay: Counted) -> None:
-    """Pass bytes on both ways until the relay has read a request: what it says then is its response."""
+    """Pass bytes on both ways until the relay has read a request: what it sends then is its response."""
     with socket.create_connection(address) as far:
         threading.Thread(target=_pump, args=(client, far), daemon=True).start()
         while (piece := far.recv(65536)) and not relay.posts:

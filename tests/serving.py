@@ -11,9 +11,9 @@ from typing import Any
 
 
 class Quiet(BaseHTTPRequestHandler):
-    """Says nothing on the screen."""
+    """A handler that logs nothing to stderr."""
 
-    def answer(self, content: bytes, content_type: str) -> None:
+    def respond(self, content: bytes, content_type: str) -> None:
         self.send_response(200)
         self.send_header("Content-Type", content_type)
         self.end_headers()
@@ -28,7 +28,7 @@ class Quiet(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(handler: type[Quiet]) -> Iterator[str]:
-    """Yield the address of a server that answers with this."""
+    """Yield the address of a server with this handler."""
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

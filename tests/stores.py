@@ -117,7 +117,7 @@ def _token_server() -> Iterator[str]:
     class Tokens(Quiet):
         def do_POST(self) -> None:
             token = {"access_token": "luma-tests-token", "expires_in": 3600, "token_type": "Bearer"}
-            self.answer(json.dumps(token).encode(), "application/json")
+            self.respond(json.dumps(token).encode(), "application/json")
 
     with serving(Tokens) as address:
         yield f"{address}/token"

@@ -1,4 +1,4 @@
-"""What Hypothesis tries out: JSON of any kind, and answers of relays with something in them changed."""
+"""Hypothesis strategies: any JSON, and responses of relays with some values replaced."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ JSON = st.recursive(
 
 
 @st.composite
-def changed_answers(draw: st.DrawFn) -> Any:
-    """Take an answer that relays are known to give, and put anything into a few places of it."""
-    answer = [copy.deepcopy(draw(st.sampled_from(CORPUS)))]
+def changed_responses(draw: st.DrawFn) -> Any:
+    """Take a known response of a relay, and replace a few of its values by anything."""
+    response = [copy.deepcopy(draw(st.sampled_from(CORPUS)))]
     for _ in range(draw(st.integers(0, 4))):
-        holder: Any = answer
+        holder: Any = response
         while True:
             key = draw(st.sampled_from(list(holder) if isinstance(holder, dict) else range(len(holder))))
             if not isinstance(holder[key], dict | list) or not holder[key] or draw(st.booleans()):
                 break
             holder = holder[key]
         holder[key] = draw(JSON)
-    return answer[0]
+    return response[0]
 
 
-ANSWERS = changed_answers() | JSON
+RESPONSES = changed_responses() | JSON
 
 
-def refusal(call: Callable[..., object], *arguments: Any, **named: Any) -> LumaError | None:
+def rejection(call: Callable[..., object], *arguments: Any, **named: Any) -> LumaError | None:
     """Call this; give the error that refuses the arguments, if there is one."""
     try:
         call(*arguments, **named)

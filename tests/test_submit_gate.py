@@ -17,7 +17,7 @@ def gate(max_parallel: int = 4, per_minute: float | None = None) -> SubmitGate:
     return SubmitGate(max_parallel, per_minute, RETRY)
 
 
-def test_so_many_may_be_under_way() -> None:
+def test_max_in_flight_is_respected() -> None:
     opened = gate(2)
     first = opened.enter(0)
     opened.enter(0)
@@ -26,13 +26,13 @@ def test_so_many_may_be_under_way() -> None:
     assert opened.delay(0) == 0
 
 
-def test_they_leave_in_step_with_the_pace() -> None:
+def test_submits_respect_the_pace() -> None:
     opened = gate(per_minute=60)
     opened.enter(0)
     assert opened.delay(0.25) == 0.75
 
 
-def test_a_rate_limit_pauses_all_as_long_as_it_says_and_then_one_leaves_at_a_time() -> None:
+def test_a_rate_limit_pauses_all_submits_and_then_lets_one_leave_at_a_time() -> None:
     opened = gate()
     passes = [opened.enter(0) for _ in range(4)]
     assert 30 <= opened.leave_failed(passes[0], RelayRateLimitError("slow", retry_after=30), 0) < 31
@@ -47,7 +47,7 @@ def test_a_rate_limit_pauses_all_as_long_as_it_says_and_then_one_leaves_at_a_tim
     assert opened.delay(31) == 0
 
 
-def test_rate_limits_without_a_time_back_off_and_never_give_up() -> None:
+def test_rate_limits_without_retry_after_back_off_and_never_give_up() -> None:
     opened = gate()
     pauses = [opened.leave_failed(opened.enter(0), RelayRateLimitError("slow"), 0) for _ in range(50)]
     assert all(delay <= pause <= delay + 1 for delay, pause in zip((1, 2, 4, 8), pauses, strict=False))
@@ -55,7 +55,7 @@ def test_rate_limits_without_a_time_back_off_and_never_give_up() -> None:
     assert not opened.gives_up
 
 
-def test_transient_errors_in_a_row_give_up_and_a_judged_submit_forgives_them() -> None:
+def test_consecutive_transient_errors_give_up_and_a_response_resets_the_count() -> None:
     opened = gate()
     for _ in range(RETRY.max_attempts - 1):
         opened.leave_failed(opened.enter(0), RelayTransientError("gone"), 0)
@@ -67,7 +67,7 @@ def test_transient_errors_in_a_row_give_up_and_a_judged_submit_forgives_them() -
     assert opened.gives_up
 
 
-def test_few_unknown_outcomes_in_a_row_give_up() -> None:
+def test_a_few_consecutive_unknown_outcomes_give_up() -> None:
     opened = gate()
     together = [opened.enter(0) for _ in range(4)]
     for permission in together:  # those that were under way together count as one

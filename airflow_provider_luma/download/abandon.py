@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.1
 
 
 class StoppedError(DownloadError):
-    """Somebody wants all downloads to end."""
+    """The downloads were stopped."""
 
     def __init__(self) -> None:
         super().__init__("stopped")

@@ -1,7 +1,7 @@
 """
 Fresh URLs for many threads: those that need one at the same moment share one request to the relay.
 
-The first thread opens a batch, waits for ``GATHER_SECONDS`` for others, and sends the request. They wait for
+The first thread opens a batch, waits ``COALESCE_SECONDS`` for others, and sends the request. They wait for
 it; a thread that comes later opens the next batch. An error is everybody's, as that of a request of their own
 would have been; but a request that the relay rejects for good is repeated for each id alone, so that no id is
 an error because of another's.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from airflow_provider_luma.exceptions import RelayPermanentError
 from airflow_provider_luma.relay.task import LumaTask
 
-GATHER_SECONDS = 0.25
+COALESCE_SECONDS = 0.25
 
 Tasks = Mapping[str, LumaTask]
 
@@ -66,7 +66,7 @@ class FreshLinks:
         return self._query([task_id]).get(task_id)
 
     def _send(self, batch: _Batch) -> None:
-        time.sleep(GATHER_SECONDS)
+        time.sleep(COALESCE_SECONDS)
         with self._lock:
             if self._open is batch:
                 self._open = None

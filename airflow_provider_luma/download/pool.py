@@ -18,8 +18,8 @@ from airflow_provider_luma.relay.task import LumaTask
 
 log = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_PROGRESS = 10.0
-_SECONDS_TO_STOP = 1.0
+PROGRESS_INTERVAL = 10.0
+_STOP_TIMEOUT = 1.0
 _POLL_SECONDS = 0.1
 
 
@@ -51,15 +51,13 @@ class DownloadPool:
     Downloads tasks in daemon threads, which are abandoned when they do not stop by themselves.
 
     :param downloader: downloads one task.
-    :param seconds_between_progress: how often the log says how far it is.
+    :param progress_interval: how often the log says how far it is.
     """
 
-    def __init__(
-        self, downloader: TaskDownloader, *, seconds_between_progress: float = SECONDS_BETWEEN_PROGRESS
-    ) -> None:
+    def __init__(self, downloader: TaskDownloader, *, progress_interval: float = PROGRESS_INTERVAL) -> None:
         self._downloader = downloader
         self._stopped = downloader.downloader.stopped
-        self._seconds_between_progress = seconds_between_progress
+        self._progress_interval = progress_interval
 
     def download(self, tasks: Sequence[LumaTask]) -> DownloadResult:
         """
@@ -84,7 +82,7 @@ class DownloadPool:
         for item in work:
             pending.put(item)
 
-        def work_off() -> None:
+        def download_pending() -> None:
             while not self._stopped.is_set():
                 try:
                     task, name = pending.get_nowait()
@@ -93,18 +91,18 @@ class DownloadPool:
                 results[task.id] = self._downloader.download(task, name)
 
         number = min(self._downloader.options.max_parallel, len(work))
-        futures = [start_thread(work_off, f"{THREAD_PREFIX}-{index}")[0] for index in range(number)]
+        futures = [start_thread(download_pending, f"{THREAD_PREFIX}-{index}")[0] for index in range(number)]
         self._wait(futures, len(work), results)
-        wait(futures, timeout=_SECONDS_TO_STOP)
+        wait(futures, timeout=_STOP_TIMEOUT)
 
     def _wait(self, futures: Iterable[Future[None]], total: int, results: dict[str, TaskResult]) -> None:
         progress = Progress(total)
-        next_line = time.monotonic() + self._seconds_between_progress
+        next_line = time.monotonic() + self._progress_interval
         running = set(futures)
         while running and not self._stopped.is_set():
             _, running = wait(running, timeout=_POLL_SECONDS)
             if time.monotonic() >= next_line:
-                next_line += self._seconds_between_progress
+                next_line += self._progress_interval
                 self._log(progress, results)
         self._log(progress, results)
 

@@ -22,7 +22,7 @@ DOWNLOADED, UNCHANGED, PARTIAL = "downloaded", "unchanged", "partial"
 
 
 class File(TypedDict):
-    """A downloaded file."""
+    """A downloaded file. ``source`` is its URL at the CDN, without the query."""
 
     uri: str
     size: int
@@ -32,7 +32,7 @@ class File(TypedDict):
 
 
 class TaskDescription(TypedDict):
-    """What the relay says of a task."""
+    """A task as the relay describes it."""
 
     id: str
     state: str
@@ -45,7 +45,11 @@ class TaskDescription(TypedDict):
 
 
 class Record(TaskDescription):
-    """A task with its files; ``error`` says why some of them are not there."""
+    """
+    A task with its files, as the download operator returns it.
+
+    ``status`` is ``downloaded``, ``unchanged`` or ``partial``; ``error`` says why some files are absent.
+    """
 
     video: File | None
     thumbnail: File | None
@@ -54,8 +58,19 @@ class Record(TaskDescription):
     error: NotRequired[str]
 
 
+class SidecarRecord(Record):
+    """
+    The sidecar record beside the files of a task: a :class:`Record` without ``error``.
+
+    ``status`` is ``downloading``, ``partial`` or ``downloaded``. ``publishing`` has files that are being
+    published.
+    """
+
+    publishing: NotRequired[dict[MediaKind, File]]
+
+
 class ManifestRow(TypedDict):
-    """The row of an id without a record."""
+    """The manifest row of an id without a record; that of any other id is its :class:`Record`."""
 
     id: str
     state: str | None
@@ -63,8 +78,8 @@ class ManifestRow(TypedDict):
     error: str
 
 
-class Summary(TypedDict):
-    """What happened, in numbers."""
+class DownloadSummary(TypedDict):
+    """The counts of a download task, in asset events and beside a manifest."""
 
     completed: int
     downloaded: int
@@ -76,18 +91,14 @@ class Summary(TypedDict):
     bytes: int
 
 
-class ManifestSummary(Summary):
-    """What XCom holds when there is a manifest."""
+class DownloadManifest(DownloadSummary):
+    """The return value of a download task with a manifest: its URL, and the counts."""
 
     manifest: str
 
 
-def describe(task: LumaTask) -> dict[str, Any]:
-    """Describe a task, with nothing but what JSON knows."""
-    return dict(describe_task(task))
-
-
-def describe_task(task: LumaTask) -> TaskDescription:
+def describe(task: LumaTask) -> TaskDescription:
+    """Describe a task in JSON's types."""
     size = task.video or Media(None)
     return {
         "id": task.id,
@@ -101,9 +112,9 @@ def describe_task(task: LumaTask) -> TaskDescription:
     }
 
 
-def make_record(task: LumaTask, files: Mapping[MediaKind, File], status: str) -> Record:
+def build_record(task: LumaTask, files: Mapping[MediaKind, File], status: str) -> Record:
     record: Record = {
-        **describe_task(task),  # type: ignore[typeddict-item]  # the key "error" is not required
+        **describe(task),  # type: ignore[typeddict-item]  # the key "error" is not required
         "video": files.get("video"),
         "thumbnail": files.get("thumbnail"),
         "last_frame": files.get("last_frame"),
@@ -146,7 +157,7 @@ def check_manifest_replaceable(store: NamedStore, name: str) -> None:
 
 
 def _is_manifest(content: bytes, uri: str) -> bool:
-    """Judge by the first row. That of a sidecar record is the same, but has its files beside it."""
+    """Check the first row. A sidecar record has the same fields, but its files have the sidecar's name."""
     try:
         row = json.loads(content.partition(b"\n")[0])
     except (ValueError, RecursionError):

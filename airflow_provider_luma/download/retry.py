@@ -11,7 +11,7 @@ error                           verdict     until
 ``DeadlineError``, any other    GIVE_UP
 ==============================  ==========  =============================================================
 
-All of it ends at the deadline of the file, and after ``MAX_ATTEMPTS_IN_ALL`` attempts. An attempt makes
+All of it ends at the deadline of the file, and after ``MAX_TOTAL_ATTEMPTS`` attempts. An attempt makes
 worthwhile progress when it brings ``MIN_PROGRESS`` bytes: a server that cuts each response would else be
 resumed for ever.
 """
@@ -33,9 +33,9 @@ from airflow_provider_luma.exceptions import DownloadError, LinkExpiredError, Tr
 log = logging.getLogger(__name__)
 
 MIN_PROGRESS = 64 * 1024
-MAX_ATTEMPTS_IN_ALL = 50
-_MAX_SAME_LINKS = 3  # the first query, and at most two more
-_MAX_REFUSALS = 5
+MAX_TOTAL_ATTEMPTS = 50
+_MAX_UNCHANGED = 3  # the first query, and at most two more
+_MAX_REJECTIONS = 5
 
 
 class Verdict(StrEnum):
@@ -60,13 +60,13 @@ class Link:
         self._get_url = get_url
         self._timeout = timeout
         self._failing_since: float | None = None
-        self._refused: str | None = None
-        self._refusals = self._same = 0
+        self._rejected_url: str | None = None
+        self._rejections = self._unchanged = 0
 
     def refresh(self) -> None:
         self.url = self._get_url() or self.url
 
-    def is_hopeless(self, error: LinkExpiredError) -> bool:
+    def is_exhausted(self, error: LinkExpiredError) -> bool:
         """Count a rejection, or that there is no URL; return whether to give up."""
         now = time.monotonic()
         self._failing_since = self._failing_since or now
@@ -74,15 +74,15 @@ class Link:
             return now - self._failing_since >= self._timeout
         # Another signature for a path that is gone is the same link.
         shown = redact_url(self.url) if isinstance(error, LinkGoneError) else self.url
-        self._same = self._same + 1 if shown == self._refused else 0
-        self._refused = shown
-        self._refusals += 1
-        return self._same >= _MAX_SAME_LINKS or self._refusals >= _MAX_REFUSALS
+        self._unchanged = self._unchanged + 1 if shown == self._rejected_url else 0
+        self._rejected_url = shown
+        self._rejections += 1
+        return self._unchanged >= _MAX_UNCHANGED or self._rejections >= _MAX_REJECTIONS
 
     def reset(self) -> None:
-        """Forget refusals, as the link worked."""
+        """Forget rejections, as the URL worked."""
         self._failing_since = None
-        self._refusals = self._same = 0
+        self._rejections = self._unchanged = 0
 
 
 class RetryBudget:
@@ -147,7 +147,7 @@ class RetryBudget:
         """Return the error that says also why there was no other attempt."""
         if self._is_out_of_time:
             return DownloadError(f"{error}. download_timeout leaves no time for another attempt")
-        if self._attempts >= MAX_ATTEMPTS_IN_ALL:
+        if self._attempts >= MAX_TOTAL_ATTEMPTS:
             return DownloadError(f"{error}. Gave up after {self._attempts} attempts")
         return error
 
@@ -160,10 +160,10 @@ class RetryBudget:
         self._failures += 1
 
     def _verdict(self, error: BaseException) -> Verdict:
-        if self._attempts >= MAX_ATTEMPTS_IN_ALL:
+        if self._attempts >= MAX_TOTAL_ATTEMPTS:
             return Verdict.GIVE_UP
         if isinstance(error, LinkExpiredError):
-            return Verdict.GIVE_UP if self._link.is_hopeless(error) else Verdict.FRESH_LINK
+            return Verdict.GIVE_UP if self._link.is_exhausted(error) else Verdict.FRESH_LINK
         if not isinstance(error, TransientDownloadError):
             return Verdict.GIVE_UP
         if not isinstance(error, RetryAfterError):
@@ -173,5 +173,5 @@ class RetryBudget:
     def _delay(self, error: BaseException) -> float:
         backoff = min(self._initial_delay * 2.0 ** (self._failures - 1), self._max_delay)
         jitter = random.uniform(0, self._initial_delay)  # noqa: S311 - spreads retries, keeps no secret
-        wished = error.seconds if isinstance(error, RetryAfterError) else 0
-        return max(backoff, wished) + jitter
+        requested = error.seconds if isinstance(error, RetryAfterError) else 0
+        return max(backoff, requested) + jitter

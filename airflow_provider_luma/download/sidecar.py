@@ -45,7 +45,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_provider_luma.download.naming import MEDIA_KINDS, MediaKind, candidate_names
-from airflow_provider_luma.download.records import DOWNLOADED, PARTIAL, File, make_record, put_json
+from airflow_provider_luma.download.records import (
+    DOWNLOADED,
+    PARTIAL,
+    File,
+    SidecarRecord,
+    build_record,
+    put_json,
+)
 from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import SHA256, TASK_ID, NamedStore, StoredObject
 from airflow_provider_luma.download.urls import redact_url
@@ -115,7 +122,7 @@ class Sidecar:
         return state
 
     def verify_files(self, state: SidecarState | None) -> None:
-        """Take the files that are still there as the sidecar says."""
+        """Accept the files that are still as the sidecar lists them."""
         if state is None or state.task_id != self._task.id:
             return
         self.files |= {kind: file for kind, file in state.files.items() if self._is_valid(kind, file)}
@@ -123,8 +130,8 @@ class Sidecar:
             if kind not in self.files and self._is_published(kind, file):
                 self.files[kind] = file
 
-    def believe(self, found: StoredObject, name: str, source: str) -> File | None:
-        """Return the file of an object whose metadata says that it is this task's, ``None`` of any other."""
+    def parse_metadata(self, found: StoredObject, name: str, source: str) -> File | None:
+        """Return the file of an object whose metadata names this task, else ``None``."""
         sha256 = found.metadata.get(SHA256, "")
         if found.metadata.get(TASK_ID) != self._task.id or not _SHA256.fullmatch(sha256) or not found.size:
             return None
@@ -209,8 +216,8 @@ class Sidecar:
         needs_hash = bool(found.identity) or self._replaced_other
         return not needs_hash or (name is not None and self._store.sha256(name) == file["sha256"])
 
-    def announce(self, kind: MediaKind, file: File) -> None:
-        """Write what is about to be published, where the object itself cannot say it."""
+    def save_publishing(self, kind: MediaKind, file: File) -> None:
+        """Save what is about to be published, if the store keeps no metadata."""
         if not self._store.store.keeps_metadata:
             self._put(DOWNLOADING, publishing={kind: file})
 
@@ -225,9 +232,9 @@ class Sidecar:
     def _put(
         self, status: str, *, if_absent: bool = False, publishing: Mapping[MediaKind, File] | None = None
     ) -> None:
-        row: dict[str, Any] = dict(make_record(self._task, self.files, status))
+        row: SidecarRecord = {**build_record(self._task, self.files, status)}  # type: ignore[typeddict-item]
         if publishing:
-            row["publishing"] = publishing
+            row["publishing"] = dict(publishing)
         put_json(self._staging, self._store, self.name, [row], if_absent=if_absent)
 
     def _is_valid(self, kind: MediaKind, file: File) -> bool:
@@ -252,7 +259,7 @@ class Sidecar:
         return self._store.head(name) if name else None
 
     def _name_of(self, kind: MediaKind, file: File) -> str | None:
-        """Return the name that a URI stands for, only if this task may have given it."""
+        """Return the name in a URI, if this task may have chosen it."""
         names = candidate_names(self._stem, kind, "")
         return next((name for name in names if self._store.uri(name) == file["uri"]), None)
 
@@ -268,7 +275,7 @@ class Sidecar:
 
 
 def parse_sidecar(content: bytes) -> SidecarState:
-    """Read a sidecar; anything else than one has no task id."""
+    """Parse a sidecar; any other content has no task id."""
     try:
         row = json.loads(content) if len(content) <= _MAX_BYTES else None
     except (ValueError, RecursionError):

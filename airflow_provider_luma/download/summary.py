@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from airflow_provider_luma.download.pool import DownloadResult
-from airflow_provider_luma.download.records import ManifestRow, Record, Summary
+from airflow_provider_luma.download.records import DownloadSummary, ManifestRow, Record
 from airflow_provider_luma.relay.result import BatchResult
-from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text
 
@@ -46,7 +46,7 @@ class Report:
         return {task_id: str(error) for task_id, error in self.result.errors.items()} | running
 
     @property
-    def summary(self) -> Summary:
+    def summary(self) -> DownloadSummary:
         counts = self.result.counts
         return {
             "completed": counts.downloaded + counts.unchanged,

@@ -13,7 +13,7 @@ from airflow_provider_luma.arguments import IfExists
 from airflow_provider_luma.download.abandon import StoppedError, call_abandonable
 from airflow_provider_luma.download.downloader import Downloader
 from airflow_provider_luma.download.naming import MediaKind, candidate_names, file_name
-from airflow_provider_luma.download.records import DOWNLOADED, PARTIAL, UNCHANGED, File, Record, make_record
+from airflow_provider_luma.download.records import DOWNLOADED, PARTIAL, UNCHANGED, File, Record, build_record
 from airflow_provider_luma.download.retry import Link
 from airflow_provider_luma.download.sidecar import DOWNLOADING, ClaimLostError, Sidecar, SidecarState
 from airflow_provider_luma.download.staging import Staging
@@ -92,7 +92,7 @@ class TaskDownloader:
         try:
             return call_abandonable(download, stopped=stopped, deadline=time.monotonic() + seconds)
         except (LumaError, OSError) as error:
-            return TaskResult(error=bare(error))
+            return TaskResult(error=without_frames(error))
         except Exception as error:  # noqa: BLE001 - one task must never fail another
             # Not log.exception, which would write the URLs in the traceback as they are.
             log.error("Luma task %s: unexpected error\n%s", task.id, redact_text(traceback.format_exc()))  # noqa: TRY400
@@ -121,7 +121,7 @@ class TaskDownloader:
         if state is None or state.status == DOWNLOADING:
             sidecar.claim(state)
             sidecar.finish(DOWNLOADED)
-        return TaskResult(make_record(task, sidecar.files, UNCHANGED))
+        return TaskResult(build_record(task, sidecar.files, UNCHANGED))
 
     def _find_published(
         self,
@@ -137,7 +137,7 @@ class TaskDownloader:
         for kind in wanted:
             if kind not in sidecar.files:
                 names = candidate_names(name, kind, _url(task, kind) or "")[: None if state else 1]
-                # What a sidecar lists, but finds to be other bytes, is not believed for its metadata.
+                # What a sidecar lists, but finds to be other bytes, is not trusted for its metadata.
                 is_listed = state is not None and kind in state.files
                 self._find_object(sidecar, task, kind, names, is_listed=is_listed)
 
@@ -147,12 +147,12 @@ class TaskDownloader:
         for name in names:
             if (found := self.store.head(name)) is None:
                 continue
-            file = sidecar.believe(found, name, redact_url(_url(task, kind) or ""))
+            file = sidecar.parse_metadata(found, name, redact_url(_url(task, kind) or ""))
             if file and not is_listed:
                 sidecar.files[kind] = file
                 return
             if self.options.if_exists is IfExists.FAIL:
-                raise self._taken(name)
+                raise self._exists_error(name)
 
     def _download_missing(
         self,
@@ -172,21 +172,21 @@ class TaskDownloader:
             except (StoppedError, ClaimLostError):
                 raise
             except (LumaError, OSError) as error:
-                errors[kind] = bare(error)
+                errors[kind] = without_frames(error)
             else:
                 downloaded.append(file)
                 sidecar.add(kind, file, is_last=kind == missing[-1])
         if not sidecar.files:
-            return TaskResult(error=_joined(errors))
+            return TaskResult(error=_join_errors(errors))
         status = PARTIAL if errors else DOWNLOADED
         if errors:  # the last check may be long ago
             sidecar.check_claim()
         sidecar.finish(status)
         sidecar.check_record(identities)
-        record = make_record(task, sidecar.files, status)
+        record = build_record(task, sidecar.files, status)
         if not errors:
             return TaskResult(record, downloaded=downloaded)
-        reason = _joined(errors)
+        reason = _join_errors(errors)
         record["error"] = str(reason)
         return TaskResult(record, reason, downloaded)
 
@@ -209,7 +209,7 @@ class TaskDownloader:
                 "source": redact_url(url),
             }
             sidecar.check_claim()
-            sidecar.announce(kind, entry)
+            sidecar.save_publishing(kind, entry)
             self._publish(
                 Upload(
                     file,
@@ -227,11 +227,11 @@ class TaskDownloader:
     def _publish(self, upload: Upload) -> None:
         try:
             if upload.if_absent and not self.store.store.is_conditional and self.store.head(upload.name):
-                raise self._taken(upload.name)
+                raise self._exists_error(upload.name)
             self.store.put(upload)
         except ObjectExistsError:
             if not self._is_published(upload, self.store.head(upload.name)):
-                raise self._taken(upload.name) from None
+                raise self._exists_error(upload.name) from None
 
     def _is_published(self, upload: Upload, found: StoredObject | None) -> bool:
         """Return whether the object that has the name is this very one, of a put whose response was lost."""
@@ -241,20 +241,20 @@ class TaskDownloader:
             return all(found.metadata.get(key) == value for key, value in upload.metadata.items())
         return self.store.sha256(upload.name) == upload.file.sha256
 
-    def _taken(self, name: str) -> ObjectExistsError:
+    def _exists_error(self, name: str) -> ObjectExistsError:
         return ObjectExistsError(
             f"{self.store.uri(name)} already exists without a valid record. Delete it, or set "
             "if_exists='skip' to replace it"
         )
 
 
-def bare(error: Exception) -> Exception:
+def without_frames(error: Exception) -> Exception:
     """Drop the frames of an error that is kept, and with them the bytes that they hold."""
     error.__cause__ = error.__context__ = None
     return error.with_traceback(None)
 
 
-def _joined(errors: dict[MediaKind, Exception]) -> Exception:
+def _join_errors(errors: dict[MediaKind, Exception]) -> Exception:
     if len(errors) == 1:
         return next(iter(errors.values()))
     return DownloadError("; ".join(f"{kind}: {error}" for kind, error in errors.items()))

@@ -21,7 +21,7 @@ from airflow_provider_luma.get_provider_info import get_provider_info
 from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.client import RelayClient
 from airflow_provider_luma.relay.retry import RetryPolicy
-from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL, MAX_TIMEOUT, read_base_url
+from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL, MAX_TIMEOUT, parse_base_url
 from airflow_provider_luma.relay.text import clean_text
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class RelaySettings:
     """
     The validated settings of a connection. Equal settings mean the same relay, key and options.
 
-    :raises LumaValueError: from :meth:`read`, naming the connection and the field.
+    :raises LumaValueError: from :meth:`from_connection`, naming the connection and the field.
     """
 
     api_key: str = field(repr=False)
@@ -59,18 +59,20 @@ class RelaySettings:
     state_path: str | None = None
 
     @classmethod
-    def read(cls, connection: Connection, extra: Mapping[str, Any]) -> RelaySettings:
+    def from_connection(cls, connection: Connection, extra: Mapping[str, Any]) -> RelaySettings:
         name = f"The connection {connection.conn_id!r}"
         if not connection.password:
             raise LumaValueError(f"{name} has no password; put the API key of the Luma relay there")
-        given = {key: value for key, value in extra.items() if value not in (None, "")}
+        extras = {key: value for key, value in extra.items() if value not in (None, "")}
         return cls(
             api_key=connection.password,
-            base_url=read_base_url(connection.host or DEFAULT_BASE_URL, connection.port),
-            **{key: _read_extra(name, key, given[key]) for key in _EXTRA_READERS if key in given},
+            base_url=parse_base_url(connection.host or DEFAULT_BASE_URL, connection.port),
+            **{key: _parse_extra(name, key, extras[key]) for key in _EXTRA_PARSERS if key in extras},
         )
 
-    def client(self, retry: RetryPolicy | None = None, *, max_connections: int | None = None) -> RelayClient:
+    def create_client(
+        self, retry: RetryPolicy | None = None, *, max_connections: int | None = None
+    ) -> RelayClient:
         return RelayClient(
             self.api_key,
             self.base_url,
@@ -108,9 +110,9 @@ class LumaHook(BaseHook):
         from flask_babel import lazy_gettext
         from wtforms import BooleanField, IntegerField, StringField
 
-        kinds = {"number": IntegerField, "integer": IntegerField, "boolean": BooleanField}
+        field_types = {"number": IntegerField, "integer": IntegerField, "boolean": BooleanField}
         return {
-            name: kinds.get(spec["schema"]["type"][0], StringField)(
+            name: field_types.get(spec["schema"]["type"][0], StringField)(
                 lazy_gettext(spec["label"]),
                 description=spec["description"],
                 default=spec["schema"]["default"],
@@ -130,14 +132,14 @@ class LumaHook(BaseHook):
         extra = connection.extra_dejson
         if not isinstance(extra, Mapping):
             raise LumaValueError(f"The extra of the connection {self.luma_conn_id!r} is not a JSON object")
-        self._warn_of_unknown(extra)
-        settings = RelaySettings.read(connection, extra)
-        self._warn_of_impossible_hosts(settings.allowed_download_hosts)
+        self._warn_unknown_extras(extra)
+        settings = RelaySettings.from_connection(connection, extra)
+        self._warn_impossible_hosts(settings.allowed_download_hosts)
         return settings
 
     @cached_property
     def client(self) -> RelayClient:
-        return self.settings.client()
+        return self.settings.create_client()
 
     def get_conn(self) -> RelayClient:
         return self.client
@@ -180,7 +182,7 @@ class LumaHook(BaseHook):
         return True, f"The relay at {self.client.base_url} accepts the API key.{hints}"
 
     def _models_hint(self) -> str:
-        """Say what a key that is limited to models may not do; nothing where the relay does not report it."""
+        """Return what a key limited to models may not do; empty where the relay does not report it."""
         models = self.client.get_models() or []
         if not any(model.startswith("luma_") for model in models):
             return ""
@@ -197,15 +199,15 @@ class LumaHook(BaseHook):
             return f" Its balance could not be read: {error}."
         return "" if balance is None else f" Its balance: {balance}."
 
-    def _warn_of_unknown(self, extra: Mapping[str, Any]) -> None:
-        if unknown := sorted(extra.keys() - _EXTRA_READERS.keys()):
+    def _warn_unknown_extras(self, extra: Mapping[str, Any]) -> None:
+        if unknown := sorted(extra.keys() - _EXTRA_PARSERS.keys()):
             self.log.warning(
                 "The connection %r has extra fields that this provider does not know and does not use: %s",
                 self.luma_conn_id,
                 ", ".join(unknown),
             )
 
-    def _warn_of_impossible_hosts(self, hosts: Iterable[str]) -> None:
+    def _warn_impossible_hosts(self, hosts: Iterable[str]) -> None:
         if impossible := [host for host in hosts if not _is_host(host)]:
             self.log.warning(
                 "allowed_download_hosts of the connection %r has entries that no host matches: %s. Name each "
@@ -220,38 +222,38 @@ def _connection_type() -> dict[str, Any]:
     return connection_type
 
 
-def _read_extra(connection: str, name: str, value: Any) -> Any:
+def _parse_extra(connection: str, name: str, value: Any) -> Any:
     try:
-        return _EXTRA_READERS[name](value)
+        return _EXTRA_PARSERS[name](value)
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise LumaValueError(f"{connection} has an unusable extra field {name!r}: {error}") from None
 
 
-def _positive_number(value: Any) -> float:
+def _parse_positive_number(value: Any) -> float:
     number = float(value)
     if not 0 < number < float("inf"):
         raise ValueError(f"must be a number above 0, not {value!r}")
     return number
 
 
-def _seconds(value: Any) -> float:
-    if (number := _positive_number(value)) > MAX_TIMEOUT:
+def _parse_seconds(value: Any) -> float:
+    if (number := _parse_positive_number(value)) > MAX_TIMEOUT:
         raise ValueError(f"must be at most {MAX_TIMEOUT} seconds, not {value!r}")
     return number
 
 
-def _positive_integer(value: Any) -> int:
+def _parse_positive_integer(value: Any) -> int:
     number = int(str(value))
     if number < 1:
         raise ValueError(f"must be an integer above 0, not {value!r}")
     return number
 
 
-def _flag_or_path(value: Any) -> bool | str:
+def _parse_verify(value: Any) -> bool | str:
     return {"true": True, "1": True, "false": False, "0": False}.get(str(value).lower(), str(value))
 
 
-def _proxies(value: Any) -> tuple[tuple[str, str], ...]:
+def _parse_proxies(value: Any) -> tuple[tuple[str, str], ...]:
     # The value may carry a password, so it is not repeated in the error.
     proxies = json.loads(value) if isinstance(value, str) else value
     if not isinstance(proxies, Mapping) or not all(isinstance(url, str) for url in proxies.values()):
@@ -276,21 +278,21 @@ def _is_host(name: str) -> bool:
     return _HOST_NAME.fullmatch(name) is not None
 
 
-def _host_names(value: Any) -> tuple[str, ...]:
+def _parse_host_names(value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         value = json.loads(value) if value.lstrip().startswith("[") else value.split(",")
     return tuple(name.strip().lower() for name in value if name.strip())
 
 
-_EXTRA_READERS: Mapping[str, Callable[[Any], Any]] = {
-    "timeout": _seconds,
-    "request_timeout": _seconds,
-    "max_response_bytes": _positive_integer,
-    "batch_size": _positive_integer,
-    "max_in_flight": _positive_integer,
-    "max_requests_per_minute": _positive_number,
-    "verify": _flag_or_path,
-    "proxies": _proxies,
-    "allowed_download_hosts": _host_names,
+_EXTRA_PARSERS: Mapping[str, Callable[[Any], Any]] = {
+    "timeout": _parse_seconds,
+    "request_timeout": _parse_seconds,
+    "max_response_bytes": _parse_positive_integer,
+    "batch_size": _parse_positive_integer,
+    "max_in_flight": _parse_positive_integer,
+    "max_requests_per_minute": _parse_positive_number,
+    "verify": _parse_verify,
+    "proxies": _parse_proxies,
+    "allowed_download_hosts": _parse_host_names,
     "state_path": str,
 }

@@ -39,7 +39,7 @@ def open_store(destination: str, conn_id: str | None, *, max_parallel: int, fsyn
     if parts.scheme in _LOCAL_SCHEMES:
         return _local(destination, fsync)
     if (extra := EXTRAS.get(parts.scheme)) is None:
-        return _any_other(destination, conn_id)
+        return _other_scheme(destination, conn_id)
     if not bucket:
         raise LumaValueError(f"destination {destination!r:.200} names no bucket")
     try:
@@ -49,7 +49,7 @@ def open_store(destination: str, conn_id: str | None, *, max_parallel: int, fsyn
             f"{parts.scheme}:// needs another provider: "
             f"pip install 'airflow-provider-luma[{extra}]' ({error})"
         ) from error
-    return store or _any_other(destination, conn_id)
+    return store or _other_scheme(destination, conn_id)
 
 
 def _local(destination: str, fsync: bool) -> Store:
@@ -60,7 +60,7 @@ def _local(destination: str, fsync: bool) -> Store:
     return LocalStore(ObjectStoragePath(destination).path, fsync=fsync)
 
 
-def _any_other(destination: str, conn_id: str | None) -> Store:
+def _other_scheme(destination: str, conn_id: str | None) -> Store:
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
     from airflow_provider_luma.download.stores.path import PathStore

@@ -11,12 +11,12 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_luma import lineage, metrics
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
-from airflow_provider_luma.arguments import FailWhen, IfExists, check_number
+from airflow_provider_luma.arguments import FailWhen, IfExists, validate_number
 from airflow_provider_luma.exceptions import DownloadError, LumaValueError
 from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.media import MEDIA_KINDS
 from airflow_provider_luma.relay.result import Outcome
-from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from airflow_provider_luma.download.downloader import Downloader
     from airflow_provider_luma.download.naming import MediaKind
     from airflow_provider_luma.download.pool import DownloadResult
-    from airflow_provider_luma.download.records import ManifestSummary, Record
+    from airflow_provider_luma.download.records import DownloadManifest, Record
     from airflow_provider_luma.download.staging import Staging
     from airflow_provider_luma.download.stores.base import NamedStore, Store
     from airflow_provider_luma.download.summary import Report
@@ -146,10 +146,10 @@ class LumaDownloadOperator(BaseOperator):
         FailWhen.parse(fail_when)
         IfExists.parse(if_exists)
         _validate_media(self.media)
-        check_number("max_parallel", max_parallel, whole=True)
-        check_number("max_bytes", max_bytes, whole=True)
-        check_number("link_timeout", link_timeout, zero=True)
-        check_number("download_timeout", download_timeout)
+        validate_number("max_parallel", max_parallel, integer=True)
+        validate_number("max_bytes", max_bytes, integer=True)
+        validate_number("link_timeout", link_timeout, allow_zero=True)
+        validate_number("download_timeout", download_timeout)
 
     @cached_property
     def hook(self) -> LumaHook:
@@ -157,7 +157,7 @@ class LumaDownloadOperator(BaseOperator):
 
         return LumaHook(self.luma_conn_id)
 
-    def execute(self, context: Context) -> list[Record] | ManifestSummary:
+    def execute(self, context: Context) -> list[Record] | DownloadManifest:
         from airflow_provider_luma.download.abandon import StoppedError, call_abandonable
         from airflow_provider_luma.download.stores.base import NamedStore
         from airflow_provider_luma.download.summary import Report
@@ -190,7 +190,7 @@ class LumaDownloadOperator(BaseOperator):
             len(ids),
             self.destination,
         )
-        returned: list[Record] | ManifestSummary = result.records
+        returned: list[Record] | DownloadManifest = result.records
         if manifest:
             write = partial(self._write_manifest, staging, store, manifest, report)
             returned = call_abandonable(write, stopped=stopped)
@@ -291,7 +291,7 @@ class LumaDownloadOperator(BaseOperator):
 
     def _write_manifest(
         self, staging: Staging, store: NamedStore, name: str, report: Report
-    ) -> ManifestSummary:
+    ) -> DownloadManifest:
         from airflow_provider_luma.download.records import put_json
 
         self._check_replaceable(store, name)
@@ -301,7 +301,7 @@ class LumaDownloadOperator(BaseOperator):
     def _emit_lineage_and_metrics(self, context: Context, store: NamedStore, report: Report) -> None:
         """Tell others what was downloaded. It is done, so that nothing here can fail the task."""
         files = report.result.downloaded_files
-        with lineage.only_warning("The metrics"):
+        with lineage.log_errors("The metrics"):
             metrics.count_downloads(report.summary, report.result.seconds)
         lineage.collect_hook_lineage(self.hook, files)
         lineage.update_outlet_events(context, self.outlets, store.uri("").rstrip("/"), report.summary)

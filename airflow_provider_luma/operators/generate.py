@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from airflow.providers.common.compat.sdk import conf
 
@@ -34,7 +34,7 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.operators.generation import GenerationOperator
 from airflow_provider_luma.relay.generation import Generation
-from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import PROBE_ID, LumaTask
 from airflow_provider_luma.relay.text import clean_text, redact_text
 from airflow_provider_luma.submit_record import Phase, fingerprint_of
@@ -43,11 +43,25 @@ from airflow_provider_luma.task_state import Retries, SubmitLedger, is_success_r
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_luma.download.records import TaskDescription
     from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
 XCOM_TASK_KEY = "luma_task"
 
 _MAX_RESPONSE_CHARS = 2000
+
+
+class LumaTaskXCom(TypedDict):
+    """
+    The XCom ``luma_task`` of a generate task.
+
+    ``response`` is the relay's response, as text. ``state`` and ``response`` are ``None`` after a try that
+    reconnected.
+    """
+
+    id: str
+    state: str | None
+    response: str | None
 
 
 class LumaGenerateOperator(GenerationOperator):
@@ -122,7 +136,7 @@ class LumaGenerateOperator(GenerationOperator):
         self.deferrable = deferrable
         self.on_success_callback = [*self.on_success_callback, _mark_returned]
 
-    def execute(self, context: Context) -> str | dict[str, Any]:
+    def execute(self, context: Context) -> str | TaskDescription:
         with fail_without_retry():
             ledger = self._open_ledger(context)
             task_id = self._reconnect(context, ledger) or self._submit(context, ledger)
@@ -130,7 +144,7 @@ class LumaGenerateOperator(GenerationOperator):
             return task_id
         return self._wait(context, ledger, task_id, None)
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> TaskDescription:
         """Resume where the trigger ended, as the sensor's ``execute_complete`` does."""
         with fail_without_retry():
             ledger = self._open_ledger(context)
@@ -140,7 +154,7 @@ class LumaGenerateOperator(GenerationOperator):
     def on_kill(self) -> None:
         record = self._ledger.record if self._ledger is not None else None
         if record is not None and record.id is not None:
-            self.log.warning("Luma task %s goes on, and is charged, at the relay", record.id)
+            self.log.warning("Luma task %s is still running at the relay, and is charged", record.id)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         # Before the base class, which raises when the trigger failed.
@@ -163,7 +177,8 @@ class LumaGenerateOperator(GenerationOperator):
             self.log.warning(
                 "The fields of this task render differently from what was submitted as Luma task %s", task_id
             )
-        context["ti"].xcom_push(XCOM_TASK_KEY, {"id": task_id, "state": None, "response": None})
+        pushed: LumaTaskXCom = {"id": task_id, "state": None, "response": None}
+        context["ti"].xcom_push(XCOM_TASK_KEY, pushed)
         return task_id
 
     def _submit(self, context: Context, ledger: SubmitLedger) -> str:
@@ -180,7 +195,7 @@ class LumaGenerateOperator(GenerationOperator):
             task = submit(DurableSubmit(ledger).submit, client.submit_once, generation)
         if ledger.place.may_be_lost_by_a_clear:
             self.log.info("Should this task fail from here on: %s, and it reconnects", ledger.clear_hint)
-        context["ti"].xcom_push(XCOM_TASK_KEY, _xcom_of(task))
+        context["ti"].xcom_push(XCOM_TASK_KEY, _build_xcom(task))
         return task.id
 
     def _submitted_id(self, context: Context, ledger: SubmitLedger) -> str:
@@ -197,7 +212,7 @@ class LumaGenerateOperator(GenerationOperator):
 
     def _wait(
         self, context: Context, ledger: SubmitLedger, task_id: str, event: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
+    ) -> TaskDescription:
         """Wait by the sensor's own code, and describe the finished task."""
         from airflow_provider_luma.download.records import describe
 
@@ -213,7 +228,7 @@ class LumaGenerateOperator(GenerationOperator):
             raise
         except Exception:
             self.log.warning(
-                "Luma task %s was created and goes on at the relay. %s to reconnect to it",
+                "Luma task %s was created and is still running at the relay. %s to reconnect to it",
                 task_id,
                 ledger.clear_hint,
             )
@@ -294,7 +309,7 @@ def _mark_returned(context: Context) -> None:
         ledger.mark(Phase.RETURNED)
 
 
-def _xcom_of(task: LumaTask) -> dict[str, str]:
+def _build_xcom(task: LumaTask) -> LumaTaskXCom:
     return {
         "id": task.id,
         "state": task.state.value,

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
-from airflow_provider_luma.arguments import FailWhen, check_number
+from airflow_provider_luma.arguments import FailWhen, validate_number
 from airflow_provider_luma.exceptions import LumaError, LumaValueError
 from airflow_provider_luma.operators.generation import GenerationOperator
 from airflow_provider_luma.relay.text import clean_text, redact_text
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from airflow_provider_luma.relay.generation import Generation
     from airflow_provider_luma.submit_batch import SubmitBatch
     from airflow_provider_luma.submit_journal import Journal
-    from airflow_provider_luma.submit_result import BatchSubmits
+    from airflow_provider_luma.submit_result import BatchSubmits, SubmitManifest
     from airflow_provider_luma.task_state import StatePlace
 
 XCOM_SUBMITS_KEY = "luma_submits"
@@ -120,19 +120,19 @@ class LumaGenerateBatchOperator(GenerationOperator):
         self.fail_when = fail_when
         self.manifest = manifest
         FailWhen.parse(fail_when)
-        check_number("max_parallel", max_parallel, whole=True)
+        validate_number("max_parallel", max_parallel, integer=True)
         if max_generations is not None:
-            check_number("max_generations", max_generations, zero=True, whole=True)
+            validate_number("max_generations", max_generations, allow_zero=True, integer=True)
         if min_balance is not None:
-            check_number("min_balance", min_balance, zero=True, seconds=False)
+            validate_number("min_balance", min_balance, allow_zero=True, seconds=False)
         self.on_success_callback = [*self.on_success_callback, _mark_returned]
 
-    def execute(self, context: Context) -> list[str] | dict[str, Any]:
+    def execute(self, context: Context) -> list[str] | SubmitManifest:
         self._stopped = stopped = threading.Event()
         if self._is_killed:  # before there was anything to stop
             stopped.set()
         with fail_without_retry():
-            generations = self._read_generations()
+            generations = self._load_generations()
             place = self._open_place(context)
             if self.manifest:
                 place.open_manifest()  # an error before anything is paid
@@ -158,15 +158,15 @@ class LumaGenerateBatchOperator(GenerationOperator):
         if self._stopped is not None:
             self._stopped.set()
 
-    def _read_generations(self) -> list[Generation]:
-        from airflow_provider_luma.prompts import read_prompts, read_prompts_file, warn_undocumented
+    def _load_generations(self) -> list[Generation]:
+        from airflow_provider_luma.prompts import load_prompts_file, parse_prompts, warn_undocumented
 
         if (self.prompts is None) == (self.prompts_path is None):
             raise LumaValueError("Give either prompts or prompts_path")
         if self.prompts_path is not None:
-            generations = read_prompts_file(self.prompts_path, self._fields())
+            generations = load_prompts_file(self.prompts_path, self._fields())
         else:
-            generations = read_prompts(self.prompts, self._fields())
+            generations = parse_prompts(self.prompts, self._fields())
         warn_undocumented(generations)
         for position, generation in enumerate(generations):
             try:
@@ -208,9 +208,9 @@ class LumaGenerateBatchOperator(GenerationOperator):
 
     def _push(
         self, context: Context, place: StatePlace, submits: BatchSubmits, prompts: int
-    ) -> list[str] | dict[str, Any]:
-        """Push what became of the prompts, also when the task fails; return what it returns."""
-        returned: list[str] | dict[str, Any] = list(submits.ids.values())
+    ) -> list[str] | SubmitManifest:
+        """Push the results, also when the task fails; return the return value."""
+        returned: list[str] | SubmitManifest = list(submits.ids.values())
         if self.manifest:
             returned = {"manifest": place.open_manifest()[1], "created": len(submits.ids)}
         context["ti"].xcom_push(XCOM_SUBMITS_KEY, submits.summary())

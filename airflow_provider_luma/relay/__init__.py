@@ -18,7 +18,7 @@ from airflow_provider_luma.relay.media import Media
 from airflow_provider_luma.relay.money import Money
 from airflow_provider_luma.relay.result import BatchResult, Outcome
 from airflow_provider_luma.relay.retry import RetryPolicy
-from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from airflow_provider_luma.exceptions import RelayError
 from airflow_provider_luma.relay.money import (
     Money,
     Unit,
-    read_dashboard_balance,
-    read_key_balance,
-    read_price,
-    read_unit,
+    parse_dashboard_balance,
+    parse_key_balance,
+    parse_price,
+    parse_unit,
 )
 from airflow_provider_luma.relay.row import Json
 from airflow_provider_luma.relay.task import LumaTask
@@ -50,7 +50,7 @@ class Account:
     def get_price(self, *, extend: bool) -> Money | None:
         model = EXTEND_MODEL if extend else SUBMIT_MODEL
         try:
-            return read_price(self._get("/api/pricing"), model, self._get_unit())
+            return parse_price(self._get("/api/pricing"), model, self._get_unit())
         except RelayError:
             return None
 
@@ -64,14 +64,14 @@ class Account:
             return None
 
     def _get_key_balance(self, unit: Unit) -> Money | None:
-        return read_key_balance(self._get("/api/usage/token/"), unit)
+        return parse_key_balance(self._get("/api/usage/token/"), unit)
 
     def _get_dashboard_balance(self, unit: Unit) -> Money | None:
         subscription = self._get("/dashboard/billing/subscription")
         usage = self._get("/dashboard/billing/usage") if subscription else None
-        return read_dashboard_balance(subscription, usage, unit)
+        return parse_dashboard_balance(subscription, usage, unit)
 
     def _get_unit(self) -> Unit:
         if self._unit is None:
-            self._unit = read_unit(self._get("/api/status"))
+            self._unit = parse_unit(self._get("/api/status"))
         return self._unit

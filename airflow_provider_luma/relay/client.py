@@ -27,7 +27,7 @@ from airflow_provider_luma.relay.row import Json
 from airflow_provider_luma.relay.session import EventHook, RelaySession
 from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL, validate_limits
 from airflow_provider_luma.relay.submit_response import parse_submitted
-from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, read_tasks
+from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, parse_tasks
 from airflow_provider_luma.relay.transport import Exchange
 
 log = logging.getLogger(__name__)
@@ -175,7 +175,7 @@ class RelayClient:
         :raises RelayError: for anything but a list of tasks.
         """
         tasks = self._session.observe(
-            lambda: read_tasks(
+            lambda: parse_tasks(
                 parse_rows(
                     self._session.request("POST", "/luma/tasks", {"ids": list(ids)}, exchange=exchange)
                 )
@@ -284,10 +284,10 @@ class RelayClient:
 
     def _warn_unknown_states(self, tasks: Mapping[str, LumaTask]) -> None:
         for task in tasks.values():
-            word = task.state_word
+            word = task.raw_state
             # Only so many, as a hostile relay has a new word for each task.
             is_new = word not in self._unknown_states and len(self._unknown_states) < _MAX_UNKNOWN_STATES
-            if word and is_new and not task.knows_state_word:
+            if word and is_new and not task.is_known_state:
                 self._unknown_states.add(word)
                 meaning = "completed, as its video is there" if task.is_terminal else "running"
                 log.warning("Unknown task state %r; treating the task as %s", word, meaning)

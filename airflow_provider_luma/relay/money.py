@@ -86,7 +86,7 @@ class Unit:
 QUOTA = Unit("quota", 1.0, None)
 
 
-def read_unit(body: Json | None) -> Unit:
+def parse_unit(body: Json | None) -> Unit:
     """Read what ``/api/status`` says of the unit; the plain quota where it says nothing that makes sense."""
     status = _data(body)
     per_usd = _rate(status.get("quota_per_unit"))
@@ -107,7 +107,7 @@ def read_unit(body: Json | None) -> Unit:
     return QUOTA
 
 
-def read_key_balance(body: Json | None, unit: Unit) -> Money | None:
+def parse_key_balance(body: Json | None, unit: Unit) -> Money | None:
     """Read what is left of the key from ``/api/usage/token/``."""
     usage = _data(body)
     if usage.get("unlimited_quota") is True:  # its total_available falls below zero and means nothing
@@ -116,7 +116,7 @@ def read_key_balance(body: Json | None, unit: Unit) -> Money | None:
     return None if left is None else unit.of_quota(left)
 
 
-def read_dashboard_balance(subscription: Json | None, usage: Json | None, unit: Unit) -> Money | None:
+def parse_dashboard_balance(subscription: Json | None, usage: Json | None, unit: Unit) -> Money | None:
     """Read what is left from the two responses under ``/dashboard/billing``."""
     limit = number((subscription or {}).get("hard_limit_usd"), _MAX_AMOUNT)
     used = number((usage or {}).get("total_usage"), _MAX_AMOUNT)
@@ -127,7 +127,7 @@ def read_dashboard_balance(subscription: Json | None, usage: Json | None, unit: 
     return Money((limit - used / 100) * unit.per_dashboard, unit.name)
 
 
-def read_price(body: Json | None, model: str, unit: Unit) -> Money | None:
+def parse_price(body: Json | None, model: str, unit: Unit) -> Money | None:
     """Read from ``/api/pricing`` the highest price of one call of a model, if it is there."""
     rows = body.get("data") if body else None
     for row in rows if isinstance(rows, list) else []:

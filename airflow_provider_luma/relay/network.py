@@ -1,4 +1,4 @@
-"""What an error of the network says, without what must not be said."""
+"""Messages of network errors, without secrets."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _is_proxy_url(url: Any) -> bool:
 
 
 def secrets_in_proxies(proxies: Mapping[str, str]) -> set[str]:
-    """Return what must not be said of these proxies and of the environment's, also in pieces."""
+    """Return the secrets of these proxies and of the environment's, also in parts."""
     secrets = set()
     for url in (*proxies.values(), *getproxies().values()):
         user_and_password = url.partition("//")[2].rpartition("@")[0] or url.rpartition("@")[0]

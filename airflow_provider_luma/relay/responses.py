@@ -21,7 +21,7 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.relay.decode import MAX_VALUES, count_values, decode_json
 from airflow_provider_luma.relay.row import Json
-from airflow_provider_luma.relay.task import LumaTask, read_tasks
+from airflow_provider_luma.relay.task import LumaTask, parse_tasks
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.relay.transport import RelayResponse
 
@@ -89,7 +89,7 @@ def parse_task_or_none(response: RelayResponse) -> LumaTask | None:
     """
     if response.status == 404 and isinstance(parse_json(response), Mapping):
         return None
-    return next(iter(read_tasks(parse_rows(response)).values()), None)
+    return next(iter(parse_tasks(parse_rows(response)).values()), None)
 
 
 def parse_models(response: RelayResponse) -> list[str] | None:

@@ -1,11 +1,11 @@
-"""How a batch of tasks stands or ended, and what is said of it in logs, errors and XCom."""
+"""The progress or outcome of a batch of tasks, and its messages in logs, errors and XCom."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.relay.state import MAX_BYTES, fit_entries, json_size
@@ -22,6 +22,21 @@ class Outcome(StrEnum):
     RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
+
+
+class LumaSummary(TypedDict):
+    """
+    The XCom ``luma_summary`` of a sensor.
+
+    ``completed`` is a count, ``failed`` has the reason of each failed id, ``missing`` and ``running`` have
+    ids. ``failed_not_listed`` counts failures that are left out of ``failed``.
+    """
+
+    completed: int
+    failed: dict[str, str]
+    missing: list[str]
+    running: list[str]
+    failed_not_listed: NotRequired[int]
 
 
 @dataclass(frozen=True)
@@ -75,13 +90,13 @@ class BatchResult:
         return ", ".join(_first(self._ordered(self.running)))
 
     def abandoned_message(self) -> str:
-        """Say which tasks go on when nobody waits for them any more."""
+        """Name the tasks that are still running when a wait is stopped."""
         return (
-            f"The wait was stopped. {len(self.running)} Luma tasks go on, and are charged, at the relay: "
-            f"{self.running_message()}"
+            f"The wait was stopped. {len(self.running)} Luma tasks are still running at the relay, "
+            f"and are charged: {self.running_message()}"
         )
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> LumaSummary:
         """
         Return what goes into XCom as ``luma_summary``.
 
@@ -90,14 +105,23 @@ class BatchResult:
         reasons are cut first, then it holds only the first of them, and ``failed_not_listed`` says how many
         others there are.
         """
-        ids = {"missing": self._ordered(self.missing), "running": self._ordered(self.running)}
+        missing, running = self._ordered(self.missing), self._ordered(self.running)
         failed = {task_id: self.failed[task_id] for task_id in self._ordered(self.failed)}
-        room = max(MAX_BYTES - _SUMMARY_FRAME_BYTES - json_size(ids), _MIN_FAILED_BYTES)
+        room = max(
+            MAX_BYTES - _SUMMARY_FRAME_BYTES - json_size({"missing": missing, "running": running}),
+            _MIN_FAILED_BYTES,
+        )
         listed = fit_entries(failed, room)
         not_listed = len(failed) - len(listed)
-        return {"completed": self.completed_count, "failed": listed, **ids} | (
-            {"failed_not_listed": not_listed} if not_listed else {}
-        )
+        summary: LumaSummary = {
+            "completed": self.completed_count,
+            "failed": listed,
+            "missing": missing,
+            "running": running,
+        }
+        if not_listed:
+            summary["failed_not_listed"] = not_listed
+        return summary
 
     def _ordered(self, some: Collection[str]) -> list[str]:
         wanted = frozenset(some)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, cast
 
 from tenacity import RetryCallState, retry_if_exception_type
 from tenacity.stop import stop_base
-from tenacity.wait import wait_base, wait_exponential_jitter
+from tenacity.wait import wait_base, wait_exponential, wait_random
 
 from airflow_provider_luma.exceptions import RelayError, RelayRateLimitError, RelayTransientError
 
@@ -52,7 +52,7 @@ class RetryPolicy:
             "retry": retry_if_exception_type((RelayTransientError, RelayRateLimitError)),
             "stop": stop,
             "wait": _WaitRetryAfter(
-                wait_exponential_jitter(self.initial_delay, self.max_delay, jitter=self.initial_delay),
+                wait_exponential(self.initial_delay, self.max_delay) + wait_random(0, self.initial_delay),
                 self.max_delay,
             ),
             "before_sleep": _log_before_sleep,
@@ -94,13 +94,13 @@ class _WaitRetryAfter(wait_base):
     def __call__(self, retry_state: RetryCallState) -> float:
         error = _error(retry_state)
         retry_after = error.retry_after if isinstance(error, RelayError) else None
+        backoff = min(self._backoff(retry_state), self._max_delay)
         if retry_after is None:
-            return self._backoff(retry_state)
+            return backoff
         # Only a rate limit is waited out however long it is; transient errors are bounded in time, too.
         delay = retry_after if isinstance(error, RelayRateLimitError) else min(retry_after, self._max_delay)
         # "0" means that a retry is welcome, and not that it is welcome a hundred times.
-        delay = delay or self._backoff(retry_state)
-        return delay + random.uniform(0, 0.2)  # noqa: S311
+        return (delay or backoff) + random.uniform(0, 0.2)  # noqa: S311
 
 
 def _error(retry_state: RetryCallState) -> BaseException | None:

@@ -20,7 +20,7 @@ from airflow_provider_luma.relay.network import (
     validate_environment_proxies,
     validate_proxies,
 )
-from airflow_provider_luma.relay.settings import read_base_url, validate_api_key, validate_verify
+from airflow_provider_luma.relay.settings import parse_base_url, validate_api_key, validate_verify
 from airflow_provider_luma.relay.submit_response import outcome_unknown
 from airflow_provider_luma.relay.text import redact_text
 from airflow_provider_luma.relay.transport import (
@@ -64,7 +64,7 @@ class RelaySession:
         max_connections: int,
         event_hook: EventHook | None,
     ) -> None:
-        self.base_url = read_base_url(base_url)
+        self.base_url = parse_base_url(base_url)
         validate_environment_proxies(self.base_url)
         self._event_hook = event_hook
         self._api_key = validate_api_key(api_key)

@@ -13,7 +13,7 @@ DEFAULT_BASE_URL = "https://api.quickrouter.ai"
 MAX_TIMEOUT = 24 * 3600
 
 
-def read_base_url(host: str, port: int | None = None) -> str:
+def parse_base_url(host: str, port: int | None = None) -> str:
     """
     Return the base URL that a host means: ``https`` unless it says ``http://``; a path is kept.
 

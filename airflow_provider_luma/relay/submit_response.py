@@ -36,7 +36,7 @@ from airflow_provider_luma.relay.responses import (
 from airflow_provider_luma.relay.submitted_task import (
     MAX_DEPTH,
     find_task,
-    has_good_state_word,
+    has_good_state,
     has_known_state,
     is_task_location,
     iter_held_texts,
@@ -138,8 +138,8 @@ def _is_rejection(response: RelayResponse, body: Any, message: str) -> bool:
     if response.status in _REJECTED_STATUSES:
         return True
     outer = (body, *(body.get(key) for key in ("error", "detail"))) if isinstance(body, Mapping) else ()
-    said = _codes_and_types(holder for holder in outer if isinstance(holder, Mapping))
-    return response.status < 300 and any(code.lower() in _REJECTED_CODES for code in said)
+    codes = _codes_and_types(holder for holder in outer if isinstance(holder, Mapping))
+    return response.status < 300 and any(code.lower() in _REJECTED_CODES for code in codes)
 
 
 def _codes_and_types(holders: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -149,9 +149,9 @@ def _codes_and_types(holders: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 def _hints_at_a_task(response: RelayResponse, body: Any, message: str, extended_id: str | None) -> bool:
     """Say whether a rejection names something that may be a task of this submit, in a form of its own."""
-    said = response.body + b" " + response.headers.get("Location", "").encode(errors="replace")
-    said = _REQUEST_ID_IN_BYTES.sub(b"", re.sub(rb"\s+", b" ", said))
-    ids = [found[1] for found in _TASK_ID_IN_BYTES.finditer(said)] + _UUID_IN_BYTES.findall(said)
+    content = response.body + b" " + response.headers.get("Location", "").encode(errors="replace")
+    content = _REQUEST_ID_IN_BYTES.sub(b"", re.sub(rb"\s+", b" ", content))
+    ids = [found[1] for found in _TASK_ID_IN_BYTES.finditer(content)] + _UUID_IN_BYTES.findall(content)
     if any(may_be_task_id(task_id.decode(errors="replace"), extended_id) for task_id in ids):
         return True
     if is_task_location(response):
@@ -161,7 +161,7 @@ def _hints_at_a_task(response: RelayResponse, body: Any, message: str, extended_
     if _holds_an_id(body, message, extended_id):
         return True
     return any(
-        _is_like_a_task(item, extended_id) or (not message and has_good_state_word(item))
+        _is_like_a_task(item, extended_id) or (not message and has_good_state(item))
         for item in _objects(body)
     )
 
@@ -194,8 +194,8 @@ def _describe(response: RelayResponse, message: str) -> str:
     if is_html(response):
         return "with a web page (is this host a Luma relay?)"
     excerpt = text_excerpt(response)
-    said = f"{message}, in {excerpt}" if message and message != excerpt else excerpt
-    return f"without a task id: {said or 'an empty body'}"
+    shown = f"{message}, in {excerpt}" if message and message != excerpt else excerpt
+    return f"without a task id: {shown or 'an empty body'}"
 
 
 def _is_error(response: RelayResponse, body: Any, message: str, code: str) -> bool:

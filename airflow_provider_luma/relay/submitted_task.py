@@ -14,8 +14,8 @@ from urllib.parse import unquote
 
 from airflow_provider_luma.relay.responses import SUCCESS_CODES
 from airflow_provider_luma.relay.row import Json
-from airflow_provider_luma.relay.state_words import TaskState, is_known, parse_state
-from airflow_provider_luma.relay.task import LumaTask, read_task
+from airflow_provider_luma.relay.states import TaskState, is_documented, parse_state
+from airflow_provider_luma.relay.task import LumaTask, parse_task
 from airflow_provider_luma.relay.transport import RelayResponse
 
 _TASK_ID_KEYS, _PLAIN_ID_KEY = ("taskid", "generationid"), "id"
@@ -24,7 +24,7 @@ _OUTCOME_KEYS = ("result", "results", "output", "response")
 _HOLDER_KEYS = ("data", "task", "tasks", "generation", "generations", *_OUTCOME_KEYS)
 MAX_DEPTH = 5
 _ID = re.compile(r"[!-~]{1,200}")
-_NO_ID = re.compile(r"null|none|undefined|nil|false|-\d*|[0-]+|req(uest)?[_-].*", re.IGNORECASE)
+_NO_ID = re.compile(r"null|none|undefined|nil|false|-\d*|[0-]+|(req|request)[_-].*", re.IGNORECASE)
 # A text by itself is an id, and no message or date, when it has a digit and only what ids are made of.
 _LONE_ID = re.compile(r"(?!\d{4}-\d\d-\d\d)(?=.*\d)[\w.-]{6,200}", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE)
@@ -40,7 +40,7 @@ def find_task(
     holders = list(iter_holders(body))
     for task_id, holder in _named_ids(holders, is_error=is_error):
         if _ID.fullmatch(task_id) and may_be_task_id(task_id, extended_id):
-            known = read_task(holder)
+            known = parse_task(holder)
             return LumaTask(task_id, known.state if known else TaskState.PENDING, raw=holder)
     lone = None if is_error else _lone_id(response, body, code)
     return LumaTask(lone, TaskState.PENDING) if lone and may_be_task_id(lone, extended_id) else None
@@ -77,17 +77,17 @@ def _named_ids(holders: list[Json], *, is_error: bool) -> Iterator[tuple[str, Js
 
 def has_known_state(holder: Json) -> bool:
     """Say whether an object has the state of a task; an error, too, may say "failed" of a request."""
-    return read_task(holder) is not None and has_good_state_word(holder)
+    return parse_task(holder) is not None and has_good_state(holder)
 
 
 def _is_unfinished_task(holder: Json) -> bool:
-    task = read_task(holder)
-    return task is not None and task.knows_state_word and not task.is_terminal
+    task = parse_task(holder)
+    return task is not None and task.is_known_state and not task.is_terminal
 
 
-def has_good_state_word(holder: Json) -> bool:
-    state, word = parse_state(holder)
-    return is_known(word) and state is not TaskState.FAILED
+def has_good_state(holder: Json) -> bool:
+    state, raw_state = parse_state(holder)
+    return is_documented(raw_state) and state is not TaskState.FAILED
 
 
 def _fold_keys(holder: Json) -> dict[str, Any]:

@@ -3,7 +3,7 @@ One Luma task as a relay describes it.
 
 Relays publish two shapes of ``POST /luma/tasks``: a bare array of Luma objects, and
 ``{"code", "message", "data": [rows]}`` whose rows wrap the Luma object in ``data``. Either may leave out
-or null any key. :func:`read_tasks` reads both, with the field names that ``row`` and ``media`` know.
+or null any key. :func:`parse_tasks` reads both, with the field names that ``row`` and ``media`` know.
 
 A relay is not trusted: text is sanitized and truncated here, where it is read, and an id or a URL that is not
 plain text counts as absent. :attr:`LumaTask.raw` alone is as the relay sent it.
@@ -32,11 +32,11 @@ from airflow_provider_luma.relay.row import (
     number,
     parse_time,
 )
-from airflow_provider_luma.relay.state_words import (
-    MAX_WORD_CHARS,
+from airflow_provider_luma.relay.states import (
+    MAX_STATE_CHARS,
     TERMINAL_STATES,
     TaskState,
-    is_known,
+    is_documented,
     parse_state,
 )
 from airflow_provider_luma.relay.text import clean_text, redact_text
@@ -75,15 +75,15 @@ class LumaTask:
     One Luma task as the relay described it.
 
     :param id: the Luma task id, never the row number of a wrapped response.
-    :param state: the meaning of the state word. An undocumented word means ``COMPLETED`` where the video's
-        URL is there too and neither the word nor an error speaks against it, else ``PROCESSING``.
-    :param state_word: the word as the relay sent it.
-    :param raw: the complete JSON of this task, unknown keys included, and not cleaned.
+    :param state: the parsed state. An undocumented one means ``COMPLETED`` if the video's URL is there and
+        neither the state nor an error rules that out, else ``PROCESSING``.
+    :param raw_state: the state as the relay sent it.
+    :param raw: the complete JSON of this task, unknown keys included, and not sanitized.
     """
 
     id: str
     state: TaskState
-    state_word: str = ""
+    raw_state: str = ""
     raw: Json = field(default_factory=dict, repr=False)
 
     @property
@@ -91,8 +91,8 @@ class LumaTask:
         return self.state in TERMINAL_STATES
 
     @property
-    def knows_state_word(self) -> bool:
-        return is_known(self.state_word)
+    def is_known_state(self) -> bool:
+        return is_documented(self.raw_state)
 
     @property
     def failure_reason(self) -> str | None:
@@ -106,13 +106,13 @@ class LumaTask:
     @property
     def prompt(self) -> str | None:
         luma = luma_object(self.raw)
-        return _prose(child(luma, "request").get("prompt")) or _prose(luma.get("prompt"))
+        return _clean_prompt(child(luma, "request").get("prompt")) or _clean_prompt(luma.get("prompt"))
 
     @property
     def aspect_ratio(self) -> str | None:
         luma = luma_object(self.raw)
         ratios = (child(luma, "request").get("aspect_ratio"), luma.get("aspect_ratio"))
-        return next(filter(None, (clean_text(ratio, MAX_WORD_CHARS) for ratio in ratios)), None)
+        return next(filter(None, (clean_text(ratio, MAX_STATE_CHARS) for ratio in ratios)), None)
 
     @property
     def created_at(self) -> pendulum.DateTime | None:
@@ -148,51 +148,51 @@ class LumaTask:
 
     @property
     def thumbnail(self) -> Media | None:
-        return self._picture("thumbnail")
+        return self._image("thumbnail")
 
     @property
     def last_frame(self) -> Media | None:
-        return self._picture("last_frame")
+        return self._image("last_frame")
 
     def media(self, kind: str) -> Media | None:
         """Return the file of this kind, one of :data:`MEDIA_KINDS`."""
         found: Media | None = getattr(self, kind)
         return found
 
-    def _picture(self, name: str) -> Media | None:
+    def _image(self, name: str) -> Media | None:
         parts = list(iter_parts(self.raw, name))
         return parse_media(parts, [part.get("url") for part in parts])
 
 
-def read_tasks(rows: Iterable[Any]) -> dict[str, LumaTask]:
+def parse_tasks(rows: Iterable[Any]) -> dict[str, LumaTask]:
     """
-    Read the rows of a response, keyed by Luma task id.
+    Parse the rows of a response, keyed by Luma task id.
 
     A row without an id is left out. Of several rows for one id that with the video wins, then a failed one,
     then a completed one.
     """
     tasks: dict[str, LumaTask] = {}
     for row in rows:
-        if isinstance(row, Mapping) and (task := read_task(row)) is not None:
+        if isinstance(row, Mapping) and (task := parse_task(row)) is not None:
             known = tasks.get(task.id)
-            if known is None or _weight(task) > _weight(known):
+            if known is None or _rank(task) > _rank(known):
                 tasks[task.id] = task
     return tasks
 
 
-def read_task(row: Json) -> LumaTask | None:
-    """Read one row of either shape, ``None`` when it names no task."""
+def parse_task(row: Json) -> LumaTask | None:
+    """Parse a row of either shape; ``None`` if it identifies no task."""
     luma = luma_object(row)
     # Only text is an id: the integer "id" of a wrapped row is a database key.
     names = (row.get("task_id"), luma.get("id"), luma.get("task_id"), row.get("id"))
     task_id = next((name for name in names if isinstance(name, str) and name), None)
     if task_id is None or not is_valid_id(task_id):
         return None
-    state, word = parse_state(row)
-    return LumaTask(task_id, state, word, row)
+    state, raw_state = parse_state(row)
+    return LumaTask(task_id, state, raw_state, row)
 
 
-def _weight(task: LumaTask) -> int:
+def _rank(task: LumaTask) -> int:
     if not task.is_terminal:
         return 0
     if task.state is TaskState.FAILED:
@@ -205,5 +205,5 @@ def is_valid_id(task_id: str) -> bool:
     return bool(_PLAIN_ID.fullmatch(task_id)) or task_id == clean_text(task_id, MAX_ID_CHARS) != ""
 
 
-def _prose(value: Any) -> str | None:
+def _clean_prompt(value: Any) -> str | None:
     return clean_text(value, _MAX_PROMPT_CHARS) or None

@@ -1,6 +1,6 @@
 """A relay and a CDN on loopback, to try DAGs against without spending credits. Needs no Airflow."""
 
-from airflow_provider_luma.sandbox.faults import Faults, ScriptedAnswer
-from airflow_provider_luma.sandbox.server import Sandbox
+from airflow_provider_luma.sandbox.faults import Faults, ScriptedResponse
+from airflow_provider_luma.sandbox.sandbox import Sandbox
 
-__all__ = ["Faults", "Sandbox", "ScriptedAnswer"]
+__all__ = ["Faults", "Sandbox", "ScriptedResponse"]

@@ -46,8 +46,8 @@ def _sandbox(options: argparse.Namespace) -> Sandbox:
         rate_limited=options.rate_limit,
         retry_after=options.retry_after,
         server_errors=options.server_errors,
-        slow=options.slow,
-        cut_downloads=options.cut_downloads,
+        latency=options.latency,
+        truncated_downloads=options.truncated_downloads,
     )
     return Sandbox(
         tasks=options.tasks,
@@ -86,11 +86,17 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_tasks(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
-    add("--tasks", type=int, default=6, metavar="N", help="tasks there are from the start (default: 6)")
+    add("--tasks", type=int, default=6, metavar="N", help="tasks that exist from the start (default: 6)")
     add("--seconds", type=float, default=20, metavar="S", help="how long the slowest takes (default: 20)")
     add("--fail", type=float, default=0.2, metavar="SHARE", help="share of tasks that fail (default: 0.2)")
     add("--video-bytes", type=int, metavar="N", help="size of each video (default: about 65,000)")
-    add("--seed", type=int, default=0, metavar="N", help="gives ids and chances; the same again for the same")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="decides ids and faults; the same seed gives the same",
+    )
 
 
 def _add_money(group: argparse._ArgumentGroup) -> None:
@@ -132,8 +138,8 @@ def _add_faults(group: argparse._ArgumentGroup) -> None:
         metavar="SHARE",
         help="status queries that get a 500, 502 or 503",
     )
-    add("--slow", type=float, default=0, metavar="S", help="seconds added to each response")
-    add("--cut-downloads", type=float, default=0, metavar="SHARE", help="downloads truncated half way")
+    add("--latency", type=float, default=0, metavar="S", help="seconds added to each response")
+    add("--truncated-downloads", type=float, default=0, metavar="SHARE", help="downloads truncated half way")
     add("--link-ttl", type=float, metavar="S", help="seconds for which a URL is valid (default: 7 days)")
 
 

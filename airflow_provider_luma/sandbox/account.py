@@ -6,8 +6,8 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Literal
 
-from airflow_provider_luma.sandbox.answers import task_error
-from airflow_provider_luma.sandbox.faults import ScriptedAnswer, Window
+from airflow_provider_luma.sandbox.faults import ScriptedResponse, SlidingWindow
+from airflow_provider_luma.sandbox.payloads import task_error
 
 if TYPE_CHECKING:
     from airflow_provider_luma.sandbox.clock import Clock
@@ -20,7 +20,7 @@ QUOTA_PER_USD = 500_000
 RATES = {"USD": 1.0, "CNY": 7.0, "TOKENS": float(QUOTA_PER_USD), "CUSTOM": 100.0}
 CUSTOM_SYMBOL = "credits"
 PRICED_MODELS = ("luma_video_api", "luma_video_extend_api")
-# How the old form of the balance says that a key has no limit.
+# The old form of the balance reports it for a key without a limit.
 NO_LIMIT = 100_000_000
 
 TOKEN_USAGE = ("GET", "/api/usage/token/")
@@ -42,7 +42,7 @@ class Account:
     Is charged before each generation, and refunded when one fails.
 
     :param clock: the sandbox's clock.
-    :param balance: what there is to spend at the start, in ``unit``; no end of it if None.
+    :param balance: at the start, in ``unit``; unlimited if None.
     :param price: of a generation, in ``unit``.
     :param unit: ``USD``, ``CNY``, ``TOKENS`` or ``CUSTOM``.
     :param billing: which balance endpoints there are: ``token`` (of the key, with prices), ``dashboard`` (the
@@ -70,7 +70,7 @@ class Account:
         # All take equally long, so that the first is the first to end.
         self._running: deque[Task] = deque()
         self._lock = threading.Lock()
-        self._token_queries = Window(seconds=20 * 60)
+        self._token_queries = SlidingWindow(seconds=20 * 60)
 
     @property
     def price(self) -> int:
@@ -79,7 +79,7 @@ class Account:
 
     @property
     def balance(self) -> float | None:
-        """What is left to spend, in ``unit``; None if there is no end of it."""
+        """What is left to spend, in ``unit``; None if it is unlimited."""
         with self._lock:
             self._settle()
             return None if self._granted is None else self._amount(self._granted - self._spent)
@@ -89,8 +89,8 @@ class Account:
         with self._lock:
             self._granted = None if balance is None else self._spent + self._quota(balance)
 
-    def reject(self) -> ScriptedAnswer | None:
-        """Say why the account may not submit now, if so."""
+    def rejection(self) -> ScriptedResponse | None:
+        """Return the error of an account that may not submit now; None if it may."""
         left = self.balance
         if self.max_running is not None and len(self._running) >= self.max_running:
             message = "group upstream load saturated, please try again later"
@@ -105,15 +105,15 @@ class Account:
             self._spent += task.quota or 0
             self._running.append(task)
 
-    def answer(self, call: tuple[str, str]) -> ScriptedAnswer | None:
-        """Answer a request to one of the balance endpoints; None where the relay has no such one."""
+    def respond(self, call: tuple[str, str]) -> ScriptedResponse | None:
+        """Respond to a request to one of the balance endpoints; return None if the relay does not have it."""
         if call not in _FORMS[self._billing]:
             return None
         if call == TOKEN_USAGE and self._token_queries.admit(20, self._clock.now()):
-            return ScriptedAnswer(429, content_type=None)
+            return ScriptedResponse(429, content_type=None)
         with self._lock:
             self._settle()
-            return ScriptedAnswer(body=self._body(call))
+            return ScriptedResponse(body=self._body(call))
 
     def _body(self, call: tuple[str, str]) -> dict[str, Any]:
         granted, spent = self._granted, self._spent
@@ -163,11 +163,11 @@ class Account:
         return {"success": True, "message": "", "data": status}
 
     def _settle(self) -> None:
-        """Let go of the generations that have ended, and refund those that failed."""
+        """Remove the generations that have ended, and refund those that failed."""
         now = self._clock.now()
-        while self._running and self._running[0].finishes <= now:
-            ended = self._running.popleft()
-            self._spent -= (ended.quota or 0) if ended.fails else 0
+        while self._running and self._running[0].finishes_at <= now:
+            task = self._running.popleft()
+            self._spent -= (task.quota or 0) if task.failure_reason else 0
 
     def _quota(self, amount: float) -> int:
         return round(amount * QUOTA_PER_USD / RATES[self._unit])

@@ -1,4 +1,4 @@
-"""The one clock all of a sandbox goes by, and how its times are written."""
+"""The clock that a sandbox uses throughout, and the format of its times."""
 
 from __future__ import annotations
 

@@ -22,13 +22,13 @@ class Faults:
     :param rate_limited: share of status queries that get a 429.
     :param retry_after: the ``Retry-After`` of those, in seconds; None sends neither the header nor a body.
     :param server_errors: share of status queries that get a 500, 502 (an HTML page) or 503.
-    :param slow: seconds added to each response of the relay and of the CDN.
-    :param cut_downloads: share of downloads whose connection is closed half way.
-    :param refused_downloads: share of downloads that get a 403.
+    :param latency: seconds added to each response of the relay and of the CDN.
+    :param truncated_downloads: share of downloads whose connection is closed half way.
+    :param rejected_downloads: share of downloads that get a 403.
     :param submits_rate_limited: share of submits that get a 429, without a task.
-    :param submits_refused: share of submits that get a 503 before a task is created.
-    :param submits_lost: share of submits that create a task, are charged and then get a 502.
-    :param submits_cut: share of submits that create a task, are charged and then get no response.
+    :param submits_unavailable: share of submits that get a 503 before a task is created.
+    :param submits_bad_gateway: share of submits that create a task, are charged and then get a 502.
+    :param submits_response_lost: share of submits that create a task, are charged and then get no response.
     :param limit_per_minute: how many status queries a minute are served; those above get a 429 whose
         ``Retry-After`` is right. No limit if None.
     """
@@ -36,25 +36,25 @@ class Faults:
     rate_limited: float = 0.0
     retry_after: float | None = None
     server_errors: float = 0.0
-    slow: float = 0.0
-    cut_downloads: float = 0.0
-    refused_downloads: float = 0.0
+    latency: float = 0.0
+    truncated_downloads: float = 0.0
+    rejected_downloads: float = 0.0
     submits_rate_limited: float = 0.0
-    submits_refused: float = 0.0
-    submits_lost: float = 0.0
-    submits_cut: float = 0.0
+    submits_unavailable: float = 0.0
+    submits_bad_gateway: float = 0.0
+    submits_response_lost: float = 0.0
     limit_per_minute: int | None = None
 
     def __post_init__(self) -> None:
         for share in fields(self):
-            if share.name in {"retry_after", "slow", "limit_per_minute"}:
+            if share.name in {"retry_after", "latency", "limit_per_minute"}:
                 continue
             if not 0 <= getattr(self, share.name) <= 1:
                 raise ValueError(f"{share.name} is a share from 0 to 1, not {getattr(self, share.name)}")
 
 
 @dataclass(frozen=True)
-class ScriptedAnswer:
+class ScriptedResponse:
     """
     One response, byte for byte.
 
@@ -63,7 +63,7 @@ class ScriptedAnswer:
     :param headers: sent besides ``Content-Type`` and ``Content-Length``.
     :param content_type: None leaves the header out.
     :param delay: seconds before the response begins.
-    :param cut: close the connection half way through the body.
+    :param truncated: close the connection half way through the body.
     """
 
     status: int = 200
@@ -71,7 +71,7 @@ class ScriptedAnswer:
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str | None = "application/json"
     delay: float = 0.0
-    cut: bool = False
+    truncated: bool = False
 
     @property
     def content(self) -> bytes:
@@ -82,24 +82,26 @@ class ScriptedAnswer:
         return json.dumps(self.body, ensure_ascii=False, check_circular=False, separators=(",", ":")).encode()
 
 
-class Dice:
-    """Draws the fault of a request; the same ones for the same seed and number of requests."""
+class FaultSampler:
+    """Samples the fault of a request: the same faults for the same seed and number of requests."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def draw(self, *shares: float) -> int | None:
-        """Give the index of the one that strikes, each with the chance of its share; None if none does."""
+        """Return the index of the fault that applies, each with its share as probability; None if none."""
         drawn = self._random.random()
-        return next((index for index, sum_ in enumerate(itertools.accumulate(shares)) if drawn < sum_), None)
+        return next(
+            (index for index, total in enumerate(itertools.accumulate(shares)) if drawn < total), None
+        )
 
-    def choose(self, answers: Sequence[ScriptedAnswer]) -> ScriptedAnswer:
-        return self._random.choice(answers)
+    def choose(self, responses: Sequence[ScriptedResponse]) -> ScriptedResponse:
+        return self._random.choice(responses)
 
 
-class Window:
+class SlidingWindow:
     """
-    A sliding window over the requests that were served.
+    A rate limit: a sliding window over the requests that were served.
 
     :param seconds: its length.
     """
@@ -109,7 +111,7 @@ class Window:
         self._served: deque[float] = deque()
 
     def admit(self, limit: int, now: float) -> int:
-        """Count a request in and give 0, or return the full seconds after which there is room for it."""
+        """Count a request and return 0, or return the full seconds after which it would be admitted."""
         while self._served and self._served[0] <= now - self._seconds:
             self._served.popleft()
         if len(self._served) < limit:

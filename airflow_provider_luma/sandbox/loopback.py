@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-PATIENCE = 10.0
+TIMEOUT = 10.0
 
 
 class Loopback:
     """
-    Applications served from one thread, each on a port of its own; accepting when the constructor returns.
+    Applications served from one thread, each on a port of its own. The constructor returns when they accept.
 
     :param host: the address all of them listen on.
     :param apps: the applications by their ports; a port of 0 takes a free one.
@@ -34,15 +34,15 @@ class Loopback:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="luma-sandbox", daemon=True)
         self._thread.start()
-        if not all(server.accepts.wait(PATIENCE) for server in self._servers.values()):
+        if not all(server.started_up.wait(TIMEOUT) for server in self._servers.values()):
             self.stop()
-            raise RuntimeError(f"the sandbox's servers did not start within {PATIENCE} seconds")
+            raise RuntimeError(f"the sandbox's servers did not start within {TIMEOUT} seconds")
 
     def stop(self) -> None:
         """Drop all connections, also those during a response, and end the thread."""
         for server in self._servers.values():
-            self._loop.call_soon_threadsafe(server.leave)
-        self._thread.join(PATIENCE)
+            self._loop.call_soon_threadsafe(server.exit)
+        self._thread.join(TIMEOUT)
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -50,12 +50,12 @@ class Loopback:
 
 
 class _Server(uvicorn.Server):
-    """Serves one application; its requests find a ``hang_up`` in their scope, which closes the connection."""
+    """Serves one application; its requests find an ``abort`` in their scope, which closes the connection."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self.accepts = threading.Event()
+        self.started_up = threading.Event()
         self._app = app
-        self._leaving = asyncio.Event()
+        self._exiting = asyncio.Event()
         config = uvicorn.Config(
             self._serve_request,
             http="h11",
@@ -72,16 +72,16 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.accepts.set()
+        self.started_up.set()
 
     async def main_loop(self) -> None:
-        # Uvicorn's own looks ten times a second whether to leave. The tick keeps the Date header right.
+        # Uvicorn's own checks ten times a second whether to exit. The tick keeps the Date header right.
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._leaving.wait(), 1.0)
+                await asyncio.wait_for(self._exiting.wait(), 1.0)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        # Uvicorn's own is polite to clients, which takes a tenth of a second at the least.
+        # Uvicorn's own waits for clients, at least a tenth of a second.
         for listener in self.servers:
             listener.close()
         for connection in list(self.server_state.connections):
@@ -89,15 +89,15 @@ class _Server(uvicorn.Server):
         if self.server_state.tasks:
             await asyncio.wait(self.server_state.tasks, timeout=1)
 
-    def leave(self) -> None:
+    def exit(self) -> None:
         self.should_exit = True
-        self._leaving.set()
+        self._exiting.set()
 
     async def _serve_request(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["hang_up"] = functools.partial(self._hang_up, scope["client"])
+        scope["abort"] = functools.partial(self._abort, scope["client"])
         await self._app(scope, receive, send)
 
-    def _hang_up(self, client: tuple[str, int]) -> None:
+    def _abort(self, client: tuple[str, int]) -> None:
         for connection in list(self.server_state.connections):
             if getattr(connection, "client", None) == client:
                 connection.transport.close()

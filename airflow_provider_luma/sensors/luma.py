@@ -18,14 +18,13 @@ from airflow.providers.common.compat.sdk import (
     conf,
 )
 
-from airflow_provider_luma.airflow_exceptions import (
+from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
+from airflow_provider_luma.airflow_version import (
     AirflowRescheduleException,
-    LumaTaskFailedError,
     TaskDeferralError,
     TaskDeferralTimeout,
-    fail_without_retry,
 )
-from airflow_provider_luma.arguments import FailWhen, check_number
+from airflow_provider_luma.arguments import FailWhen, validate_number
 from airflow_provider_luma.exceptions import RelayError, error_from_dict
 from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.result import Outcome
@@ -99,7 +98,7 @@ class LumaTaskSensor(BaseSensorOperator):
         self.deferrable = deferrable
         self._wait: Wait | None = None
         FailWhen.parse(fail_when)
-        check_number("missing_grace", missing_grace, zero=True)
+        validate_number("missing_grace", missing_grace, allow_zero=True)
 
     @cached_property
     def hook(self) -> LumaHook:

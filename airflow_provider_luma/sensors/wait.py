@@ -14,7 +14,7 @@ from airflow_provider_luma.exceptions import (
     RelayRateLimitError,
     RelayTransientError,
     TriggerEventError,
-    most_telling_error,
+    most_specific_error,
 )
 from airflow_provider_luma.metrics import count_tasks
 from airflow_provider_luma.relay.batch import TaskBatch
@@ -113,7 +113,7 @@ class Wait:
         except TimeoutError as cut:
             self._log.info("The poll was ended with the wait: %s", cut)
         if errors:
-            raise most_telling_error(errors)
+            raise most_specific_error(errors)
 
     def _query(self, query: _Query, ids: Sequence[str], evidence: Evidence, *, once: bool) -> list[Exception]:
         """Query a batch, and after an error its ids in smaller ones; return the errors that remain."""

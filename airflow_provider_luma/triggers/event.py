@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypedDict
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
@@ -21,6 +21,14 @@ from airflow_provider_luma.triggers.subscription import Subscription
 
 # So long Airflow may take to store an event. What it has not stored must not be remembered as fired.
 _STORING_SECONDS = 2
+
+
+class TaskEvent(TypedDict):
+    """The payload of an event: ``state`` is ``completed`` or ``failed``."""
+
+    id: str
+    state: str
+    failure_reason: str | None
 
 
 class LumaTaskEventTrigger(BaseEventTrigger):
@@ -123,7 +131,7 @@ class LumaTaskEventTrigger(BaseEventTrigger):
             return None
 
 
-def _payload(task_id: str, result: BatchResult) -> dict[str, str | None]:
+def _payload(task_id: str, result: BatchResult) -> TaskEvent:
     reason = result.failed.get(task_id)
     return {
         "id": task_id,

@@ -98,7 +98,7 @@ class Poller:
         # More threads than slots, made only when needed: an aborted request frees its slot at once, and its
         # thread a moment later, or when a name server has responded.
         threads = _THREADS_PER_SLOT * settings.max_in_flight
-        self._client = settings.client(max_connections=threads)
+        self._client = settings.create_client(max_connections=threads)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="luma-poll")
         self._slots = asyncio.Semaphore(settings.max_in_flight)
         self._limiter = RateLimiter(settings.max_requests_per_minute)

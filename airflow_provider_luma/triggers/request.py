@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from airflow_provider_luma.relay.client import RelayClient
 from airflow_provider_luma.relay.isolation import Evidence
-from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.transport import Exchange
 from airflow_provider_luma.triggers.subscription import Subscription

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from airflow_provider_luma.arguments import FailWhen
-from airflow_provider_luma.exceptions import is_permanent, most_telling_error
+from airflow_provider_luma.exceptions import is_permanent, most_specific_error
 from airflow_provider_luma.relay.batch import TaskBatch
 from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS, PollSchedule
@@ -123,7 +123,7 @@ class Subscription:
         errors, self._errors = self._errors, []
         self.last_error = errors[-1] if errors else None
         if fatal := [error for error in errors if self._is_fatal(error, now)]:
-            self.end_with(most_telling_error(fatal))
+            self.end_with(most_specific_error(fatal))
         elif self.batch.outcome(self._fail_when, fail_fast=self._fail_fast) is not Outcome.RUNNING:
             self.end("done")
         elif now >= self._deadline:

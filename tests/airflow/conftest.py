@@ -29,8 +29,8 @@ def _send_dates_as_supervisors_do() -> None:
     original = TaskInstanceOperations.get_reschedule_start_date
 
     def sent(self: Any, *arguments: Any, **named: Any) -> TaskRescheduleStartDate:
-        answer = original(self, *arguments, **named)
-        return TaskRescheduleStartDate.model_validate({"start_date": answer.start_date})
+        response = original(self, *arguments, **named)
+        return TaskRescheduleStartDate.model_validate({"start_date": response.start_date})
 
     TaskInstanceOperations.get_reschedule_start_date = sent
 

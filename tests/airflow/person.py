@@ -14,7 +14,7 @@ _DETAILS = "/api/v2/dags/~/dagRuns/~/hitlDetails"
 
 class Person:
     """
-    Reads what is asked, and responds.
+    Reads the open questions, and answers them.
 
     :param answers: for the id of each task, chooses among its options.
     """
@@ -24,14 +24,14 @@ class Person:
         self._read: dict[str, list[dict[str, Any]]] = {}
 
     def read(self, task_id: str) -> list[dict[str, Any]]:
-        """Return what a task asked."""
+        """Return the question of a task."""
         return self._read.get(task_id, [])
 
     def respond(self, client: Any) -> None:
-        """Respond to all that is asked now."""
-        asked = client.get(_DETAILS, params={"response_received": False})
-        asked.raise_for_status()
-        for detail in asked.json()["hitl_details"]:
+        """Answer all open questions."""
+        response = client.get(_DETAILS, params={"response_received": False})
+        response.raise_for_status()
+        for detail in response.json()["hitl_details"]:
             instance = detail["task_instance"]
             task_id = instance["task_id"]
             path = (

@@ -14,7 +14,7 @@ from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.sandbox import Sandbox
 from tests.airflow.test_poller import event_of, result_of, together, trigger
 from tests.airflow.test_poller_faults import connect_to
-from tests.airflow.waiting import Wait, answers, ended, summary
+from tests.airflow.waiting import Wait, ended, responses, summary
 from tests.serving import Quiet, serving
 
 IDS = [f"id-{n:02}" for n in range(50)]
@@ -36,14 +36,14 @@ def relay_that_fails_with(bad: str, status: int) -> Iterator[tuple[str, list[lis
                 self.wfile.write(b'{"message": "no luck with this id"}')
             else:
                 rows = [{"id": task_id, "state": "completed"} for task_id in ids]
-                self.answer(json.dumps(rows).encode(), "application/json")
+                self.respond(json.dumps(rows).encode(), "application/json")
 
     with serving(Relay) as url:
         yield url, requests
 
 
 @pytest.mark.parametrize("status", [500, 400, 404])
-def test_an_id_with_which_the_relay_fails_ends_its_own_trigger_alone(
+def test_an_id_on_which_the_relay_fails_ends_only_its_own_trigger(
     monkeypatch: pytest.MonkeyPatch, quick_retries: RetryPolicy, status: int
 ) -> None:
     with relay_that_fails_with(IDS[17], status) as (url, requests):
@@ -54,11 +54,11 @@ def test_an_id_with_which_the_relay_fails_ends_its_own_trigger_alone(
     assert len(requests) <= quick_retries.max_attempts + 16
 
 
-def test_a_huge_row_ends_its_own_trigger_alone(
+def test_a_huge_row_ends_only_its_own_trigger(
     sandbox: Sandbox, connect: Callable[..., None], quick_retries: RetryPolicy
 ) -> None:
     connect(sandbox, max_response_bytes=300_000)
-    ids = [sandbox.add_task(seconds=0, fails="x" * 400_000 if n == 17 else None) for n in range(50)]
+    ids = [sandbox.add_task(seconds=0, failure_reason="x" * 400_000 if n == 17 else None) for n in range(50)]
     events = together(*(event_of(trigger(task_id, timeout=300)) for task_id in ids))
     assert Counter(event["status"] for event in events) == {"done": 49, "error": 1}
     assert "max_response_bytes (300000)" in events[17]["error"]["message"]
@@ -66,7 +66,7 @@ def test_a_huge_row_ends_its_own_trigger_alone(
 
 @pytest.mark.parametrize("status", [500, 400])
 @pytest.mark.usefixtures("airflow_db", "quick_retries")
-def test_a_bad_id_leaves_nothing_unknown_of_the_others(
+def test_a_bad_id_hides_no_outcome_of_the_others(
     wait: Wait, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     with relay_that_fails_with(IDS[17], status) as (url, _):
@@ -77,11 +77,11 @@ def test_a_bad_id_leaves_nothing_unknown_of_the_others(
 
 
 @pytest.mark.usefixtures("airflow_db", "quick_retries")
-def test_a_huge_row_leaves_nothing_unknown_of_the_others(
+def test_a_huge_row_hides_no_outcome_of_the_others(
     wait: Wait, sandbox: Sandbox, connect: Callable[..., None]
 ) -> None:
     connect(sandbox, max_response_bytes=300_000)
-    ids = [sandbox.add_task(seconds=0, fails="x" * 400_000 if n == 17 else None) for n in range(50)]
+    ids = [sandbox.add_task(seconds=0, failure_reason="x" * 400_000 if n == 17 else None) for n in range(50)]
     run = wait(ids, silent_fail=True, timeout=2)
     assert ended(run, "failed")
     assert run.xcom("wait", "luma_summary") == summary(49, running=[ids[17]])
@@ -92,18 +92,18 @@ def test_fail_fast_and_silent_fail_decide_alike_beside_a_bad_id(
     wait: Wait, sandbox: Sandbox, connect: Callable[..., None]
 ) -> None:
     connect(sandbox, max_response_bytes=300_000)
-    failed = sandbox.add_task(seconds=0.5, fails="moderation")
-    huge = sandbox.add_task(seconds=0, fails="x" * 400_000)
+    failed = sandbox.add_task(seconds=0.5, failure_reason="moderation")
+    huge = sandbox.add_task(seconds=0, failure_reason="x" * 400_000)
     run = wait([failed, huge, sandbox.add_task(seconds=math.inf)], silent_fail=True, fail_fast=True)
     assert ended(run, "failed")
     assert run.xcom("wait", "luma_summary")["failed"] == {failed: "moderation"}
 
 
-def test_a_relay_that_is_down_is_asked_little_more_often(
+def test_a_relay_that_is_down_gets_few_extra_requests(
     sandbox: Sandbox, connect: Callable[..., None], quick_retries: RetryPolicy
 ) -> None:
     connect(sandbox, batch_size=10, max_in_flight=1)
-    sandbox.script(*answers(*[500] * 100))
+    sandbox.script(*responses(*[500] * 100))
     ids = [sandbox.add_task(seconds=0) for _ in range(50)]
     (event,) = together(event_of(trigger(*ids, timeout=300)))
     assert event["status"] == "error"

@@ -1,4 +1,4 @@
-"""The balance through the hook: read seldom, kept for a while, and told where it is useful."""
+"""The balance through the hook: read seldom, cached for a while, and shown where it is useful."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tests.sandbox.conftest import HandClock
 ENDPOINT = "/api/usage/token/"
 
 
-def test_the_hook_tells_what_is_left_and_asks_once_a_minute(connect: Callable[..., None]) -> None:
+def test_the_hook_returns_the_balance_and_queries_once_a_minute(connect: Callable[..., None]) -> None:
     with Sandbox(tasks=0, balance=12.5) as sandbox:
         connect(sandbox)
         hook = LumaHook()
         with ThreadPoolExecutor(8) as threads:
-            told = list(threads.map(lambda _: hook.get_balance(), range(50)))
-        assert told == [Money(12.5, "USD")] * 50
+            balances = list(threads.map(lambda _: hook.get_balance(), range(50)))
+        assert balances == [Money(12.5, "USD")] * 50
         assert [request.path for request in sandbox.requests].count(ENDPOINT) == 1
 
 
-def test_a_relay_that_tells_no_balance_is_named_once(
+def test_a_relay_without_a_balance_is_logged_once(
     connect: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="airflow_provider_luma.balance")
@@ -36,11 +36,11 @@ def test_a_relay_that_tells_no_balance_is_named_once(
         hook = LumaHook()
         assert [hook.get_balance() for _ in range(3)] == [None] * 3
         assert hook.test_connection() == (True, f"The relay at {sandbox.base_url} accepts the API key.")
-    said = "The relay of the connection 'luma_default' does not report a balance"
-    assert caplog.text.count(said) == 1
+    message = "The relay of the connection 'luma_default' does not report a balance"
+    assert caplog.text.count(message) == 1
 
 
-def test_the_connection_test_tells_the_balance(connect: Callable[..., None]) -> None:
+def test_the_connection_test_shows_the_balance(connect: Callable[..., None]) -> None:
     with Sandbox(tasks=0, balance=12.5) as sandbox:
         connect(sandbox)
         good, message = LumaHook().test_connection()
@@ -108,8 +108,8 @@ def test_an_error_says_when_the_next_query_may_be_due(clock: HandClock) -> None:
 
 
 def test_a_page_in_between_does_not_hide_an_earlier_reading(clock: HandClock) -> None:
-    told: list[Money | None] = [Money(5, "USD"), None, None]
-    get = BalanceReader(lambda: told.pop(0), "luma_default", clock).get
+    balances: list[Money | None] = [Money(5, "USD"), None, None]
+    get = BalanceReader(lambda: balances.pop(0), "luma_default", clock).get
     assert get() == Money(5, "USD")
     clock.move(MIN_INTERVAL)
     assert get() == Money(5, "USD")

@@ -12,7 +12,7 @@ import pytest
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
 from airflow_provider_luma.relay.generation import Generation
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.submit_journal import HEAD_KEY, SEGMENT_SIZE, Head
 from airflow_provider_luma.submit_record import ACTIONS, Action, Phase, SubmitRecord
 from airflow_provider_luma.task_state import object_name
@@ -53,7 +53,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("phase", "is_cleared"), CELLS)
-def test_each_phase_leads_to_what_its_row_says(
+def test_each_phase_leads_to_the_action_in_its_row(
     store: Store, sandbox: Sandbox, phase: Phase | None, is_cleared: bool
 ) -> None:
     task = BatchTask(store, prompts=PROMPTS[:2])
@@ -84,7 +84,7 @@ def test_a_kill_at_any_line_is_paid_for_once(
     sandbox: Sandbox, tmp_path: Path, place: str, way_back: str, quick_retries: Any
 ) -> None:
     """From the first record to the return: each prompt is charged once, or named as unknown."""
-    line, died, doubts, reconnects = 0, True, 0, 0
+    line, died, unknown_outcomes, reconnects = 0, True, 0, 0
     while died:
         line += STEP
         (tmp_path / f"{line}").mkdir()
@@ -110,12 +110,12 @@ def test_a_kill_at_any_line_is_paid_for_once(
         charged = charges(sandbox, before)
         assert charged.total() == len(charged)
         assert set(expected) <= set(charged)
-        doubts += len(unknown)
+        unknown_outcomes += len(unknown)
         reconnects += left
         assert task.run() == ids if way_back == "retry" else True
         assert charges(sandbox, before) == charged
     assert line > 400
-    assert doubts > 40 / STEP
+    assert unknown_outcomes > 40 / STEP
     assert reconnects > 40 / STEP
 
 
@@ -132,7 +132,7 @@ def _folder_of(task: BatchTask) -> Path:
 def test_a_retry_submits_only_the_rest(store: Store, sandbox: Sandbox, quick_retries: Any) -> None:
     prompts = [f"cat dance {number}" for number in range(3 * SEGMENT_SIZE)]
     task = BatchTask(store, prompts=prompts, max_generations=SEGMENT_SIZE + 3)
-    first = task.run_without_being_heard()
+    first = task.run_without_recording()
     assert task.submits["not_submitted"] == len(prompts) - len(first) == 2 * SEGMENT_SIZE - 3
     ids = task.run(max_generations=None)
     assert ids[: len(first)] == first
@@ -140,10 +140,10 @@ def test_a_retry_submits_only_the_rest(store: Store, sandbox: Sandbox, quick_ret
     assert charges(sandbox) == Counter(prompts)
 
 
-def test_a_doubt_is_named_by_position_and_left_alone(
+def test_an_unknown_outcome_is_reported_by_position_and_not_resubmitted(
     store: Store, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sandbox.script_submits(ScriptedAnswer(status=502), created=True)
+    sandbox.script_submits(ScriptedResponse(status=502), created=True)
     task = BatchTask(store, prompts=PROMPTS, max_parallel=1, fail_when="any")
     with pytest.raises(LumaTaskFailedError, match=r"1 may have been charged for \(0\)"):
         task.run()
@@ -159,10 +159,10 @@ def test_a_doubt_is_named_by_position_and_left_alone(
     assert charges(sandbox) == Counter([PROMPTS[0], *PROMPTS])
 
 
-def test_an_unread_segment_is_an_error_and_nothing_is_sent(tmp_path: Path, sandbox: Sandbox) -> None:
+def test_an_unreadable_segment_is_an_error_and_nothing_is_sent(tmp_path: Path, sandbox: Sandbox) -> None:
     prompts = [f"cat dance {number}" for number in range(SEGMENT_SIZE + 1)]
     task = BatchTask(None, prompts=prompts, state_path=state_path(tmp_path))
-    task.run_without_being_heard()
+    task.run_without_recording()
     before = len(sandbox.requests)
     for content in ("", "{", "null", "[]", "{}", '{"version": 2, "records": {}}', "x" * 70_000):
         (_folder_of(task) / "1.json").write_text(content)
@@ -171,11 +171,11 @@ def test_an_unread_segment_is_an_error_and_nothing_is_sent(tmp_path: Path, sandb
     assert len(sandbox.requests) == before
 
 
-def test_a_success_that_airflow_never_heard_of_is_not_paid_for_again_when_cleared(
+def test_a_success_that_airflow_did_not_record_is_not_paid_for_again_when_cleared(
     store: Store, sandbox: Sandbox
 ) -> None:
     task = BatchTask(store, prompts=PROMPTS)
-    first = task.run_without_being_heard()
+    first = task.run_without_recording()
     task.clear()
     assert task.run() == first
     assert len(sandbox.submits) == len(PROMPTS)
@@ -184,7 +184,7 @@ def test_a_success_that_airflow_never_heard_of_is_not_paid_for_again_when_cleare
     assert len(sandbox.submits) == 2 * len(PROMPTS)
 
 
-def test_a_success_that_airflow_refused_was_not_returned(store: Store, sandbox: Sandbox) -> None:
+def test_a_success_that_airflow_rejected_was_not_returned(store: Store, sandbox: Sandbox) -> None:
     task = BatchTask(store, prompts=PROMPTS)
     task.instance.is_success_recorded = False
     first = task.run()
@@ -194,9 +194,9 @@ def test_a_success_that_airflow_refused_was_not_returned(store: Store, sandbox: 
 
 
 def test_a_rejected_prompt_may_be_submitted_by_the_next_try(store: Store, sandbox: Sandbox) -> None:
-    sandbox.script_submits(ScriptedAnswer(status=400, body={"code": "invalid_request", "message": "no"}))
+    sandbox.script_submits(ScriptedResponse(status=400, body={"code": "invalid_request", "message": "no"}))
     task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
-    assert len(task.run_without_being_heard()) == 3
+    assert len(task.run_without_recording()) == 3
     assert task.submits["rejected"].keys() == {"0"}
     assert "no" in task.submits["rejected"]["0"]
     assert prompts_of(sandbox, task.run()) == PROMPTS
@@ -207,7 +207,7 @@ def test_changed_prompts_keep_the_tasks_of_what_was_submitted(
     store: Store, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = BatchTask(store, prompts=PROMPTS)
-    first = task.run_without_being_heard()
+    first = task.run_without_recording()
     with caplog.at_level("WARNING"):
         assert task.run(prompts=["another", *PROMPTS[1:]]) == first
     assert "1 prompts render differently from what was submitted, at the positions 0" in caplog.text
@@ -218,9 +218,9 @@ def test_a_longer_and_a_shorter_list_lose_no_task(
     store: Store, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     task = BatchTask(store, prompts=PROMPTS[:2])
-    first = task.run_without_being_heard()
+    first = task.run_without_recording()
     longer = [*PROMPTS[:2], *(f"dog dance {number}" for number in range(SEGMENT_SIZE))]
-    ids = BatchTask.run_without_being_heard(_with_prompts(task, longer))
+    ids = BatchTask.run_without_recording(_with_prompts(task, longer))
     assert ids[:2] == first
     assert len(sandbox.submits) == len(longer)
     with caplog.at_level("WARNING"):
@@ -253,33 +253,33 @@ def test_an_edited_list_pays_for_no_prompt_again(
     store: Store, sandbox: Sandbox, edits: list[tuple[int, str | None]], way_back: str
 ) -> None:
     """The prompt that a relay rejects is taken out of the table, and the ones behind it move up."""
-    sandbox.script_submits(ScriptedAnswer(status=400, body={"code": "invalid_request", "message": "no"}))
+    sandbox.script_submits(ScriptedResponse(status=400, body={"code": "invalid_request", "message": "no"}))
     task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
-    first = task.run_without_being_heard()
+    first = task.run_without_recording()
     assert prompts_of(sandbox, first) == PROMPTS[1:]
     edited = _edited(PROMPTS, *edits)
     _with_prompts(task, edited)
     for _ in range(2):
         if way_back == "clear":
             task.clear()
-        ids = task.run_without_being_heard()
+        ids = task.run_without_recording()
         assert prompts_of(sandbox, ids) == edited
         assert charges(sandbox) == Counter(PROMPTS[1:]) | Counter(edited)
 
 
-def test_a_doubt_moves_with_its_prompt(
+def test_an_unknown_outcome_moves_with_its_prompt(
     store: Store, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sandbox.script_submits(ScriptedAnswer(status=502), created=True)
+    sandbox.script_submits(ScriptedResponse(status=502), created=True)
     task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
-    task.run_without_being_heard()
+    task.run_without_recording()
     assert task.submits["unknown"] == [0]
     _with_prompts(task, ["dog dance", *PROMPTS])
-    task.run_without_being_heard()
+    task.run_without_recording()
     assert task.submits["unknown"] == [1]
     assert charges(sandbox) == Counter([*PROMPTS, "dog dance"])
     with caplog.at_level("WARNING"):
-        _with_prompts(task, PROMPTS[2:]).run_without_being_heard()
+        _with_prompts(task, PROMPTS[2:]).run_without_recording()
     assert (
         "1 prompts are not in the list any more, and may have been submitted and charged for" in caplog.text
     )
@@ -358,7 +358,7 @@ def test_nothing_is_sent_before_its_record_is_saved(tmp_path: Path, sandbox: San
     assert prompts_of(sandbox, task.run()) == PROMPTS
 
 
-def test_whatever_a_submit_raises_leaves_its_prompt_in_doubt(
+def test_any_exception_of_a_submit_is_an_unknown_outcome(
     store: Store, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a mistake of ours would, after the request was sent."""
@@ -372,15 +372,15 @@ def test_whatever_a_submit_raises_leaves_its_prompt_in_doubt(
     assert task.submits["unknown"] == [0]
 
 
-def test_a_store_that_fails_before_anything_is_submitted_leaves_every_prompt_out(
+def test_a_store_that_fails_before_the_first_submit_leaves_every_prompt_unsubmitted(
     tmp_path: Path, sandbox: Sandbox
 ) -> None:
     store = FailingStore(tmp_path / "s.json")
-    sandbox.script_submits(ScriptedAnswer(status=502), created=True)
+    sandbox.script_submits(ScriptedResponse(status=502), created=True)
     task = BatchTask(store, prompts=PROMPTS, max_parallel=1, max_generations=1)
-    task.run_without_being_heard()
+    task.run_without_recording()
     store.failing = range(store.writes + 1, 1000)
-    task.clear()  # the doubt was reported: it may be submitted again
+    task.clear()  # the unknown outcome was reported: it may be submitted again
     task.clear()
     with pytest.raises(Exception, match="the api-server is gone"):
         task.run()

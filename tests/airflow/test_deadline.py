@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.airflow.harness import AIRFLOW, run_source
 from tests.airflow.test_poller import event_of, trigger
-from tests.airflow.waiting import Wait, answers, ended, summary
+from tests.airflow.waiting import Wait, ended, responses, summary
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
 
@@ -40,8 +40,8 @@ def test_errors_that_last_beyond_the_deadline_are_a_timeout(
     wait: Wait, sandbox: Sandbox, policy: dict[str, Any], state: str, before: int
 ) -> None:
     endless = sandbox.add_task(seconds=math.inf)
-    running = ScriptedAnswer(body=[{"id": endless, "state": "processing"}])
-    sandbox.script(*[running] * before, *answers(*[503] * 99))
+    running = ScriptedResponse(body=[{"id": endless, "state": "processing"}])
+    sandbox.script(*[running] * before, *responses(*[503] * 99))
     run = wait([endless], timeout=1.5, **policy)
     assert ended(run, state)
     assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
@@ -50,7 +50,7 @@ def test_errors_that_last_beyond_the_deadline_are_a_timeout(
 @pytest.mark.usefixtures("quick_retries")
 def test_errors_before_the_deadline_use_airflows_retries(wait: Wait, sandbox: Sandbox) -> None:
     endless = sandbox.add_task(seconds=math.inf)
-    sandbox.script(ScriptedAnswer(body=[{"id": endless, "state": "processing"}]), *answers(*[503] * 99))
+    sandbox.script(ScriptedResponse(body=[{"id": endless, "state": "processing"}]), *responses(*[503] * 99))
     assert ended(wait([endless], timeout=60, soft_fail=True), "failed", tries=2)
 
 
@@ -61,8 +61,8 @@ def test_a_last_response_that_is_too_slow_is_a_timeout(
     wait: Wait, sandbox: Sandbox, policy: dict[str, Any], state: str, before: int
 ) -> None:
     task_id = sandbox.add_task(seconds=math.inf)
-    running = ScriptedAnswer(body=[{"id": task_id, "state": "processing"}])
-    completed = ScriptedAnswer(body=[{"id": task_id, "state": "completed"}], delay=20)
+    running = ScriptedResponse(body=[{"id": task_id, "state": "processing"}])
+    completed = ScriptedResponse(body=[{"id": task_id, "state": "completed"}], delay=20)
     sandbox.script(*[running] * before, *[completed] * 9)
     started = time.monotonic()
     run = wait([task_id], timeout=1.5, **policy)
@@ -76,7 +76,7 @@ def test_a_last_response_that_is_a_little_slow_counts(
     wait: Wait, sandbox: Sandbox, policy: dict[str, Any]
 ) -> None:
     task_id = sandbox.add_task(seconds=math.inf)
-    sandbox.script(ScriptedAnswer(body=[{"id": task_id, "state": "completed"}], delay=2))
+    sandbox.script(ScriptedResponse(body=[{"id": task_id, "state": "completed"}], delay=2))
     run = wait([task_id], timeout=1, **policy)
     assert ended(run, "success")
     assert run.xcom("wait") == [task_id]
@@ -84,8 +84,8 @@ def test_a_last_response_that_is_a_little_slow_counts(
 
 def test_a_rate_limit_of_the_last_poll_is_waited_out(wait: Wait, sandbox: Sandbox) -> None:
     task_id = sandbox.add_task(seconds=0)
-    running = ScriptedAnswer(body=[{"id": task_id, "state": "processing"}])
-    sandbox.script(running, *answers(429, headers={"Retry-After": "1"}))
+    running = ScriptedResponse(body=[{"id": task_id, "state": "processing"}])
+    sandbox.script(running, *responses(429, headers={"Retry-After": "1"}))
     run = wait([task_id], timeout=2, poke_interval=60)
     assert ended(run, "success")
     assert run.xcom("wait") == [task_id]
@@ -96,7 +96,7 @@ def test_a_rate_limit_that_ends_just_after_the_deadline_is_waited_out(
     wait: Wait, sandbox: Sandbox, mode: str
 ) -> None:
     task_id = sandbox.add_task(seconds=0)
-    sandbox.script(*answers(429, headers={"Retry-After": "4"}))
+    sandbox.script(*responses(429, headers={"Retry-After": "4"}))
     run = wait([task_id], timeout=2)
     assert ended(run, "success")
     assert run.xcom("wait") == [task_id]
@@ -110,7 +110,7 @@ def test_a_rate_limit_that_outlasts_the_last_poll_is_a_timeout(
     wait: Wait, sandbox: Sandbox, mode: str
 ) -> None:
     task_id = sandbox.add_task(seconds=0)
-    sandbox.script(*answers(*[429] * 9, headers={"Retry-After": "30"}))
+    sandbox.script(*responses(*[429] * 9, headers={"Retry-After": "30"}))
     run = wait([task_id], timeout=2)
     assert ended(run, "failed")
     assert run.xcom("wait", "luma_summary") == summary(0, running=[task_id])
@@ -119,9 +119,9 @@ def test_a_rate_limit_that_outlasts_the_last_poll_is_a_timeout(
 
 
 @pytest.mark.usefixtures("short_last_poll")
-def test_a_rejected_key_is_no_timeout_whenever_it_comes(wait: Wait, sandbox: Sandbox, capsys: Any) -> None:
+def test_a_rejected_key_is_never_a_timeout(wait: Wait, sandbox: Sandbox, capsys: Any) -> None:
     endless = sandbox.add_task(seconds=math.inf)
-    sandbox.script(*[ScriptedAnswer(401, {"message": "no such key"}, delay=1)] * 9)
+    sandbox.script(*[ScriptedResponse(401, {"message": "no such key"}, delay=1)] * 9)
     assert ended(wait([endless], timeout=0.7), "failed")
     assert "no such key" in capsys.readouterr().out
 
@@ -136,7 +136,7 @@ def test_a_rejected_key_is_no_timeout_whenever_it_comes(wait: Wait, sandbox: San
         ({"silent_fail": True, "soft_fail": True}, "skipped", 1),
     ],
 )
-def test_a_connection_that_is_not_there_may_come(
+def test_a_missing_connection_may_be_created_later(
     wait: Wait, monkeypatch: pytest.MonkeyPatch, policy: dict[str, Any], state: str, tries: int
 ) -> None:
     monkeypatch.delenv("AIRFLOW_CONN_LUMA_DEFAULT", raising=False)
@@ -166,7 +166,7 @@ def test_a_connection_without_a_key_fails_at_once(
         ('{"conn_type": "luma"}', {"silent_fail": True}, {"failed"}),
     ],
 )
-def test_the_triggerer_decides_alike_of_a_connection(
+def test_the_triggerer_treats_a_connection_alike(
     monkeypatch: pytest.MonkeyPatch, connection: str | None, policy: dict[str, Any], states: set[str]
 ) -> None:
     """A mapped sensor leaves its first poll to the triggerer."""

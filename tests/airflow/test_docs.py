@@ -36,14 +36,14 @@ def pages_with(kind: str) -> list[Path]:
 
 
 @pytest.fixture
-def told() -> Iterator[list[dict[str, Any]]]:
-    """What somebody's Slack was told."""
+def slack_messages() -> Iterator[list[dict[str, Any]]]:
+    """The messages that Slack received."""
     messages: list[dict[str, Any]] = []
 
     class Slack(Quiet):
         def do_POST(self) -> None:
             messages.append(self.read_json())
-            self.answer(b"ok", "text/plain")
+            self.respond(b"ok", "text/plain")
 
     with serving(Slack) as address, pytest.MonkeyPatch.context() as environment:
         slack = {"conn_type": "slackwebhook", "host": address, "password": "T0/B0/xyz"}
@@ -63,7 +63,7 @@ def relay(connect: Callable[..., None], s3: S3, monkeypatch: pytest.MonkeyPatch)
     with Sandbox(tasks=0, seconds=1) as sandbox:
         connect(sandbox)
         sandbox.add_task(task_id=EXAMPLE_ID, seconds=0)
-        sandbox.add_task(task_id="failed-generation", seconds=0, fails="moderation")
+        sandbox.add_task(task_id="failed-generation", seconds=0, failure_reason="moderation")
         yield sandbox
 
 
@@ -73,7 +73,7 @@ def relay(connect: Callable[..., None], s3: S3, monkeypatch: pytest.MonkeyPatch)
 def test_the_python_of_a_page_runs(
     page: Path,
     relay: Sandbox,
-    told: list[dict[str, Any]],
+    slack_messages: list[dict[str, Any]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -90,7 +90,7 @@ def test_the_python_of_a_page_runs(
         if name.startswith("test_"):
             test(monkeypatch, tmp_path)
     if page.stem == "recipes":
-        assert "failed-generation" in told[0]["text"]
+        assert "failed-generation" in slack_messages[0]["text"]
 
 
 def named_dags(source: str) -> ast.Module:

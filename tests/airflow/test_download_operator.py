@@ -19,8 +19,8 @@ from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.operators.luma import LumaDownloadOperator
 from airflow_provider_luma.relay import RelayClient
-from airflow_provider_luma.relay.task import read_tasks
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.relay.task import parse_tasks
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.airflow.harness import AIRFLOW, Run, run_source
 from tests.serving import Quiet, serving
 from tests.stores import S3
@@ -37,7 +37,7 @@ def download(luma_task_ids: Any, destination: Any, **arguments: Any) -> Run:
 
         with DAG("downloading", schedule=None, params={{"folder": "2024"}}) as dag:
             LumaDownloadOperator(
-                task_id="archive",
+                task_id="download",
                 luma_task_ids={luma_task_ids!r},
                 destination={str(destination)!r},
                 **{ {"retries": 1, "retry_delay": 0} | arguments!r},
@@ -47,7 +47,7 @@ def download(luma_task_ids: Any, destination: Any, **arguments: Any) -> Run:
 
 
 def ended(run: Run, state: str, tries: int = 1) -> bool:
-    return (run.states["archive"], run.tries["archive"]) == (state, tries)
+    return (run.states["download"], run.tries["download"]) == (state, tries)
 
 
 def names(folder: Path) -> set[str]:
@@ -63,7 +63,7 @@ def test_videos_are_downloaded_to_a_local_folder(sandbox: Sandbox, tmp_path: Pat
     run = download(ids, tmp_path.as_uri(), media=["video", "last_frame"])
     assert ended(run, "success")
     assert names(tmp_path) == {f"{i}{end}" for i in ids for end in (".mp4", ".last_frame.jpg")}
-    assert [record["id"] for record in run.xcom("archive")] == ids
+    assert [record["id"] for record in run.xcom("download")] == ids
 
 
 @pytest.mark.parametrize("where", ["in the url", "as an argument"])
@@ -79,7 +79,7 @@ def test_videos_are_downloaded_to_s3(
         run = download(ids, f"s3://bucket/{prefix}", storage_conn_id="my_s3")
     assert ended(run, "success")
     assert names(s3.folder / "bucket" / prefix) == {f"{task_id}.mp4" for task_id in ids}
-    for record in run.xcom("archive"):
+    for record in run.xcom("download"):
         assert record["video"]["uri"] == f"s3://bucket/{prefix}/{record['id']}.mp4"
         assert (
             record["id"].encode() in (s3.folder / record["video"]["uri"].removeprefix("s3://")).read_bytes()
@@ -101,19 +101,19 @@ def test_templates_are_rendered(sandbox: Sandbox, tmp_path: Path) -> None:
     ("fail_when", "state"), [("any", "failed"), ("all", "success"), ("never", "success")]
 )
 @pytest.mark.parametrize("what", ["failed", "missing"])
-def test_failed_and_missing_tasks_count_by_fail_when(
+def test_failed_and_missing_tasks_respect_fail_when(
     sandbox: Sandbox, tmp_path: Path, fail_when: str, state: str, what: str
 ) -> None:
     good = sandbox.add_task(seconds=0)
-    bad = sandbox.add_task(seconds=0, fails="moderation", hidden=what == "missing")
+    bad = sandbox.add_task(seconds=0, failure_reason="moderation", never_visible=what == "missing")
     run = download([bad, good], tmp_path.as_uri(), fail_when=fail_when)
     assert ended(run, state)
     assert names(tmp_path) == {f"{good}.mp4"}
-    assert [record["id"] for record in run.xcom("archive")] == [good]
+    assert [record["id"] for record in run.xcom("download")] == [good]
 
 
-def test_when_none_completed_all_is_failed(sandbox: Sandbox, tmp_path: Path) -> None:
-    bad = sandbox.add_task(seconds=0, fails="moderation")
+def test_fail_when_all_fails_if_no_task_completed(sandbox: Sandbox, tmp_path: Path) -> None:
+    bad = sandbox.add_task(seconds=0, failure_reason="moderation")
     assert ended(download([bad], tmp_path.as_uri(), fail_when="all"), "failed")
     assert ended(download([bad], tmp_path.as_uri(), fail_when="never"), "success")
 
@@ -132,25 +132,25 @@ def test_a_broken_download_fails_with_airflows_retries_after_the_rest(
     sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(3)]
-    sandbox.script_downloads(ScriptedAnswer(status=400))
+    sandbox.script_downloads(ScriptedResponse(status=400))
     run = download(ids, tmp_path.as_uri(), retries=0)
     assert ended(run, "failed")
-    assert len(names(tmp_path)) == len(run.xcom("archive")) == 2
+    assert len(names(tmp_path)) == len(run.xcom("download")) == 2
     assert "2 of 3 Luma tasks downloaded" in capsys.readouterr().out
-    sandbox.script_downloads(ScriptedAnswer(status=400))
+    sandbox.script_downloads(ScriptedResponse(status=400))
     assert ended(download(ids, tmp_path.as_uri()), "success", tries=2)
     assert len(names(tmp_path)) == 3
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_refusal_is_not_retried(sandbox: Sandbox, tmp_path: Path, status: int) -> None:
-    sandbox.script(ScriptedAnswer(status=status, body={"message": "no"}))
+def test_a_permanent_error_is_not_retried(sandbox: Sandbox, tmp_path: Path, status: int) -> None:
+    sandbox.script(ScriptedResponse(status=status, body={"message": "no"}))
     assert ended(download([sandbox.add_task()], tmp_path.as_uri()), "failed")
     assert len(sandbox.requests) == 1
 
 
 @pytest.mark.parametrize("wrong", [{"name_template": "../{id}"}, {"name_template": "clip"}])
-def test_names_that_cannot_be_fail_before_any_download(
+def test_invalid_names_fail_before_any_download(
     sandbox: Sandbox, tmp_path: Path, wrong: dict[str, str]
 ) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(2)]
@@ -177,21 +177,23 @@ def test_a_store_without_its_provider_says_what_to_install(
 def test_nothing_to_download_is_no_failure(sandbox: Sandbox, tmp_path: Path) -> None:
     run = download([], tmp_path.as_uri())
     assert ended(run, "success")
-    assert run.xcom("archive") == []
+    assert run.xcom("download") == []
     assert sandbox.requests == []
 
 
-def test_neither_key_nor_signature_gets_out(
+def test_neither_key_nor_signature_leaks(
     sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(2)]
     sandbox.script_downloads(
-        ScriptedAnswer(status=302, headers={"Location": f"{sandbox.base_url}/elsewhere"}),
+        ScriptedResponse(status=302, headers={"Location": f"{sandbox.base_url}/elsewhere"}),
     )
     run = download(ids, tmp_path.as_uri())
     log = capsys.readouterr().out.splitlines()
     # dag.test() of Airflow 3.0 prints what it is told to mask.
-    everything = "\n".join(line for line in log if "MaskSecret" not in line) + json.dumps(run.xcom("archive"))
+    everything = "\n".join(line for line in log if "MaskSecret" not in line) + json.dumps(
+        run.xcom("download")
+    )
     assert sandbox.api_key not in everything
     assert "X-Amz-Signature" not in everything
     assert len(sandbox.downloads) >= 2
@@ -213,24 +215,24 @@ def test_neither_key_nor_signature_gets_out(
 )
 def test_wrong_arguments_fail_when_the_dag_is_parsed(wrong: dict[str, Any]) -> None:
     with pytest.raises((LumaValueError, ValueError), match=next(iter(wrong))):
-        LumaDownloadOperator(task_id="archive", luma_task_ids=["a"], destination="file:///tmp", **wrong)
+        LumaDownloadOperator(task_id="download", luma_task_ids=["a"], destination="file:///tmp", **wrong)
 
 
 def test_a_retry_downloads_only_what_is_missing(sandbox: Sandbox, tmp_path: Path) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(6)]
-    sandbox.script_downloads(*[ScriptedAnswer(status=400)] * 3)
+    sandbox.script_downloads(*[ScriptedResponse(status=400)] * 3)
     run = download(ids, tmp_path.as_uri(), retries=1)
     assert ended(run, "success", tries=2)
     assert len(sandbox.downloads) == 6 + 3
     assert (
-        sorted(record["status"] for record in run.xcom("archive")) == ["downloaded"] * 3 + ["unchanged"] * 3
+        sorted(record["status"] for record in run.xcom("download")) == ["downloaded"] * 3 + ["unchanged"] * 3
     )
 
 
 @pytest.mark.parametrize(
     ("if_exists", "state", "downloads"), [("overwrite", "success", 2), ("fail", "failed", 1)]
 )
-def test_if_exists_is_heeded(
+def test_if_exists_is_respected(
     sandbox: Sandbox, tmp_path: Path, if_exists: str, state: str, downloads: int
 ) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(2)]
@@ -248,8 +250,8 @@ def manifests(folder: Path) -> list[Path]:
 def test_a_manifest_has_a_row_for_each_id_and_xcom_has_its_uri(
     sandbox: Sandbox, tmp_path: Path, manifest: bool | str
 ) -> None:
-    good, bad = sandbox.add_task(seconds=0), sandbox.add_task(seconds=0, fails="moderation")
-    missing = sandbox.add_task(hidden=True)
+    good, bad = sandbox.add_task(seconds=0), sandbox.add_task(seconds=0, failure_reason="moderation")
+    missing = sandbox.add_task(never_visible=True)
     run = download([good, bad, missing], tmp_path.as_uri(), manifest=manifest, fail_when="all")
     (file,) = manifests(tmp_path)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -258,7 +260,7 @@ def test_a_manifest_has_a_row_for_each_id_and_xcom_has_its_uri(
         {"id": bad, "state": "failed", "status": "failed", "error": "moderation"},
         {"id": missing, "state": None, "status": "missing", "error": "the relay does not know this id"},
     ]
-    assert run.xcom("archive") == {
+    assert run.xcom("download") == {
         "manifest": f"file://{file}",
         "completed": 1, "downloaded": 1, "unchanged": 0, "errors": 0, "failed": 1, "missing": 1, "running": 0,
         "bytes": lines[0]["video"]["size"],
@@ -268,26 +270,26 @@ def test_a_manifest_has_a_row_for_each_id_and_xcom_has_its_uri(
 def test_a_manifest_is_written_also_when_the_task_fails(sandbox: Sandbox, tmp_path: Path) -> None:
     good, endless = sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)
     broken = sandbox.add_task(seconds=0)
-    sandbox.script_downloads(ScriptedAnswer(status=400))
+    sandbox.script_downloads(ScriptedResponse(status=400))
     run = download([broken, endless, good], tmp_path.as_uri(), manifest=True, retries=0, max_parallel=1)
     assert ended(run, "failed")
     (file,) = manifests(tmp_path)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["status"] for line in lines] == ["error", "running", "downloaded"]
-    assert run.xcom("archive")["errors"] == 1
+    assert run.xcom("download")["errors"] == 1
 
 
 def test_mapped_tasks_write_a_manifest_each(sandbox: Sandbox, tmp_path: Path) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(2)]
     run_source(
-        "mapped_archive",
+        "mapped_download",
         f"""
         from airflow.sdk import DAG
         from airflow_provider_luma.operators.luma import LumaDownloadOperator
 
-        with DAG("mapped_archive", schedule=None) as dag:
+        with DAG("mapped_download", schedule=None) as dag:
             LumaDownloadOperator.partial(
-                task_id="archive", destination={tmp_path.as_uri()!r}, manifest=True
+                task_id="download", destination={tmp_path.as_uri()!r}, manifest=True
             ).expand(luma_task_ids={ids!r})
         """,
     )
@@ -296,7 +298,7 @@ def test_mapped_tasks_write_a_manifest_each(sandbox: Sandbox, tmp_path: Path) ->
 
 def test_the_manifest_of_each_run_stays(sandbox: Sandbox, tmp_path: Path) -> None:
     runs = [download([sandbox.add_task(seconds=0)], tmp_path.as_uri(), manifest=True) for _ in range(2)]
-    uris = [run.xcom("archive")["manifest"] for run in runs]
+    uris = [run.xcom("download")["manifest"] for run in runs]
     assert {f"file://{path}" for path in manifests(tmp_path)} == set(uris)
     assert len(set(uris)) == 2
 
@@ -311,12 +313,12 @@ def test_two_mapped_tasks_with_one_name_do_not_lose_a_video(sandbox: Sandbox, tm
 
         with DAG("one_name", schedule=None) as dag:
             LumaDownloadOperator.partial(
-                task_id="archive", destination={tmp_path.as_uri()!r}, name_template="{{prompt}}"
+                task_id="download", destination={tmp_path.as_uri()!r}, name_template="{{prompt}}"
             ).expand(luma_task_ids={ids!r})
         """,
     )
     assert sorted(run.states.values()) == ["failed", "success"]
-    winner = ids[0] if run.states["archive[0]"] == "success" else ids[1]
+    winner = ids[0] if run.states["download[0]"] == "success" else ids[1]
     assert winner.encode() in (tmp_path / "a-cat.mp4").read_bytes()
     assert json.loads((tmp_path / "a-cat.json").read_text())["id"] == winner
 
@@ -330,10 +332,10 @@ def test_a_hostile_task_does_not_hurt_the_others(
         {"id": "link", "state": "completed", "video": {"url": "http://169.254.169.254/x.mp4?sig=hush"}},
         *({"id": i, "state": "completed", "video": {"url": url}} for i, url in urls(sandbox, good).items()),
     ]
-    sandbox.script(*[ScriptedAnswer(body=json.dumps(rows).encode())] * 2)
+    sandbox.script(*[ScriptedResponse(body=json.dumps(rows).encode())] * 2)
     run = download(["emoji", "link", *good], tmp_path.as_uri(), retries=0)
     assert ended(run, "failed")
-    assert [record["id"] for record in run.xcom("archive")] == good
+    assert [record["id"] for record in run.xcom("download")] == good
     log = capsys.readouterr().out
     assert "emoji: 'http://[broken' is not a valid http or https URL" in log
     assert "link: The URL leads to 169.254.169.254" in log
@@ -345,14 +347,16 @@ def urls(sandbox: Sandbox, ids: list[str]) -> dict[str, str]:
     return {task.id: str(task.video and task.video.url) for task in tasks.values()}
 
 
-def test_what_arrived_is_in_xcom_although_its_thumbnail_failed(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_downloaded_video_is_in_xcom_although_its_thumbnail_failed(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     (task_id,) = ids = [sandbox.add_task(seconds=0)]
     video = requests.get(urls(sandbox, ids)[task_id], timeout=10).content
-    dead = ScriptedAnswer(status=400)
-    sandbox.script_downloads(ScriptedAnswer(body=video, content_type="video/mp4"), dead)
+    dead = ScriptedResponse(status=400)
+    sandbox.script_downloads(ScriptedResponse(body=video, content_type="video/mp4"), dead)
     run = download(ids, tmp_path.as_uri(), media=["video", "thumbnail"], retries=0)
     assert ended(run, "failed")
-    (record,) = run.xcom("archive")
+    (record,) = run.xcom("download")
     assert record["video"]["size"] == len(video)
     assert record["thumbnail"] is None
     assert "responded 400" in record["error"]
@@ -360,7 +364,7 @@ def test_what_arrived_is_in_xcom_although_its_thumbnail_failed(sandbox: Sandbox,
 
 def test_outlets_that_are_no_assets_only_warn(sandbox: Sandbox, tmp_path: Path) -> None:
     operator = LumaDownloadOperator(
-        task_id="archive",
+        task_id="download",
         luma_task_ids=[sandbox.add_task(seconds=0)],
         destination=tmp_path.as_uri(),
         outlets=["no asset"],
@@ -377,7 +381,9 @@ def test_a_stop_while_the_relay_hangs_ends_within_two_seconds(
         connect(
             sandbox, proxies=dict.fromkeys(["http", "https"], f"http://127.0.0.1:{silent.getsockname()[1]}")
         )
-        operator = LumaDownloadOperator(task_id="archive", luma_task_ids=["a"], destination=tmp_path.as_uri())
+        operator = LumaDownloadOperator(
+            task_id="download", luma_task_ids=["a"], destination=tmp_path.as_uri()
+        )
         threading.Timer(0.5, operator.on_kill).start()
         started = time.monotonic()
         with pytest.raises(DownloadError, match="stopped"):
@@ -390,7 +396,7 @@ def test_a_stop_while_the_connection_is_looked_up_ends_within_two_seconds(
 ) -> None:
     monkeypatch.setattr(LumaHook, "get_connection", lambda *_: time.sleep(30))
     operator = LumaDownloadOperator(
-        task_id="archive", luma_task_ids=[sandbox.add_task(seconds=0)], destination=tmp_path.as_uri()
+        task_id="download", luma_task_ids=[sandbox.add_task(seconds=0)], destination=tmp_path.as_uri()
     )
     threading.Timer(0.5, operator.on_kill).start()
     started = time.monotonic()
@@ -406,7 +412,7 @@ def test_a_stop_while_the_store_hangs_ends_within_two_seconds(
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setenv("AIRFLOW_CONN_SILENT", S3(url, tmp_path).connection())
         operator = LumaDownloadOperator(
-            task_id="archive",
+            task_id="download",
             luma_task_ids=[sandbox.add_task(seconds=0)],
             destination="s3://silent@bucket/x",
             manifest="all.jsonl",
@@ -432,12 +438,12 @@ def execute(operator: LumaDownloadOperator) -> Any:
 @pytest.mark.parametrize(
     "name", ["{}.mp4", "{}.json", "{}.MP4", "{}.thumbnail.png", "a\0b", "x" * 256, "é\ud83d"]
 )
-def test_a_manifest_takes_no_name_of_a_video_and_none_that_cannot_be(
+def test_a_manifest_rejects_invalid_names_and_those_of_videos(
     sandbox: Sandbox, tmp_path: Path, name: str
 ) -> None:
     task_id = sandbox.add_task(seconds=0)
     operator = LumaDownloadOperator(
-        task_id="archive",
+        task_id="download",
         luma_task_ids=[task_id],
         destination=tmp_path.as_uri(),
         manifest=name.replace("{}", task_id),
@@ -456,7 +462,7 @@ def test_a_manifest_replaces_only_a_manifest_unless_it_overwrites(
 ) -> None:
     def operator(**arguments: Any) -> LumaDownloadOperator:
         return LumaDownloadOperator(
-            task_id="archive",
+            task_id="download",
             luma_task_ids=[task_id],
             destination=tmp_path.as_uri(),
             **{"manifest": "all.json"} | arguments,
@@ -477,9 +483,9 @@ def test_a_manifest_replaces_only_a_manifest_unless_it_overwrites(
         execute(operator(manifest="clip.json"))
 
 
-def test_a_kill_before_it_begins_is_remembered(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_kill_before_execute_is_remembered(sandbox: Sandbox, tmp_path: Path) -> None:
     operator = LumaDownloadOperator(
-        task_id="archive", luma_task_ids=[sandbox.add_task(seconds=0)], destination=tmp_path.as_uri()
+        task_id="download", luma_task_ids=[sandbox.add_task(seconds=0)], destination=tmp_path.as_uri()
     )
     operator.on_kill()
     with pytest.raises(DownloadError, match="stopped"):
@@ -498,7 +504,7 @@ def test_a_task_over_its_execution_timeout_ends_soon_and_leaves_no_file(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(3)]
-    sandbox.script_downloads(*[ScriptedAnswer(delay=60)] * 3)
+    sandbox.script_downloads(*[ScriptedResponse(delay=60)] * 3)
     started = time.monotonic()
     run = run_source(
         "too_slow",
@@ -509,7 +515,7 @@ def test_a_task_over_its_execution_timeout_ends_soon_and_leaves_no_file(
 
         with DAG("too_slow", schedule=None) as dag:
             LumaDownloadOperator(
-                task_id="archive", luma_task_ids={ids!r}, destination={tmp_path.as_uri()!r},
+                task_id="download", luma_task_ids={ids!r}, destination={tmp_path.as_uri()!r},
                 execution_timeout=timedelta(seconds=1),
             )
         """,
@@ -522,7 +528,7 @@ def test_a_task_over_its_execution_timeout_ends_soon_and_leaves_no_file(
 
 
 @pytest.mark.skipif(AIRFLOW < (3, 1), reason="dag.test() of Airflow 3.0 fails every task that has an outlet")
-def test_assets_learn_what_is_new(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_asset_events_name_the_new_objects(sandbox: Sandbox, tmp_path: Path) -> None:
     from airflow.models.asset import AssetEvent, AssetModel
     from airflow.utils.session import create_session
     from sqlalchemy import select
@@ -536,8 +542,8 @@ def test_assets_learn_what_is_new(sandbox: Sandbox, tmp_path: Path) -> None:
 
         with DAG("with_outlets", schedule=None) as dag:
             LumaDownloadOperator(
-                task_id="archive", luma_task_ids={ids!r}, destination={tmp_path.as_uri()!r},
-                outlets=[Asset("luma-clips"), AssetAlias("luma-archive")],
+                task_id="download", luma_task_ids={ids!r}, destination={tmp_path.as_uri()!r},
+                outlets=[Asset("luma-clips"), AssetAlias("luma-downloads")],
             )
         """,
     )
@@ -553,14 +559,14 @@ def test_assets_learn_what_is_new(sandbox: Sandbox, tmp_path: Path) -> None:
 def executed(sandbox: Sandbox, tmp_path: Path) -> tuple[LumaDownloadOperator, list[dict[str, Any]]]:
     """Run the operator without a DAG."""
     operator = LumaDownloadOperator(
-        task_id="archive",
+        task_id="download",
         luma_task_ids=[sandbox.add_task(seconds=0) for _ in range(2)],
         destination=tmp_path.as_uri(),
     )
     return operator, operator.execute({"outlet_events": {}})  # type: ignore[return-value,typeddict-item]
 
 
-def test_hook_lineage_names_each_object_and_where_it_came_from(
+def test_hook_lineage_names_each_object_and_its_source(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from airflow.providers.common.compat.sdk import get_hook_lineage_collector
@@ -593,9 +599,9 @@ def test_a_long_url_and_lineage_do_not_fail_the_task(
     path = urlsplit(link).path
     with serving(far_away(requests.get(link, timeout=10).content)) as address:
         rows = [{"id": task_id, "state": "completed", "video": {"url": f"{address}/{'x' * 1600}{path}"}}]
-        monkeypatch.setattr(RelayClient, "get_tasks", lambda *_: read_tasks(rows))
+        monkeypatch.setattr(RelayClient, "get_tasks", lambda *_: parse_tasks(rows))
         folder = (tmp_path / ("y" * 200) / ("z" * 200)).as_uri()
-        operator = LumaDownloadOperator(task_id="archive", luma_task_ids=[task_id], destination=folder)
+        operator = LumaDownloadOperator(task_id="download", luma_task_ids=[task_id], destination=folder)
         (record,) = execute(operator)
     assert record["status"] == "downloaded"
     assert len(record["video"]["source"]) <= 500
@@ -605,12 +611,12 @@ def test_a_long_url_and_lineage_do_not_fail_the_task(
 def far_away(content: bytes) -> type[Quiet]:
     class Cdn(Quiet):
         def do_GET(self) -> None:
-            self.answer(content, "video/mp4")
+            self.respond(content, "video/mp4")
 
     return Cdn
 
 
-def test_lineage_that_is_broken_only_warns(
+def test_an_error_in_lineage_only_warns(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken() -> None:
@@ -624,7 +630,7 @@ def test_lineage_that_is_broken_only_warns(
     assert "no collector today" in caplog.text
 
 
-def test_metrics_that_are_broken_only_warn(
+def test_an_error_in_metrics_only_warns(
     sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> None:
@@ -636,7 +642,7 @@ def test_metrics_that_are_broken_only_warn(
     assert "no statsd today" in caplog.text
 
 
-def test_openlineage_learns_of_inputs_and_outputs(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_openlineage_gets_inputs_and_outputs(sandbox: Sandbox, tmp_path: Path) -> None:
     operator, records = executed(sandbox, tmp_path)
     facets = operator.get_openlineage_facets_on_complete(None)
     assert [(output.namespace, output.name) for output in facets.outputs] == [

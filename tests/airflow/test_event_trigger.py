@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.triggers.event import LumaTaskEventTrigger
 
 Connect = Callable[..., None]
@@ -32,7 +32,7 @@ def trigger(ids: list[str], **arguments: Any) -> LumaTaskEventTrigger:
 
 
 def test_each_task_that_ends_fires_once(sandbox: Sandbox) -> None:
-    good, bad = sandbox.add_task(seconds=0), sandbox.add_task(seconds=1, fails="moderation")
+    good, bad = sandbox.add_task(seconds=0), sandbox.add_task(seconds=1, failure_reason="moderation")
     endless = sandbox.add_task(seconds=1000)
     assert asyncio.run(events(trigger([good, bad, endless]), 4)) == [
         {"id": good, "state": "completed", "failure_reason": None},
@@ -41,15 +41,15 @@ def test_each_task_that_ends_fires_once(sandbox: Sandbox) -> None:
     assert [request.ids for request in sandbox.requests][-1] == [endless]
 
 
-def test_a_watcher_that_has_seen_all_asks_no_more(sandbox: Sandbox) -> None:
+def test_a_watcher_whose_tasks_all_ended_polls_no_more(sandbox: Sandbox) -> None:
     assert len(asyncio.run(events(trigger([sandbox.add_task(seconds=0)]), 3))) == 1
     assert len(sandbox.requests) == 1
 
 
 @pytest.mark.parametrize("status", [401, 403, 400])
-def test_watching_goes_on_after_a_rejection(sandbox: Sandbox, status: int) -> None:
+def test_watching_resumes_after_a_rejection(sandbox: Sandbox, status: int) -> None:
     task_id = sandbox.add_task(seconds=0)
-    sandbox.script(*[ScriptedAnswer(status=status, body={"message": "no"})] * 2)
+    sandbox.script(*[ScriptedResponse(status=status, body={"message": "no"})] * 2)
     assert [event["id"] for event in asyncio.run(events(trigger([task_id]), 5))] == [task_id]
 
 
@@ -65,7 +65,7 @@ def test_watchers_share_their_polls(sandbox: Sandbox) -> None:
     assert len(sandbox.requests) <= 8
 
 
-def test_it_travels_as_plain_json(sandbox: Sandbox) -> None:
+def test_the_trigger_serializes_to_plain_json(sandbox: Sandbox) -> None:
     path, arguments = trigger(["a", "b"]).serialize()
     assert path == "airflow_provider_luma.triggers.event.LumaTaskEventTrigger"
     again = LumaTaskEventTrigger(**json.loads(json.dumps(arguments)))
@@ -119,16 +119,16 @@ def watcher(ids: list[str], memory: Any, **arguments: Any) -> LumaTaskEventTrigg
 def test_a_bad_batch_does_not_hold_back_the_events_of_a_good_one(sandbox: Sandbox, connect: Connect) -> None:
     connect(sandbox, batch_size=1)
     bad, good = sandbox.add_task(seconds=0), sandbox.add_task(seconds=0)
-    sandbox.script(ScriptedAnswer(status=400, body={"message": "no"}))
+    sandbox.script(ScriptedResponse(status=400, body={"message": "no"}))
     fired = asyncio.run(events(trigger([bad, good], poke_interval=1000), 3))
     assert len(fired) == 1
 
 
 @pytest.mark.parametrize("blocking", [False, True])
-def test_what_has_fired_does_not_fire_again_after_a_restart(sandbox: Sandbox, blocking: bool) -> None:
+def test_an_event_does_not_fire_again_after_a_restart(sandbox: Sandbox, blocking: bool) -> None:
     memory = Memory()
     store = BlockingMemory(memory) if blocking else memory
-    ids = [sandbox.add_task(seconds=0), sandbox.add_task(seconds=0, fails="moderation")]
+    ids = [sandbox.add_task(seconds=0), sandbox.add_task(seconds=0, failure_reason="moderation")]
     late = sandbox.add_task(seconds=6)
     assert len(asyncio.run(events(watcher([*ids, late], store), 4))) == 2
     again = asyncio.run(events(watcher([*ids, late], store), 8))
@@ -141,11 +141,11 @@ def test_an_event_that_airflow_may_not_have_stored_fires_again(sandbox: Sandbox)
         assert len(asyncio.run(events(watcher([task_id], memory), 1.5))) == 1
 
 
-def test_a_watcher_without_a_memory_still_fires(sandbox: Sandbox) -> None:
+def test_a_watcher_without_a_state_store_still_fires(sandbox: Sandbox) -> None:
     assert len(asyncio.run(events(watcher([sandbox.add_task(seconds=0)], BrokenMemory()), 2))) == 1
 
 
-def test_errors_of_any_kind_are_outlasted(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_watcher_outlasts_every_kind_of_error(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = dict(sandbox.connection)
     monkeypatch.delenv("AIRFLOW_CONN_LUMA_DEFAULT")  # the connection does not exist: no error of ours
 

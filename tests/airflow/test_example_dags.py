@@ -22,7 +22,7 @@ NAMES = sorted(file.stem for file in EXAMPLES.glob("*.py") if AIRFLOW >= (3, 1) 
 pytestmark = pytest.mark.usefixtures("airflow_db")
 
 
-def test_each_imports_without_a_connection_and_tells_what_it_is() -> None:
+def test_each_imports_without_a_connection_and_has_documentation() -> None:
     for name in NAMES:
         dag = load_dag(EXAMPLES / f"{name}.py", name)
         assert dag.doc_md.strip().startswith("### ")
@@ -39,9 +39,9 @@ def run(name: str, **conf: Any) -> Run:
         file.unlink()
 
 
-def test_download_keeps_what_completed_and_says_what_failed(sandbox: Sandbox, tmp_path: Path) -> None:
-    ids = [sandbox.add_task(seconds=0.5, fails=None if n else "moderation") for n in range(4)]
-    ran = run("example_luma_archive", luma_task_ids=ids, destination=tmp_path.as_uri())
+def test_download_keeps_completed_videos_and_reports_failures(sandbox: Sandbox, tmp_path: Path) -> None:
+    ids = [sandbox.add_task(seconds=0.5, failure_reason=None if n else "moderation") for n in range(4)]
+    ran = run("example_luma_download", luma_task_ids=ids, destination=tmp_path.as_uri())
     assert set(ran.states.values()) == {"success"}
     assert ran.xcom("wait", "luma_summary")["failed"] == {ids[0]: "moderation"}
     files = {file.name for file in tmp_path.iterdir()}

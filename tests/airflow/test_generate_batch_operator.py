@@ -1,4 +1,4 @@
-"""The batch operator against the sandbox: what it sends, when it pauses and stops, what it says."""
+"""The batch operator against the sandbox: its requests, pauses, stops, logs and XComs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
 from airflow_provider_luma.exceptions import LumaError, LumaValueError, RelayTransientError
 from airflow_provider_luma.operators.luma import LumaGenerateBatchOperator
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.submit_gate import MAX_UNKNOWN_OUTCOMES
 from airflow_provider_luma.task_state import object_name
 from tests.airflow.harness import Run, run_source
@@ -70,7 +70,7 @@ def submits_by_prompt(sandbox: Sandbox) -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("airflow_db")
-def test_texts_and_dicts_become_luma_tasks_in_their_order(sandbox: Sandbox) -> None:
+def test_strings_and_dicts_become_luma_tasks_in_their_order(sandbox: Sandbox) -> None:
     prompts = ["{{ params.what }} dance", {"prompt": "dog dance", "aspect_ratio": "1:1"}, "fox dance"]
     run = generate("LumaGenerateBatchOperator(**ARGUMENTS)", prompts=prompts, aspect_ratio="9:16", loop=True)
     assert run.states["generate"] == "success"
@@ -126,7 +126,7 @@ def test_a_mapped_batch_has_a_journal_for_each_of_its_instances(sandbox: Sandbox
 
 
 @pytest.mark.usefixtures("airflow_db")
-def test_what_was_created_is_in_xcom_also_when_the_task_fails(sandbox: Sandbox) -> None:
+def test_created_ids_are_in_xcom_also_when_the_task_fails(sandbox: Sandbox) -> None:
     run = generate(
         "LumaGenerateBatchOperator(**ARGUMENTS)", prompts=["cat dance", "a forbidden dance"], retries=2
     )
@@ -138,10 +138,10 @@ def test_what_was_created_is_in_xcom_also_when_the_task_fails(sandbox: Sandbox) 
 
 
 @pytest.mark.usefixtures("airflow_db")
-def test_airflow_retries_what_a_retry_can_help_and_each_prompt_is_charged_once(
+def test_airflow_retries_transient_errors_and_each_prompt_is_charged_once(
     sandbox: Sandbox, quick_retries: Any, tmp_path: Path
 ) -> None:
-    sandbox.script_submits(*[ScriptedAnswer(status=502)] * MAX_UNKNOWN_OUTCOMES, created=True)
+    sandbox.script_submits(*[ScriptedResponse(status=502)] * MAX_UNKNOWN_OUTCOMES, created=True)
     run = generate(
         "LumaGenerateBatchOperator(**ARGUMENTS)",
         prompts=CATS,
@@ -155,7 +155,7 @@ def test_airflow_retries_what_a_retry_can_help_and_each_prompt_is_charged_once(
     assert sorted(body["user_prompt"] for body in sandbox.submits) == sorted(CATS)
 
 
-def test_fail_when_says_what_rejected_prompts_mean(sandbox: Sandbox, store: Store) -> None:
+def test_rejected_prompts_respect_fail_when(sandbox: Sandbox, store: Store) -> None:
     some = ["cat dance", "a forbidden dance"]
     with pytest.raises(LumaTaskFailedError, match=r"1 were rejected \(1: .*sensitive words"):
         BatchTask(store, prompts=some, fail_when="any").run()
@@ -166,7 +166,7 @@ def test_fail_when_says_what_rejected_prompts_mean(sandbox: Sandbox, store: Stor
 
 
 @pytest.mark.parametrize("prompts", [[], "[]"])
-def test_no_prompts_are_no_error(sandbox: Sandbox, store: Store, prompts: Any) -> None:
+def test_an_empty_list_of_prompts_is_no_error(sandbox: Sandbox, store: Store, prompts: Any) -> None:
     task = BatchTask(store, prompts=prompts, fail_when="any")
     assert task.run() == []
     assert sandbox.requests == []
@@ -177,7 +177,7 @@ def test_a_list_of_other_length_between_two_batches_of_reasons_stays_small(
     sandbox: Sandbox, store: Store
 ) -> None:
     rejection = {"code": "invalid_request", "message": "不" * 300}
-    sandbox.script_submits(*[ScriptedAnswer(status=400, body=rejection)] * 300)
+    sandbox.script_submits(*[ScriptedResponse(status=400, body=rejection)] * 300)
     task = BatchTask(store, prompts=[f"cat {number}" for number in range(300)])
     assert task.run() == []
     assert len(json.dumps(task.submits)) <= 64 * 1024
@@ -200,7 +200,7 @@ def test_a_list_of_other_length_between_two_batches_of_reasons_stays_small(
         ({"prompts": ["cat"], "extra_body": {"at": float("nan")}}, r"prompts\[0\]: .*cannot be sent as JSON"),
     ],
 )
-def test_what_cannot_be_right_fails_before_anything_is_sent(
+def test_invalid_arguments_fail_before_anything_is_sent(
     sandbox: Sandbox, store: Store, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(LumaNonRetryableError, match=message):
@@ -218,7 +218,7 @@ def test_wrong_arguments_fail_when_the_dag_is_parsed(wrong: dict[str, Any]) -> N
         LumaGenerateBatchOperator(task_id="generate", prompts=["cat"], **wrong)
 
 
-def test_values_that_nobody_documents_warn_once(
+def test_undocumented_values_warn_once(
     sandbox: Sandbox, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("WARNING"):
@@ -298,7 +298,7 @@ def test_an_empty_balance_stops_the_batch_at_once(open_sandbox: Any, store: Stor
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_rejected_key_stops_the_batch_at_once(sandbox: Sandbox, store: Store, status: int) -> None:
-    sandbox.script_submits(*[ScriptedAnswer(status=status, body={"message": "no"})] * 200)
+    sandbox.script_submits(*[ScriptedResponse(status=status, body={"message": "no"})] * 200)
     task = BatchTask(store, prompts=[f"cat {number}" for number in range(200)])
     with pytest.raises(LumaNonRetryableError):
         task.run()
@@ -309,7 +309,7 @@ def test_a_rejected_key_stops_the_batch_at_once(sandbox: Sandbox, store: Store, 
 def test_rate_limits_slow_all_submits_down_and_fail_nothing(
     sandbox: Sandbox, store: Store, quick_retries: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storm = [ScriptedAnswer(429, headers={"Retry-After": "0.2"})] * 10 + [ScriptedAnswer(429)] * 20
+    storm = [ScriptedResponse(429, headers={"Retry-After": "0.2"})] * 10 + [ScriptedResponse(429)] * 20
     sandbox.script_submits(*storm)
     started = time.monotonic()
     with caplog.at_level("INFO"):
@@ -350,7 +350,7 @@ def test_max_generations_counts_all_tries_and_rejected_prompts_do_not_count(
 
 
 def test_an_unknown_outcome_counts_as_a_generation(sandbox: Sandbox, store: Store) -> None:
-    sandbox.script_submits(ScriptedAnswer(status=502), created=True)
+    sandbox.script_submits(ScriptedResponse(status=502), created=True)
     task = BatchTask(store, prompts=CATS, max_generations=3, max_parallel=1)
     assert len(task.run()) == 2
     assert len(sandbox.submits) == 3
@@ -367,19 +367,19 @@ def test_min_balance_stops_before_the_next_submit(open_sandbox: Any, store: Stor
     assert len(task.run()) == len(CATS)
 
 
-def test_a_relay_without_a_balance_is_submitted_to_all_the_same(
+def test_a_relay_that_reports_no_balance_does_not_stop_the_batch(
     sandbox: Sandbox, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO"):
         assert len(BatchTask(store, prompts=CATS, min_balance=3).run()) == len(CATS)
 
 
-def test_what_the_relay_says_it_charged_is_summed_up(open_sandbox: Any, store: Store) -> None:
+def test_reported_charges_are_summed_up(open_sandbox: Any, store: Store) -> None:
     sandbox = open_sandbox(balance=50, price=0.25)
     task_id = sandbox.add_task()
     sandbox.script_submits(
-        ScriptedAnswer(body={"code": "success", "data": {"task_id": task_id, "quota": 125_000}}),
-        ScriptedAnswer(body={"code": "success", "data": {"task_id": "4665a07c-2", "quota": 62_500}}),
+        ScriptedResponse(body={"code": "success", "data": {"task_id": task_id, "quota": 125_000}}),
+        ScriptedResponse(body={"code": "success", "data": {"task_id": "4665a07c-2", "quota": 62_500}}),
     )
     task = BatchTask(store, prompts=CATS[:3])
     task.run()
@@ -396,7 +396,7 @@ def test_an_unreachable_relay_ends_the_try_and_the_next_submits_the_rest(
     with sandbox:
         connect(sandbox)
         first = BatchTask(store, prompts=CATS, max_generations=4)
-        first.run_without_being_heard()
+        first.run_without_recording()
     task = BatchTask(store, prompts=CATS)
     with pytest.raises(RelayTransientError, match="Too many submits in a row"):
         task.run()
@@ -407,10 +407,10 @@ def test_an_unreachable_relay_ends_the_try_and_the_next_submits_the_rest(
     assert sorted(body["user_prompt"] for body in sandbox.submits) == sorted(CATS)
 
 
-def test_a_gateway_that_fails_every_submit_leaves_few_of_them_in_doubt(
+def test_a_gateway_that_fails_every_submit_leaves_few_unknown_outcomes(
     sandbox: Sandbox, store: Store, quick_retries: Any
 ) -> None:
-    sandbox.script_submits(*[ScriptedAnswer(status=502)] * 500)
+    sandbox.script_submits(*[ScriptedResponse(status=502)] * 500)
     task = BatchTask(store, prompts=[f"cat {number}" for number in range(500)])
     with pytest.raises(RelayTransientError, match="Too many submits in a row"):
         task.run()
@@ -418,7 +418,7 @@ def test_a_gateway_that_fails_every_submit_leaves_few_of_them_in_doubt(
     assert task.submits["not_submitted"] == 500 - len(task.submits["unknown"])
 
 
-def test_a_stop_lets_no_other_submit_leave_and_writes_what_is_known(
+def test_a_stop_sends_no_further_submit_and_writes_the_results(
     sandbox: Sandbox, store: Store, monkeypatch: Any
 ) -> None:
     prompts = [f"cat {number}" for number in range(5000)]
@@ -446,7 +446,7 @@ def test_a_stop_lets_no_other_submit_leave_and_writes_what_is_known(
     assert len(task.run()) == len(sandbox.submits) == created + 8
 
 
-def test_a_stop_before_anything_was_begun_sends_nothing(sandbox: Sandbox, store: Store) -> None:
+def test_a_stop_before_the_first_submit_sends_nothing(sandbox: Sandbox, store: Store) -> None:
     operator, context = BatchTask(store, prompts=CATS)._prepared({})
     operator.on_kill()
     with pytest.raises(Exception, match="were not submitted"):
@@ -454,8 +454,8 @@ def test_a_stop_before_anything_was_begun_sends_nothing(sandbox: Sandbox, store:
     assert sandbox.submits == []
 
 
-def test_a_submit_that_hangs_does_not_hold_a_stop_up(sandbox: Sandbox, store: Store) -> None:
-    sandbox.script_submits(ScriptedAnswer(delay=30))
+def test_a_submit_that_hangs_does_not_delay_a_stop(sandbox: Sandbox, store: Store) -> None:
+    sandbox.script_submits(ScriptedResponse(delay=30))
     task = BatchTask(store, prompts=CATS, max_parallel=1)
     operator, context = task._prepared({})
     threading.Timer(0.5, operator.on_kill).start()
@@ -469,9 +469,9 @@ def test_a_submit_that_hangs_does_not_hold_a_stop_up(sandbox: Sandbox, store: St
     assert len(sandbox.submits) == len(CATS) - 1
 
 
-def test_a_manifest_names_each_prompt(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_manifest_has_a_row_for_each_prompt(sandbox: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
-    sandbox.script_submits(ScriptedAnswer(status=502), created=True)
+    sandbox.script_submits(ScriptedResponse(status=502), created=True)
     prompts = ["cat dance", "a forbidden dance", "dog dance"]
     task = BatchTask(
         None, prompts=prompts, manifest=True, max_parallel=1, state_path=(tmp_path / "state").as_uri()
@@ -491,7 +491,7 @@ def test_a_manifest_names_each_prompt(sandbox: Sandbox, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("airflow_db")
-def test_a_manifest_that_cannot_be_written_costs_no_xcom(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_manifest_that_cannot_be_written_loses_no_xcom(sandbox: Sandbox, tmp_path: Path) -> None:
     task = BatchTask(None, prompts=CATS[:3], manifest=True, state_path=tmp_path.as_uri())
     (tmp_path / object_name(task.instance) / "manifest.jsonl").mkdir(parents=True)
     with pytest.raises(LumaError, match=r"The manifest .* cannot be written"):
@@ -500,16 +500,16 @@ def test_a_manifest_that_cannot_be_written_costs_no_xcom(sandbox: Sandbox, tmp_p
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
-        ScriptedAnswer(status=403, body={"error": {"code": "content_moderation", "message": "no"}}),
-        ScriptedAnswer(status=403, body={"message": "sensitive words detected"}),
+        ScriptedResponse(status=403, body={"error": {"code": "content_moderation", "message": "no"}}),
+        ScriptedResponse(status=403, body={"message": "sensitive words detected"}),
     ],
 )
 def test_a_prompt_that_moderation_rejects_by_a_403_does_not_stop_the_others(
-    sandbox: Sandbox, store: Store, answer: ScriptedAnswer
+    sandbox: Sandbox, store: Store, response: ScriptedResponse
 ) -> None:
-    sandbox.script_submits(answer)
+    sandbox.script_submits(response)
     task = BatchTask(store, prompts=CATS[:4], fail_when="never", max_parallel=1)
     assert len(task.run()) == 3
     assert list(task.instance.xcoms["luma_submits"]["rejected"]) == ["0"]
@@ -518,23 +518,23 @@ def test_a_prompt_that_moderation_rejects_by_a_403_does_not_stop_the_others(
 def test_a_balance_that_is_too_low_stops_the_batch_under_the_status_400_too(
     sandbox: Sandbox, store: Store
 ) -> None:
-    answer = ScriptedAnswer(status=400, body={"message": "insufficient balance"})
-    sandbox.script_submits(*[answer] * 4)
+    response = ScriptedResponse(status=400, body={"message": "insufficient balance"})
+    sandbox.script_submits(*[response] * 4)
     with pytest.raises(LumaNonRetryableError, match="insufficient balance"):
         BatchTask(store, prompts=CATS[:4], max_parallel=1).run()
     assert len(sandbox.requests) == 1
 
 
 def test_no_signature_of_a_url_is_in_the_reason_of_a_rejection(sandbox: Sandbox, store: Store) -> None:
-    said = "failed to fetch https://cdn.example/a.png?X-Amz-Signature=5ec7e7 (400)"
-    sandbox.script_submits(ScriptedAnswer(status=400, body={"message": said}))
+    message = "failed to fetch https://cdn.example/a.png?X-Amz-Signature=5ec7e7 (400)"
+    sandbox.script_submits(ScriptedResponse(status=400, body={"message": message}))
     task = BatchTask(store, prompts=CATS[:1], fail_when="never")
     task.run()
     assert "https://cdn.example/a.png?…" in str(task.instance.xcoms)
     assert "5ec7e7" not in str(task.instance.xcoms) + str(store.get("luma_submits_0"))
 
 
-def test_a_machine_without_room_for_all_threads_submits_with_fewer(
+def test_a_machine_that_cannot_start_all_threads_submits_with_fewer(
     sandbox: Sandbox, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = threading.Thread.start
@@ -555,7 +555,7 @@ def test_a_machine_without_room_for_all_threads_submits_with_fewer(
 def test_without_a_journal_airflow_retries_nothing_after_a_submit(
     sandbox: Sandbox, quick_retries: Any
 ) -> None:
-    sandbox.script_submits(ScriptedAnswer(), *[ScriptedAnswer(status=502)] * 3, created=True)
+    sandbox.script_submits(ScriptedResponse(), *[ScriptedResponse(status=502)] * 3, created=True)
     run = generate(
         "LumaGenerateBatchOperator(**ARGUMENTS)", prompts=CATS, retries=2, max_parallel=1, durable=False
     )

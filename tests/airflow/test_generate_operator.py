@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from tests.airflow.harness import AIRFLOW, Run, load_source, run_source
 from tests.airflow.tries import GenerateTask, Instance, Store
@@ -44,19 +44,23 @@ def test_a_prompt_becomes_a_luma_task(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"prompt": ""}, {"loop": "yes"}, {"extra_body": {"user_prompt": "x"}}])
-def test_what_cannot_be_right_fails_before_anything_is_sent(sandbox: Sandbox, wrong: dict[str, Any]) -> None:
+def test_invalid_arguments_fail_before_anything_is_sent(sandbox: Sandbox, wrong: dict[str, Any]) -> None:
     assert ended(generate(**wrong, retries=2), "failed")
     assert sandbox.requests == []
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [ScriptedAnswer(status=502), ScriptedAnswer(cut=True), ScriptedAnswer(body={"state": "pending"})],
+    "response",
+    [
+        ScriptedResponse(status=502),
+        ScriptedResponse(truncated=True),
+        ScriptedResponse(body={"state": "pending"}),
+    ],
 )
-def test_what_may_have_been_paid_is_not_retried(
-    sandbox: Sandbox, answer: ScriptedAnswer, capsys: pytest.CaptureFixture[str]
+def test_a_submit_that_may_have_been_charged_is_not_retried(
+    sandbox: Sandbox, response: ScriptedResponse, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sandbox.script_submits(answer, created=True)
+    sandbox.script_submits(response, created=True)
     assert ended(generate(retries=3), "failed")
     assert len(sandbox.submits) == 1
     log = " ".join(capsys.readouterr().out.split())
@@ -64,7 +68,7 @@ def test_what_may_have_been_paid_is_not_retried(
     assert "wait for its id with LumaTaskSensor" in log
 
 
-def test_trouble_before_the_relay_is_reached_is_retried(
+def test_an_error_before_the_relay_is_reached_is_retried(
     sandbox: Sandbox, connect: Any, quick_retries: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(
@@ -73,15 +77,15 @@ def test_trouble_before_the_relay_is_reached_is_retried(
     assert ended(generate(retries=1), "failed", tries=2)
 
 
-def test_the_account_that_cannot_pay_is_told_so(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
-    refusal = {"code": "insufficient_user_quota", "message": "balance 0, needs 1"}
-    sandbox.script_submits(ScriptedAnswer(status=403, body=refusal))
+def test_an_insufficient_balance_is_reported(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    rejection = {"code": "insufficient_user_quota", "message": "balance 0, needs 1"}
+    sandbox.script_submits(ScriptedResponse(status=403, body=rejection))
     assert ended(generate(retries=2), "failed")
     log = " ".join(capsys.readouterr().out.split())  # Airflow 3.0 wraps its lines
     assert "balance 0, needs 1. Top up the account" in log
 
 
-def test_prompts_are_mapped_straight_into_the_sensor(sandbox: Sandbox) -> None:
+def test_mapped_prompts_go_straight_into_the_sensor(sandbox: Sandbox) -> None:
     run = run_source(
         "mapped_prompts",
         """
@@ -102,7 +106,7 @@ def test_prompts_are_mapped_straight_into_the_sensor(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("deferrable", [False, True])
-def test_it_waits_when_told_and_returns_the_finished_task(deferrable: bool, connect: Any) -> None:
+def test_with_wait_it_returns_the_finished_task(deferrable: bool, connect: Any) -> None:
     with Sandbox(tasks=0, seconds=1.5) as sandbox:
         connect(sandbox)
         run = generate(wait_for_completion=True, deferrable=deferrable, poke_interval=0.5)
@@ -121,8 +125,8 @@ def test_it_waits_when_told_and_returns_the_finished_task(deferrable: bool, conn
 def test_a_generation_that_failed_fails_the_task_without_a_retry(
     sandbox: Sandbox, deferrable: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = sandbox.add_task(seconds=0, fails="moderation")
-    sandbox.script_submits(ScriptedAnswer(body={"id": bad}))
+    bad = sandbox.add_task(seconds=0, failure_reason="moderation")
+    sandbox.script_submits(ScriptedResponse(body={"id": bad}))
     run = generate(wait_for_completion=True, deferrable=deferrable, poke_interval=0.5, retries=2)
     assert ended(run, "failed")
     assert "moderation" in capsys.readouterr().out
@@ -136,7 +140,7 @@ HAS_STORE = AIRFLOW >= (3, 3)
 def test_errors_while_waiting_never_lead_to_a_second_submit(
     sandbox: Sandbox, quick_retries: Any, keeps: str, deferrable: bool, tmp_path: Path
 ) -> None:
-    sandbox.script(*[ScriptedAnswer(status=500)] * 3)
+    sandbox.script(*[ScriptedResponse(status=500)] * 3)
     (tmp_path / "state").mkdir()
     place = {"state_path": (tmp_path / "state").as_uri()} if keeps == "state_path" else {}
     run = generate(wait_for_completion=True, retries=1, poke_interval=0.5, deferrable=deferrable, **place)
@@ -168,7 +172,9 @@ def test_an_xcom_that_cannot_be_pushed_never_leads_to_a_second_submit(sandbox: S
     assert len(sandbox.submits) == 1
 
 
-def test_a_record_says_that_airflow_has_heard_of_the_success(sandbox: Sandbox, tmp_path: Path) -> None:
+def test_a_record_is_marked_returned_after_airflow_recorded_the_success(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
     (tmp_path / "state").mkdir()
     generate(state_path=(tmp_path / "state").as_uri())
     (record,) = (tmp_path / "state").rglob("*.json")
@@ -205,17 +211,17 @@ def test_the_default_of_retries_depends_on_whether_a_record_is_kept(
     assert dag.get_task("mapped").retries == retries
 
 
-def test_a_stop_names_the_luma_task_that_goes_on(
+def test_a_stop_names_the_luma_task_that_is_still_running(
     sandbox: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     task = GenerateTask(Store(tmp_path / "state.json"))
     task_id = task.run()
     assert task.instance.task is not None
     task.instance.task.on_kill()
-    assert f"Luma task {task_id} goes on, and is charged, at the relay" in capsys.readouterr().out
+    assert f"Luma task {task_id} is still running at the relay, and is charged" in capsys.readouterr().out
 
 
-def test_a_stopped_sensor_names_the_luma_tasks_that_go_on(
+def test_a_stopped_sensor_names_the_luma_tasks_that_are_still_running(
     sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ids = [sandbox.add_task(seconds=0), sandbox.add_task(seconds=60)]
@@ -223,4 +229,6 @@ def test_a_stopped_sensor_names_the_luma_tasks_that_go_on(
     sensor.on_kill()  # before it began
     sensor.poke({"ti": Instance()})  # type: ignore[typeddict-item]
     sensor.on_kill()
-    assert f"1 Luma tasks go on, and are charged, at the relay: {ids[1]}" in capsys.readouterr().out
+    assert (
+        f"1 Luma tasks are still running at the relay, and are charged: {ids[1]}" in capsys.readouterr().out
+    )

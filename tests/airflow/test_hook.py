@@ -9,7 +9,7 @@ import pytest
 from airflow_provider_luma.exceptions import LumaValueError, RelayPermissionError
 from airflow_provider_luma.hooks.luma import LumaHook, RelaySettings
 from airflow_provider_luma.relay.generation import Generation
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 
 Define = Callable[..., LumaHook]
 
@@ -26,7 +26,7 @@ def define(monkeypatch: pytest.MonkeyPatch) -> Define:
     return define
 
 
-def test_a_key_is_all_that_a_connection_needs(define: Define) -> None:
+def test_a_connection_needs_only_a_key(define: Define) -> None:
     assert define().settings == RelaySettings("sk-1", "https://api.quickrouter.ai")
 
 
@@ -135,7 +135,7 @@ def test_tasks_come_in_the_order_of_the_ids(sandbox: Sandbox) -> None:
     assert [task.id for task in LumaHook().get_tasks([*ids, "unknown", ids[0]])] == ids
 
 
-def test_the_connection_test_says_when_all_is_well(sandbox: Sandbox) -> None:
+def test_the_connection_test_succeeds(sandbox: Sandbox) -> None:
     assert LumaHook().test_connection() == (
         True,
         f"The relay at {sandbox.base_url} accepts the API key. Its balance: unlimited.",
@@ -143,38 +143,38 @@ def test_the_connection_test_says_when_all_is_well(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    "response",
     [
-        ScriptedAnswer(
+        ScriptedResponse(
             status=400, body={"code": "task_not_exist", "message": "task_not_exist", "data": None}
         ),
-        ScriptedAnswer(body={"code": "success", "message": "", "data": None}),
-        ScriptedAnswer(body="null"),
+        ScriptedResponse(body={"code": "success", "message": "", "data": None}),
+        ScriptedResponse(body="null"),
     ],
     ids=["task_not_exist", "no_rows", "null"],
 )
-def test_not_knowing_the_probe_is_a_good_answer(sandbox: Sandbox, answer: ScriptedAnswer) -> None:
-    sandbox.script(answer)
+def test_an_unknown_probe_id_is_a_success(sandbox: Sandbox, response: ScriptedResponse) -> None:
+    sandbox.script(response)
     assert LumaHook().test_connection()[0]
 
 
 @pytest.mark.parametrize(
-    ("answer", "sentence"),
+    ("response", "sentence"),
     [
         (
-            ScriptedAnswer(status=401, body={"error": {"message": "Invalid token"}}),
+            ScriptedResponse(status=401, body={"error": {"message": "Invalid token"}}),
             "Invalid token. Check the API key",
         ),
-        (ScriptedAnswer(body="<html>", content_type="text/html"), "Is this host a Luma relay?"),
-        (ScriptedAnswer(status=404, body="<html>", content_type="text/html"), "Is this host a Luma relay?"),
-        (ScriptedAnswer(status=403, body={"message": "no balance"}), "no balance. Check the permissions"),
+        (ScriptedResponse(body="<html>", content_type="text/html"), "Is this host a Luma relay?"),
+        (ScriptedResponse(status=404, body="<html>", content_type="text/html"), "Is this host a Luma relay?"),
+        (ScriptedResponse(status=403, body={"message": "no balance"}), "no balance. Check the permissions"),
     ],
     ids=["key", "dashboard", "404", "rights"],
 )
-def test_the_connection_test_says_what_to_mend(
-    sandbox: Sandbox, answer: ScriptedAnswer, sentence: str
+def test_the_connection_test_says_what_to_fix(
+    sandbox: Sandbox, response: ScriptedResponse, sentence: str
 ) -> None:
-    sandbox.script(answer)
+    sandbox.script(response)
     good, message = LumaHook().test_connection()
     assert not good
     assert sentence in message
@@ -197,7 +197,7 @@ def test_the_connection_test_says_what_to_mend(
         (["gpt-image-1"], False, ["Allow the model luma_video_fetch_tasks"]),
     ],
 )
-def test_the_connection_test_says_what_a_key_limited_to_models_may_do(
+def test_the_connection_test_lists_the_models_that_a_key_is_limited_to(
     connect: Callable[..., None], models: list[str], is_good: bool, sentences: list[str]
 ) -> None:
     with Sandbox(tasks=0, models=models) as sandbox:
@@ -208,7 +208,7 @@ def test_the_connection_test_says_what_a_key_limited_to_models_may_do(
         assert sentence in message
 
 
-def test_a_submit_with_a_key_limited_to_models_says_what_to_allow(connect: Callable[..., None]) -> None:
+def test_a_submit_with_a_key_limited_to_models_names_the_missing_model(connect: Callable[..., None]) -> None:
     with Sandbox(tasks=0, models=["luma_video_fetch_tasks"]) as sandbox:
         connect(sandbox)
         with pytest.raises(RelayPermissionError, match="Allow the model luma_video_api for this API key"):
@@ -223,8 +223,8 @@ def test_the_connection_test_names_a_host_that_cannot_be_reached(define: Define)
     assert "refused" in message
 
 
-def test_the_connection_test_asks_once(define: Define, sandbox: Sandbox) -> None:
-    sandbox.script(*[ScriptedAnswer(status=503)] * 3)
+def test_the_connection_test_sends_one_query(define: Define, sandbox: Sandbox) -> None:
+    sandbox.script(*[ScriptedResponse(status=503)] * 3)
     assert not LumaHook().test_connection()[0]
     assert len(sandbox.requests) == 1
 

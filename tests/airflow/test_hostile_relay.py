@@ -1,4 +1,4 @@
-"""Whatever a relay says: the wait ends as it should, alike in every mode, and nothing grows or breaks."""
+"""Whatever a relay sends, a wait ends as it should, alike in every mode, and nothing grows or breaks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.airflow.harness import AIRFLOW
-from tests.airflow.waiting import Wait, answers, ended, summary
+from tests.airflow.waiting import Wait, ended, responses, summary
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
 
 
-def failed(task_id: str, reason: str) -> ScriptedAnswer:
+def failed(task_id: str, reason: str) -> ScriptedResponse:
     """Respond that a task failed; the reason is JSON as the relay writes it."""
-    return ScriptedAnswer(body=f'[{{"id": "{task_id}", "state": "failed", "failure_reason": {reason}}}]')
+    return ScriptedResponse(body=f'[{{"id": "{task_id}", "state": "failed", "failure_reason": {reason}}}]')
 
 
 @pytest.mark.parametrize("before", [0, 1], ids=["at_once", "in_the_middle"])
@@ -32,27 +32,27 @@ def failed(task_id: str, reason: str) -> ScriptedAnswer:
     ],
     ids=["half_an_emoji", "nul", "controls"],
 )
-def test_a_reason_no_encoder_takes_is_cleaned(
+def test_a_reason_that_no_encoder_accepts_is_sanitized(
     wait: Wait, sandbox: Sandbox, reason: str, kept: str, before: int
 ) -> None:
     task_id = sandbox.add_task(seconds=math.inf)
     sandbox.script(
-        *[ScriptedAnswer(body=[{"id": task_id, "state": "processing"}])] * before, failed(task_id, reason)
+        *[ScriptedResponse(body=[{"id": task_id, "state": "processing"}])] * before, failed(task_id, reason)
     )
     run = wait([task_id])
     assert ended(run, "failed")
     assert run.xcom("wait", "luma_summary") == summary(0, failed={task_id: kept})
 
 
-def test_a_reason_of_three_megabytes_is_cut(wait: Wait, sandbox: Sandbox) -> None:
+def test_a_reason_of_three_megabytes_is_truncated(wait: Wait, sandbox: Sandbox) -> None:
     endless = sandbox.add_task(seconds=math.inf)
-    task_id = sandbox.add_task(seconds=0, fails="x" * 3_000_000)
+    task_id = sandbox.add_task(seconds=0, failure_reason="x" * 3_000_000)
     run = wait([task_id, endless], timeout=0.7, fail_when="never")
     assert ended(run, "failed")
-    told = run.xcom("wait", "luma_summary")
-    assert told["running"] == [endless]
-    assert told["failed"][task_id].endswith("…")
-    assert len(told["failed"][task_id]) == 300
+    summary_xcom = run.xcom("wait", "luma_summary")
+    assert summary_xcom["running"] == [endless]
+    assert summary_xcom["failed"][task_id].endswith("…")
+    assert len(summary_xcom["failed"][task_id]) == 300
 
 
 def test_an_id_left_out_once_after_it_was_seen_is_not_missing(
@@ -61,8 +61,8 @@ def test_an_id_left_out_once_after_it_was_seen_is_not_missing(
     if mode == "reschedule" and AIRFLOW < (3, 3):
         pytest.skip("nothing is kept between polls before Airflow 3.3, and the grace counts from the first")
     task_id = sandbox.add_task(seconds=0)
-    running = ScriptedAnswer(body=[{"id": task_id, "state": "processing"}])
-    sandbox.script(running, running, running, running, ScriptedAnswer(body=[]))
+    running = ScriptedResponse(body=[{"id": task_id, "state": "processing"}])
+    sandbox.script(running, running, running, running, ScriptedResponse(body=[]))
     run = wait([task_id], missing_grace=0.8)
     assert ended(run, "success")
     assert run.xcom("wait") == [task_id]
@@ -70,7 +70,7 @@ def test_an_id_left_out_once_after_it_was_seen_is_not_missing(
 
 def test_an_id_left_out_once_is_not_missing_without_a_grace(wait: Wait, sandbox: Sandbox) -> None:
     task_id = sandbox.add_task(seconds=0)
-    sandbox.script(ScriptedAnswer(body=[]))
+    sandbox.script(ScriptedResponse(body=[]))
     run = wait([task_id], missing_grace=0)
     assert ended(run, "success")
     assert run.xcom("wait") == [task_id]
@@ -80,12 +80,12 @@ def test_an_id_left_out_once_is_not_missing_without_a_grace(wait: Wait, sandbox:
     ("word", "state"),
     [("ready", "success"), ("DONE", "success"), ("succeed", "success"), ("timed_out", "failed")],
 )
-def test_words_of_related_relays_end_the_wait(wait: Wait, sandbox: Sandbox, word: str, state: str) -> None:
-    assert ended(wait([sandbox.add_task(seconds=0, state_word=word)]), state)
+def test_states_of_related_relays_end_the_wait(wait: Wait, sandbox: Sandbox, word: str, state: str) -> None:
+    assert ended(wait([sandbox.add_task(seconds=0, raw_state=word)]), state)
 
 
-def test_an_unknown_word_without_a_link_is_running(wait: Wait, sandbox: Sandbox) -> None:
-    endless = sandbox.add_task(seconds=math.inf, state_word="ready")
+def test_an_unknown_state_without_a_url_is_running(wait: Wait, sandbox: Sandbox) -> None:
+    endless = sandbox.add_task(seconds=math.inf, raw_state="ready")
     run = wait([endless], timeout=0.7)
     assert ended(run, "failed")
     assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
@@ -102,7 +102,7 @@ def test_an_unknown_word_without_a_link_is_running(wait: Wait, sandbox: Sandbox)
 )
 def test_a_task_that_is_not_ready_is_waited_for(wait: Wait, sandbox: Sandbox, row: dict[str, Any]) -> None:
     endless = sandbox.add_task(seconds=math.inf)
-    sandbox.script(*[ScriptedAnswer(body=[{"task_id": endless} | row])] * 50)
+    sandbox.script(*[ScriptedResponse(body=[{"task_id": endless} | row])] * 50)
     run = wait([endless], timeout=0.7)
     assert ended(run, "failed")
     assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
@@ -110,7 +110,7 @@ def test_a_task_that_is_not_ready_is_waited_for(wait: Wait, sandbox: Sandbox, ro
 
 def test_a_plain_text_404_of_a_gateway_is_transient(wait: Wait, sandbox: Sandbox) -> None:
     ids = [sandbox.add_task(seconds=0)]
-    sandbox.script(*[ScriptedAnswer(404, "404 page not found", content_type="text/plain")] * 2)
+    sandbox.script(*[ScriptedResponse(404, "404 page not found", content_type="text/plain")] * 2)
     run = wait(ids)
     assert ended(run, "success")
     assert run.xcom("wait") == ids
@@ -131,7 +131,7 @@ def test_one_bad_batch_hides_none_of_the_others(
 ) -> None:
     connect(sandbox, batch_size=1)
     ids = [sandbox.add_task(seconds=0) for _ in range(3)]
-    sandbox.script(*answers(*[status] * (3 if status == 503 else 1)))
+    sandbox.script(*responses(*[status] * (3 if status == 503 else 1)))
     run = wait(ids, **policy)
     assert ended(run, state)
     expected = summary(3) if state == "success" else summary(2, running=ids[:1])
@@ -152,7 +152,7 @@ def test_a_response_above_the_bound_fails_naming_the_bound(
     wait: Wait, sandbox: Sandbox, connect: Callable[..., None], quick_retries: Any, capsys: Any
 ) -> None:
     connect(sandbox, max_response_bytes=1_000_000)
-    page = ScriptedAnswer(body=b"[" + b" " * 2_000_000 + b"]", headers={})
+    page = ScriptedResponse(body=b"[" + b" " * 2_000_000 + b"]", headers={})
     sandbox.script(*[page] * 50)
     assert ended(wait([sandbox.add_task()]), "failed", tries=2)
     assert "max_response_bytes (1000000)" in capsys.readouterr().out
@@ -160,7 +160,7 @@ def test_a_response_above_the_bound_fails_naming_the_bound(
 
 def test_a_retry_after_of_a_day_does_not_outlast_the_timeout(wait: Wait, sandbox: Sandbox) -> None:
     endless = sandbox.add_task(seconds=math.inf)
-    sandbox.script(*answers(*[429] * 50, headers={"Retry-After": "86000"}))
+    sandbox.script(*responses(*[429] * 50, headers={"Retry-After": "86000"}))
     started = time.monotonic()
     run = wait([endless], timeout=2)
     assert ended(run, "failed")
@@ -180,7 +180,7 @@ def test_a_timeout_names_the_running_ids(wait: Wait, sandbox: Sandbox, capsys: A
 @pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow keeps task state from 3.3 on")
 @pytest.mark.parametrize("seconds", [0, 0.7])
 def test_progress_is_kept_where_the_ui_shows_it(wait: Wait, sandbox: Sandbox, seconds: float) -> None:
-    ids = [sandbox.add_task(seconds=0, fails="moderation"), sandbox.add_task(seconds=seconds)]
+    ids = [sandbox.add_task(seconds=0, failure_reason="moderation"), sandbox.add_task(seconds=seconds)]
     assert ended(wait(ids, fail_when="never"), "success")
     assert kept("luma_progress") == "1 of 2 completed, 1 failed"
 

@@ -19,7 +19,7 @@ print("RESULT" + json.dumps(heavy))
 """
 
 
-def test_importing_operators_and_sensors_brings_nothing_heavy() -> None:
+def test_importing_operators_and_sensors_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     heavy = json.loads(done.stdout.rpartition("RESULT")[2])
     assert heavy == []

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 
 SCRIPT = """
 import asyncio, contextlib, sys, tempfile, time
@@ -39,7 +39,7 @@ count_tasks({"completed": 2, "failed": 1, "missing": 0})
 with tempfile.TemporaryDirectory() as folder:
     for _ in range(2):
         LumaDownloadOperator(
-            task_id="archive", luma_task_ids=sys.argv[1:], destination=f"file://{folder}"
+            task_id="download", luma_task_ids=sys.argv[1:], destination=f"file://{folder}"
         ).execute({"outlet_events": {}})
 """
 
@@ -52,7 +52,7 @@ def test_requests_tasks_and_pauses_are_counted() -> None:
         statsd.bind(("127.0.0.1", 0))
         statsd.settimeout(0.5)
         ids = [sandbox.add_task(seconds=0) for _ in range(3)]
-        sandbox.script(ScriptedAnswer(status=429), ScriptedAnswer(status=503))
+        sandbox.script(ScriptedResponse(status=429), ScriptedResponse(status=503))
         environment = os.environ | {
             "AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(sandbox.connection),
             "AIRFLOW__METRICS__STATSD_ON": "True",

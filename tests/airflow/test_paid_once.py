@@ -20,7 +20,7 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.operators.luma import LumaGenerateOperator
 from airflow_provider_luma.relay.generation import Generation
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.submit_record import ACTIONS, Action, Phase, SubmitRecord
 from airflow_provider_luma.task_state import KEY, object_name
 from tests.airflow.tries import KILLED, GenerateTask, Store
@@ -92,7 +92,7 @@ CELLS = [
 
 
 @pytest.mark.parametrize(("phase", "is_cleared"), CELLS)
-def test_each_phase_leads_to_what_its_row_says(
+def test_each_phase_leads_to_the_action_in_its_row(
     task: GenerateTask, sandbox: Sandbox, phase: Phase | None, is_cleared: bool
 ) -> None:
     action = ACTIONS[phase][is_cleared]
@@ -138,7 +138,7 @@ def test_a_kill_at_any_line_is_paid_for_once(
     sandbox: Sandbox, tmp_path: Path, way_back: str, quick_retries: Any
 ) -> None:
     """After each kill comes a try, which fails, reconnects or submits: one charge at the most."""
-    line, died, doubts, reconnects = 0, True, 0, 0
+    line, died, unknown_outcomes, reconnects = 0, True, 0, 0
     while died:
         line += STEP
         task = GenerateTask(Store(tmp_path / f"{line}.json"))
@@ -153,7 +153,7 @@ def test_a_kill_at_any_line_is_paid_for_once(
         try:
             task_id = task.run()
         except LumaNonRetryableError:
-            doubts += 1
+            unknown_outcomes += 1
             assert read_record(task).phase is Phase.REPORTED  # type: ignore[union-attr]
             assert len(sandbox.submits) - before == charged <= 1
             continue
@@ -165,7 +165,7 @@ def test_a_kill_at_any_line_is_paid_for_once(
         wants_another = way_back == "clear" and left is not None and left.phase is Phase.RETURNED
         assert len(sandbox.submits) - before == 1 + wants_another, f"line {line}"
     assert line > 200
-    assert doubts > 20 / STEP
+    assert unknown_outcomes > 20 / STEP
     assert reconnects > 20 / STEP
 
 
@@ -177,11 +177,11 @@ def test_a_kill_at_any_line_of_an_unknown_outcome_is_never_paid_for_again_by_a_r
         line += STEP
         task = GenerateTask(Store(tmp_path / f"{line}.json"))
         before = len(sandbox.submits)
-        sandbox.script_submits(ScriptedAnswer(status=502), created=True)
+        sandbox.script_submits(ScriptedResponse(status=502), created=True)
         died = task.run_killed_at(line) == KILLED
         charged = len(sandbox.submits) - before
         if charged:
-            for _ in range(2):  # a retry, and one more: whoever hears of the doubt first
+            for _ in range(2):  # a retry, and one more: either may be the first to report the unknown outcome
                 with pytest.raises(LumaNonRetryableError, match="may have created and charged for a task"):
                     task.run()
             assert len(sandbox.submits) - before == 1, f"line {line}"
@@ -190,10 +190,10 @@ def test_a_kill_at_any_line_of_an_unknown_outcome_is_never_paid_for_again_by_a_r
     assert line > 200
 
 
-def test_a_success_that_airflow_never_heard_of_is_not_paid_for_again_when_cleared(
+def test_a_success_that_airflow_did_not_record_is_not_paid_for_again_when_cleared(
     task: GenerateTask, sandbox: Sandbox
 ) -> None:
-    first = task.run_without_being_heard()
+    first = task.run_without_recording()
     task.clear()
     assert task.run() == first
     assert len(sandbox.submits) == 1
@@ -205,7 +205,7 @@ def test_a_success_that_airflow_never_heard_of_is_not_paid_for_again_when_cleare
 def test_an_unknown_outcome_is_reported_whatever_the_templates_render_to(
     task: GenerateTask, sandbox: Sandbox
 ) -> None:
-    sandbox.script_submits(ScriptedAnswer(status=502), created=True)
+    sandbox.script_submits(ScriptedResponse(status=502), created=True)
     with pytest.raises(LumaNonRetryableError):
         task.run(notify_hook="https://a.example/1")
     for prompt in ("dog dance", ""):  # the latter could not be submitted at all
@@ -217,7 +217,7 @@ def test_an_unknown_outcome_is_reported_whatever_the_templates_render_to(
 def test_a_created_task_is_reconnected_to_though_the_templates_render_differently(
     task: GenerateTask, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = task.run_without_being_heard()
+    first = task.run_without_recording()
     assert task.run(prompt="dog dance") == first
     assert "render differently" in capsys.readouterr().out
     assert len(sandbox.submits) == 1
@@ -227,18 +227,18 @@ def test_clearing_with_deletion_of_the_state_pays_again_only_without_state_path(
     store: Store, tmp_path: Path, sandbox: Sandbox
 ) -> None:
     unsafe = GenerateTask(store)
-    unsafe.run_without_being_heard()
+    unsafe.run_without_recording()
     unsafe.clear(keeps_state=False)
     unsafe.run()
     assert len(sandbox.submits) == 2
     safe = GenerateTask(Store(tmp_path / "other.json"), state_path=state_path(tmp_path))
-    first = safe.run_without_being_heard()
+    first = safe.run_without_recording()
     safe.clear(keeps_state=False)
     assert safe.run() == first
     assert len(sandbox.submits) == 3
 
 
-def test_on_an_airflow_whose_clear_deletes_the_state_the_log_says_which_button_to_use(
+def test_where_a_clear_deletes_the_state_the_log_names_the_button_to_use(
     store: Store,
     tmp_path: Path,
     sandbox: Sandbox,
@@ -256,9 +256,9 @@ def test_a_task_that_is_given_a_state_path_later_finds_its_earlier_record(
     store: Store, tmp_path: Path, sandbox: Sandbox
 ) -> None:
     task = GenerateTask(store)
-    first = task.run_without_being_heard()
+    first = task.run_without_recording()
     task.arguments["state_path"] = state_path(tmp_path)
-    assert task.run_without_being_heard() == first
+    assert task.run_without_recording() == first
     task.clear(keeps_state=False)
     assert task.run() == first
     assert len(sandbox.submits) == 1
@@ -306,7 +306,7 @@ def test_a_store_that_fails_before_the_submit_is_named_and_may_be_retried(
 
 
 @pytest.mark.parametrize("way_back", ["retry", "clear"])
-def test_a_success_that_airflow_refused_was_not_returned(
+def test_a_success_that_airflow_rejected_was_not_returned(
     task: GenerateTask, sandbox: Sandbox, way_back: str
 ) -> None:
     """As when it was cleared, or taken for dead, while it ran: success callbacks are called all the same."""
@@ -320,7 +320,7 @@ def test_a_success_that_airflow_refused_was_not_returned(
 
 
 def test_a_reconnect_pushes_the_id_as_a_submit_does(task: GenerateTask, sandbox: Sandbox) -> None:
-    first = task.run_without_being_heard()
+    first = task.run_without_recording()
     task.instance.xcoms.clear()
     task.run()
     assert task.instance.xcoms["luma_task"]["id"] == first
@@ -338,10 +338,10 @@ class RecordingStore(Store):
         self.phases += [value["phase"]] if key == KEY else []
 
 
-def test_a_task_that_ends_while_it_waits_for_a_rate_limit_leaves_no_doubt(
+def test_a_task_that_ends_while_it_waits_for_a_rate_limit_was_not_sent(
     tmp_path: Path, sandbox: Sandbox, quick_retries: Any
 ) -> None:
-    sandbox.script_submits(*[ScriptedAnswer(status=429, headers={"Retry-After": "0.1"})] * 2)
+    sandbox.script_submits(*[ScriptedResponse(status=429, headers={"Retry-After": "0.1"})] * 2)
     task = GenerateTask(RecordingStore(tmp_path / "s.json"))
     task.run()
     assert task.store.phases == [*["sending", "not_created"] * 2, "sending", "created", "returned"]  # type: ignore[union-attr]
@@ -350,13 +350,13 @@ def test_a_task_that_ends_while_it_waits_for_a_rate_limit_leaves_no_doubt(
 
 def test_the_signature_of_a_url_in_the_response_is_not_in_xcom(task: GenerateTask, sandbox: Sandbox) -> None:
     url = "https://cdn.example/first.png?X-Amz-Signature=5ec7e7"
-    sandbox.script_submits(ScriptedAnswer(body={"id": "4665a07c", "image_url": url}))
+    sandbox.script_submits(ScriptedResponse(body={"id": "4665a07c", "image_url": url}))
     task.run()
     assert "https://cdn.example/first.png" in task.instance.xcoms["luma_task"]["response"]
     assert "5ec7e7" not in str(task.instance.xcoms)
 
 
-def test_the_times_of_a_wait_may_be_timedeltas() -> None:
+def test_the_intervals_of_a_wait_may_be_timedeltas() -> None:
     operator = LumaGenerateOperator(
         task_id="generate", prompt="cat", timeout=timedelta(hours=1), poke_interval=timedelta(seconds=5)
     )
@@ -365,11 +365,9 @@ def test_the_times_of_a_wait_may_be_timedeltas() -> None:
         LumaGenerateOperator(task_id="generate", prompt="cat", timeout=timedelta(0))
 
 
-def test_a_folder_that_is_not_there_is_an_error_and_not_an_absent_record(
-    tmp_path: Path, sandbox: Sandbox
-) -> None:
+def test_a_missing_folder_is_an_error_and_not_an_absent_record(tmp_path: Path, sandbox: Sandbox) -> None:
     task = GenerateTask(None, state_path=state_path(tmp_path))
-    task.run_without_being_heard()
+    task.run_without_recording()
     (tmp_path / "state").rename(tmp_path / "elsewhere")
     with pytest.raises(LumaNonRetryableError, match="Create or mount it"):
         task.run()
@@ -406,7 +404,7 @@ def test_the_id_is_in_log_and_error_when_its_record_cannot_be_saved(
         ({"state_path": "ftp://data/_luma"}, {}, "No object storage for state_path"),
     ],
 )
-def test_what_cannot_be_sent_fails_before_the_record_is_begun(
+def test_an_invalid_generation_fails_before_its_record_is_saved(
     store: Store, sandbox: Sandbox, connect: Any, extra: Any, arguments: Any, message: str
 ) -> None:
     connect(sandbox, **extra)
@@ -436,11 +434,11 @@ WAITING = {"wait_for_completion": True, "poke_interval": 0.05}
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 @pytest.mark.parametrize("way_back", ["retry", "clear"])
-def test_a_rejection_while_waiting_forgets_nothing(
+def test_a_rejection_while_waiting_keeps_the_record(
     task: GenerateTask, sandbox: Sandbox, status: int, way_back: str
 ) -> None:
     body = {"code": "insufficient_user_quota", "message": "no"} if status == 403 else {"message": "no"}
-    sandbox.script(ScriptedAnswer(status=status, body=body))
+    sandbox.script(ScriptedResponse(status=status, body=body))
     with pytest.raises(LumaNonRetryableError):
         task.run(**WAITING)
     if way_back == "clear":
@@ -452,7 +450,7 @@ def test_a_rejection_while_waiting_forgets_nothing(
 
 @pytest.mark.parametrize("number", [float("inf"), float("nan"), 1e300, 10**400])
 @pytest.mark.parametrize("name", ["timeout", "poke_interval"])
-def test_a_wait_that_no_clock_can_measure_is_an_error_of_the_dag(name: str, number: float) -> None:
+def test_a_wait_beyond_what_a_clock_can_measure_is_an_error_of_the_dag(name: str, number: float) -> None:
     with pytest.raises(LumaValueError, match=name):
         LumaGenerateOperator(task_id="generate", prompt="cat dance", **{name: number})
 
@@ -460,25 +458,25 @@ def test_a_wait_that_no_clock_can_measure_is_an_error_of_the_dag(name: str, numb
 def test_a_task_that_is_no_longer_completed_is_not_returned(task: GenerateTask, sandbox: Sandbox) -> None:
     """As where two servers of a relay differ: the sensor saw it completed."""
     running = sandbox.add_task(seconds=3600)
-    sandbox.script_submits(ScriptedAnswer(body={"id": running}))
-    sandbox.script(ScriptedAnswer(body=[{"id": running, "state": "completed"}]))
+    sandbox.script_submits(ScriptedResponse(body={"id": running}))
+    sandbox.script(ScriptedResponse(body=[{"id": running, "state": "completed"}]))
     with pytest.raises(RelayTransientError, match="was completed, and now is"):
         task.run(**WAITING)
     assert read_record(task).phase is Phase.CREATED  # type: ignore[union-attr]
 
 
 def test_a_task_that_failed_after_all_ends_the_record(task: GenerateTask, sandbox: Sandbox) -> None:
-    bad = sandbox.add_task(seconds=0, fails="moderation")
-    sandbox.script_submits(ScriptedAnswer(body={"id": bad}))
-    sandbox.script(ScriptedAnswer(body=[{"id": bad, "state": "completed"}]))
+    bad = sandbox.add_task(seconds=0, failure_reason="moderation")
+    sandbox.script_submits(ScriptedResponse(body={"id": bad}))
+    sandbox.script(ScriptedResponse(body=[{"id": bad, "state": "completed"}]))
     with pytest.raises(LumaTaskFailedError, match="moderation"):
         task.run(**WAITING)
     assert read_record(task).phase is Phase.ENDED  # type: ignore[union-attr]
 
 
 def test_only_a_generation_that_failed_ends_the_record(task: GenerateTask, sandbox: Sandbox) -> None:
-    bad = sandbox.add_task(seconds=0, fails="moderation")
-    sandbox.script_submits(ScriptedAnswer(body={"id": bad}))
+    bad = sandbox.add_task(seconds=0, failure_reason="moderation")
+    sandbox.script_submits(ScriptedResponse(body={"id": bad}))
     with pytest.raises(LumaTaskFailedError, match="moderation"):
         task.run(**WAITING)
     assert read_record(task).phase is Phase.ENDED  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Many triggers, one relay: what is asked, when, and who is hurt by whose trouble."""
+"""Many triggers, one relay: which requests are sent, when, and which triggers an error affects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from airflow_provider_luma.relay import TaskBatch
 from airflow_provider_luma.relay.retry import RetryPolicy
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.triggers import registry
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
@@ -48,7 +48,7 @@ def together(*waits: Any) -> list[Any]:
 
 
 def nothing_is_left() -> bool:
-    """Threads end by themselves, a moment after they are told to."""
+    """Threads end by themselves, a moment after they are stopped."""
     deadline = time.monotonic() + 2
     while threads := [t for t in threading.enumerate() if t.name.startswith("luma-poll")]:
         if time.monotonic() > deadline:
@@ -57,7 +57,7 @@ def nothing_is_left() -> bool:
     return not threads
 
 
-def test_a_thousand_triggers_cost_what_one_costs(connect: Callable[..., None]) -> None:
+def test_a_thousand_triggers_cost_as_many_requests_as_one(connect: Callable[..., None]) -> None:
     requests: list[Any] = []
     with Sandbox(tasks=0, clock=lambda: len(requests) // 10) as sandbox:  # time passes from round to round
         requests = sandbox.requests
@@ -69,21 +69,21 @@ def test_a_thousand_triggers_cost_what_one_costs(connect: Callable[..., None]) -
     assert nothing_is_left()
 
 
-def test_an_id_that_many_wait_for_is_asked_once_a_round(sandbox: Sandbox) -> None:
+def test_an_id_that_many_wait_for_is_queried_once_a_round(sandbox: Sandbox) -> None:
     task_id = sandbox.add_task(seconds=0)
     together(*(event_of(trigger(task_id)) for _ in range(50)))
     assert [request.ids for request in sandbox.requests] == [[task_id]]
 
 
-def test_an_id_in_flight_is_not_asked_for_again_by_a_late_trigger(sandbox: Sandbox) -> None:
+def test_an_id_in_flight_is_not_queried_again_by_a_late_trigger(sandbox: Sandbox) -> None:
     task_id = sandbox.add_task(seconds=0)
-    sandbox.script(ScriptedAnswer(body=[{"id": task_id, "state": "completed"}], delay=1))
+    sandbox.script(ScriptedResponse(body=[{"id": task_id, "state": "completed"}], delay=1))
     events = together(event_of(trigger(task_id)), event_of(trigger(task_id), after=0.6))
     assert [event["status"] for event in events] == ["done", "done"]
     assert len(sandbox.requests) == 1
 
 
-def test_a_late_trigger_does_not_wait_for_a_slow_one(sandbox: Sandbox) -> None:
+def test_late_trigger_does_not_wait_for_slow_one(sandbox: Sandbox) -> None:
     endless, quick = sandbox.add_task(seconds=math.inf), sandbox.add_task(seconds=0)
 
     async def joining() -> float:
@@ -123,11 +123,11 @@ def test_a_changed_connection_is_another_one(sandbox: Sandbox, connect: Callable
     assert nothing_is_left()
 
 
-def test_at_most_so_many_requests_are_under_way(sandbox: Sandbox, connect: Callable[..., None]) -> None:
+def test_max_connections_limits_requests_in_flight(sandbox: Sandbox, connect: Callable[..., None]) -> None:
     connect(sandbox, batch_size=1)
     ids = [sandbox.add_task(seconds=0) for _ in range(12)]
     sandbox.script(
-        *(ScriptedAnswer(body=[{"id": i, "state": "completed"} for i in ids], delay=0.5) for _ in ids)
+        *(ScriptedResponse(body=[{"id": i, "state": "completed"} for i in ids], delay=0.5) for _ in ids)
     )
     together(event_of(trigger(*ids)))
     starts = sorted(request.at for request in sandbox.requests)
@@ -136,7 +136,7 @@ def test_at_most_so_many_requests_are_under_way(sandbox: Sandbox, connect: Calla
 
 def test_the_event_loop_never_blocks(sandbox: Sandbox) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(4)]
-    sandbox.script(*(ScriptedAnswer(body=[], delay=1) for _ in ids))
+    sandbox.script(*(ScriptedResponse(body=[], delay=1) for _ in ids))
     lags = []
 
     async def watched() -> None:
@@ -150,52 +150,52 @@ def test_the_event_loop_never_blocks(sandbox: Sandbox) -> None:
     assert sorted(lags)[int(len(lags) * 0.99)] < 0.05
 
 
-def test_no_request_goes_out_while_the_relay_wants_a_pause(
-    sandbox: Sandbox, connect: Callable[..., None]
-) -> None:
+def test_no_request_is_sent_during_a_rate_limit(sandbox: Sandbox, connect: Callable[..., None]) -> None:
     connect(sandbox, batch_size=1)
     ids = [sandbox.add_task(seconds=0) for _ in range(8)]
     rows = [{"id": task_id, "state": "completed"} for task_id in ids]
     sandbox.script(
-        ScriptedAnswer(status=429, headers={"Retry-After": "1"}),
-        # So slow that the refusal has arrived before another may leave in their place.
-        *[ScriptedAnswer(body=rows, delay=0.3)] * (MAX_IN_FLIGHT - 1),
+        ScriptedResponse(status=429, headers={"Retry-After": "1"}),
+        # So slow that the 429 has arrived before another request may take their place.
+        *[ScriptedResponse(body=rows, delay=0.3)] * (MAX_IN_FLIGHT - 1),
     )
     joins_meanwhile = event_of(trigger(sandbox.add_task(seconds=0)), after=0.7)
     events = together(event_of(trigger(*ids)), joins_meanwhile)
     assert all(event["status"] == "done" for event in events)
-    refused_at = next(request.at for request in sandbox.requests if request.status == 429)
-    under_way = [request for request in sandbox.requests if refused_at < request.at < refused_at + 0.4]
-    assert len(under_way) < MAX_IN_FLIGHT
-    assert not [r for r in sandbox.requests if refused_at + 0.4 < r.at < refused_at + 1]
+    rejected_at = next(request.at for request in sandbox.requests if request.status == 429)
+    in_flight = [request for request in sandbox.requests if rejected_at < request.at < rejected_at + 0.4]
+    assert len(in_flight) < MAX_IN_FLIGHT
+    assert not [r for r in sandbox.requests if rejected_at + 0.4 < r.at < rejected_at + 1]
 
 
-def test_requests_are_paced_as_the_connection_says(sandbox: Sandbox, connect: Callable[..., None]) -> None:
+def test_requests_per_minute_of_the_connection_is_respected(
+    sandbox: Sandbox, connect: Callable[..., None]
+) -> None:
     connect(sandbox, batch_size=1, max_requests_per_minute=300)
     together(event_of(trigger(*[sandbox.add_task(seconds=0) for _ in range(8)])))
     starts = [request.at for request in sandbox.requests]
     assert starts[-1] - starts[0] > 0.7 * 7 * 60 / 300
 
 
-def test_more_may_be_under_way_where_the_connection_says_so(
+def test_max_connections_of_the_connection_is_respected(
     sandbox: Sandbox, connect: Callable[..., None]
 ) -> None:
     connect(sandbox, batch_size=1, max_in_flight=12)
     ids = [sandbox.add_task(seconds=0) for _ in range(12)]
     rows = [{"id": task_id, "state": "completed"} for task_id in ids]
-    sandbox.script(*(ScriptedAnswer(body=rows, delay=1) for _ in ids))
+    sandbox.script(*(ScriptedResponse(body=rows, delay=1) for _ in ids))
     together(event_of(trigger(*ids)))
     assert max(request.at for request in sandbox.requests) - min(r.at for r in sandbox.requests) < 0.9
 
 
-def test_a_storm_of_429_fails_nobody(sandbox: Sandbox) -> None:
+def test_a_burst_of_429_fails_no_trigger(sandbox: Sandbox) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(20)]
-    sandbox.script(*[ScriptedAnswer(status=429)] * 4)
+    sandbox.script(*[ScriptedResponse(status=429)] * 4)
     events = together(*(event_of(trigger(task_id)) for task_id in ids))
     assert all(event["status"] == "done" for event in events)
 
 
-def test_a_rotated_key_goes_on_without_failing_anyone(sandbox: Sandbox, connect: Callable[..., None]) -> None:
+def test_a_rotated_key_fails_no_trigger(sandbox: Sandbox, connect: Callable[..., None]) -> None:
     ids = [sandbox.add_task(seconds=1) for _ in range(300)]
 
     async def rotating() -> list[dict[str, Any]]:
@@ -216,7 +216,7 @@ def test_a_rejected_key_that_did_not_change_fails_all_at_once(sandbox: Sandbox) 
     assert len(sandbox.requests) <= MAX_IN_FLIGHT
 
 
-def test_one_triggers_fault_is_its_own(sandbox: Sandbox) -> None:
+def test_an_invalid_trigger_fails_alone(sandbox: Sandbox) -> None:
     good = sandbox.add_task(seconds=1)
     bad = trigger(sandbox.add_task(seconds=math.inf), poke_interval="soon")
     fault, event = together(event_of(bad), event_of(trigger(good)))
@@ -224,22 +224,22 @@ def test_one_triggers_fault_is_its_own(sandbox: Sandbox) -> None:
     assert event["status"] == "done"
 
 
-def test_one_batchs_trouble_is_not_that_of_the_others(
+def test_an_error_of_one_batch_does_not_affect_the_others(
     sandbox: Sandbox, connect: Callable[..., None], quick_retries: RetryPolicy
 ) -> None:
     connect(sandbox, batch_size=1)
     first, second = sandbox.add_task(seconds=0), sandbox.add_task(seconds=0)
-    sandbox.script(ScriptedAnswer(status=400, body={"message": "bad id"}))
+    sandbox.script(ScriptedResponse(status=400, body={"message": "bad id"}))
     events = together(event_of(trigger(first)), event_of(trigger(second)))
     assert sorted(event["status"] for event in events) == ["done", "error"]
 
 
-def test_a_trigger_whose_batches_fared_differently_keeps_what_it_learned(
+def test_a_trigger_with_one_failed_batch_keeps_the_result_of_the_others(
     sandbox: Sandbox, connect: Callable[..., None]
 ) -> None:
     connect(sandbox, batch_size=1)
-    ids = [sandbox.add_task(seconds=0, fails="moderation") for _ in range(3)]
-    sandbox.script(ScriptedAnswer(status=400, body={"message": "bad id"}))
+    ids = [sandbox.add_task(seconds=0, failure_reason="moderation") for _ in range(3)]
+    sandbox.script(ScriptedResponse(status=400, body={"message": "bad id"}))
     (event,) = together(event_of(trigger(*ids)))
     assert event["status"] == "error"
     (rejected,) = [request.ids for request in sandbox.requests if request.status == 400]
@@ -250,7 +250,7 @@ def test_a_trigger_whose_batches_fared_differently_keeps_what_it_learned(
 
 def test_cancelling_one_leaves_the_others_and_the_last_cleans_up(sandbox: Sandbox) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(3)]
-    sandbox.script(ScriptedAnswer(body=[{"id": i, "state": "completed"} for i in ids], delay=0.8))
+    sandbox.script(ScriptedResponse(body=[{"id": i, "state": "completed"} for i in ids], delay=0.8))
 
     async def cancelling() -> list[Any]:
         waits = [asyncio.create_task(event_of(trigger(task_id))) for task_id in ids]
@@ -266,7 +266,7 @@ def test_cancelling_one_leaves_the_others_and_the_last_cleans_up(sandbox: Sandbo
 
 
 def test_cancelling_all_leaves_nothing(sandbox: Sandbox) -> None:
-    sandbox.script(ScriptedAnswer(body=[], delay=5))
+    sandbox.script(ScriptedResponse(body=[], delay=5))
 
     async def cancelling() -> set[str]:
         wait = asyncio.create_task(event_of(trigger(sandbox.add_task())))

@@ -17,7 +17,7 @@ import pytest
 
 from airflow_provider_luma.relay import TaskBatch
 from airflow_provider_luma.relay.retry import RetryPolicy
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from airflow_provider_luma.triggers.poller import _grid_offset
 from tests.airflow.test_poller import event_of, nothing_is_left, result_of, together, trigger
@@ -71,7 +71,7 @@ def connect_to(monkeypatch: pytest.MonkeyPatch, host: str, **extra: Any) -> None
     monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", json.dumps(connection))
 
 
-def test_responses_that_never_end_give_their_slots_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_responses_release_their_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     with relay_that_drips({"id": "a", "state": "completed"}, drips=4) as (host, _):
         connect_to(monkeypatch, host, request_timeout=1, timeout=5, batch_size=1)
         dripped = [event_of(trigger(f"drip-{n}", timeout=1)) for n in range(4)]
@@ -106,7 +106,7 @@ def test_abandoned_polls_free_their_slots_and_threads_at_once(
     assert "pool is full" not in caplog.text
 
 
-def test_a_request_that_is_under_way_ends_with_its_poller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_in_flight_ends_with_its_poller(monkeypatch: pytest.MonkeyPatch) -> None:
     async def leaving() -> None:
         wait = asyncio.create_task(event_of(trigger("drip")))
         while not dripping:
@@ -124,7 +124,7 @@ def test_a_key_that_is_accepted_again_serves_the_triggers_after_it(sandbox: Sand
     async def rejecting() -> list[str]:
         keeper = asyncio.create_task(event_of(trigger(sandbox.add_task(seconds=math.inf), poke_interval=600)))
         await asyncio.sleep(1)
-        sandbox.script(ScriptedAnswer(status=401, body={"message": "no"}))
+        sandbox.script(ScriptedResponse(status=401, body={"message": "no"}))
         rejected = await event_of(trigger(sandbox.add_task(seconds=0)))
         accepted = await event_of(trigger(sandbox.add_task(seconds=0)))
         keeper.cancel()
@@ -171,7 +171,7 @@ def test_a_connection_that_breaks_while_triggers_wait_fails_only_them(
     assert all("no password" in message for message in messages)
 
 
-def test_a_huge_response_holds_up_no_other_trigger(
+def test_a_huge_response_delays_no_other_trigger(
     sandbox: Sandbox, connect: Callable[..., None], quick_retries: RetryPolicy
 ) -> None:
     gc.collect()
@@ -184,7 +184,7 @@ def test_a_huge_response_holds_up_no_other_trigger(
     ]
 
     def watched(body: bytes) -> float:
-        sandbox.script(*[ScriptedAnswer(body=body)] * 3)
+        sandbox.script(*[ScriptedResponse(body=body)] * 3)
         return lag(trigger(sandbox.add_task(seconds=0)))
 
     longest = [min(watched(body) for _ in range(3)) for body in bodies]
@@ -192,7 +192,7 @@ def test_a_huge_response_holds_up_no_other_trigger(
     assert max(longest) < 0.1, longest
 
 
-def test_ten_thousand_different_reasons_hold_up_no_other_trigger(
+def test_ten_thousand_different_reasons_delay_no_other_trigger(
     sandbox: Sandbox, connect: Callable[..., None]
 ) -> None:
     gc.collect()
@@ -201,7 +201,7 @@ def test_ten_thousand_different_reasons_hold_up_no_other_trigger(
     ids = [f"{n:08}-7641-4809-a133-10786201bb56" for n in range(10_000)]
     zwj = "\U0001f469\u200d\U0001f680"  # takes the longest to clean
     rows = [{"id": task_id, "state": "failed", "failure_reason": f"{task_id} {zwj * 50}"} for task_id in ids]
-    sandbox.script(*[ScriptedAnswer(body=json.dumps(rows, ensure_ascii=False).encode())] * 3)
+    sandbox.script(*[ScriptedResponse(body=json.dumps(rows, ensure_ascii=False).encode())] * 3)
     longest = min(lag(trigger(*ids)) for _ in range(3))
     gc.unfreeze()
     assert longest < 0.1
@@ -232,24 +232,24 @@ def lag(waiting: LumaTaskTrigger) -> float:
 @pytest.mark.parametrize("reason", [r'"\ud83d"', r'"\u0000"', json.dumps("x" * 3_000_000)])
 def test_an_event_can_be_encoded_whatever_the_reason(sandbox: Sandbox, reason: str) -> None:
     body = f'[{{"id": "a", "state": "failed", "fail_reason": {reason}}}]'
-    sandbox.script(ScriptedAnswer(body=body))
+    sandbox.script(ScriptedResponse(body=body))
     (event,) = together(event_of(trigger("a")))
     assert len(json.dumps(event, ensure_ascii=False).encode()) < 2_000
     assert list(result_of(event, "a")["failed"]) == ["a"]
 
 
 @pytest.mark.parametrize("status", [400, 401, 503])
-def test_an_error_event_can_be_encoded_whatever_the_relay_says(
+def test_an_error_event_can_be_encoded_whatever_the_relay_sends(
     sandbox: Sandbox, quick_retries: RetryPolicy, status: int
 ) -> None:
     body = r'{"message": "\ud83d\u0000 ' + "x" * 100_000 + r'", "code": "\ud83d"}'
-    sandbox.script(*[ScriptedAnswer(status, body, headers={"X-Request-Id": "\xff" * 3000})] * 3)
+    sandbox.script(*[ScriptedResponse(status, body, headers={"X-Request-Id": "\xff" * 3000})] * 3)
     (event,) = together(event_of(trigger("a")))
     assert event["status"] == "error"
     assert len(json.dumps(event, ensure_ascii=False).encode()) < 8_000
 
 
-def test_customers_of_a_relay_do_not_all_poll_in_the_same_second() -> None:
+def test_polls_of_different_connections_are_jittered() -> None:
     offsets = {round(_grid_offset(f"sk-{n}")) % 60 for n in range(500)}
     assert len(offsets) > 50
     assert _grid_offset("sk-a") == _grid_offset("sk-a")
@@ -264,7 +264,7 @@ def test_a_wait_in_which_nothing_changes_logs_nothing(sandbox: Sandbox, capsys: 
     assert capsys.readouterr().out.count("1 of 2 completed, 1 running") == 2
 
 
-def test_a_wait_in_which_nothing_changes_gives_a_sign_of_life(
+def test_a_wait_in_which_nothing_changes_logs_now_and_then(
     sandbox: Sandbox, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_luma.triggers.subscription.QUIET_SECONDS", 1)
@@ -272,10 +272,10 @@ def test_a_wait_in_which_nothing_changes_gives_a_sign_of_life(
     assert 2 <= capsys.readouterr().out.count("0 of 1 completed, 1 running") <= 5
 
 
-def test_silent_fail_says_what_it_went_on_after(
+def test_silent_fail_logs_the_error_it_ignored(
     sandbox: Sandbox, capsys: Any, quick_retries: RetryPolicy
 ) -> None:
-    sandbox.script(*[ScriptedAnswer(status=503, body={"message": "no channel"})] * 3)
+    sandbox.script(*[ScriptedResponse(status=503, body={"message": "no channel"})] * 3)
     (event,) = together(event_of(trigger(sandbox.add_task(seconds=0), silent_fail=True)))
     assert event["status"] == "done"
     assert [
@@ -319,9 +319,9 @@ def test_a_trigger_that_is_cancelled_as_its_request_begins_leaves_its_id_to_the_
 def test_an_id_that_a_relay_rejects_fails_only_its_own_trigger(sandbox: Sandbox) -> None:
     good = sandbox.add_task(seconds=0)
     sandbox.script(
-        ScriptedAnswer(status=400, body={"message": "bad is no id"}),
-        ScriptedAnswer(body=[{"id": good, "state": "completed"}]),
-        ScriptedAnswer(status=400, body={"message": "bad is no id"}),
+        ScriptedResponse(status=400, body={"message": "bad is no id"}),
+        ScriptedResponse(body=[{"id": good, "state": "completed"}]),
+        ScriptedResponse(status=400, body={"message": "bad is no id"}),
     )
     first, second = together(event_of(trigger(good)), event_of(trigger("bad")))
     assert first["status"] == "done"

@@ -28,7 +28,7 @@ def schema(name: str) -> dict[str, Any]:
     return json.loads((files("airflow") / name).read_text())
 
 
-def test_the_entry_point_leads_to_the_info() -> None:
+def test_the_entry_point_returns_the_provider_info() -> None:
     (point,) = [
         point
         for point in entry_points(group="apache_airflow_provider")
@@ -43,7 +43,7 @@ def test_airflow_accepts_the_info() -> None:
 
 
 @pytest.mark.parametrize("key", INFO)
-def test_every_key_is_one_of_provider_yaml_and_in_its_form(key: str) -> None:
+def test_every_key_matches_the_schema_of_provider_yaml(key: str) -> None:
     strict = schema("provider.yaml.schema.json")
     assert key in strict["properties"]
     jsonschema.validate(INFO[key], strict["properties"][key])

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.airflow.harness import AIRFLOW, run_source
-from tests.airflow.waiting import Wait, answers, ended, summary
+from tests.airflow.waiting import Wait, ended, responses, summary
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
 
@@ -32,7 +32,7 @@ def test_complete_later(wait: Wait, sandbox: Sandbox) -> None:
     assert run.xcom("wait", "luma_summary") == summary(2)
 
 
-def test_only_open_ids_are_asked_again(wait: Wait, connect: Callable[..., None], mode: str) -> None:
+def test_only_pending_ids_are_queried_again(wait: Wait, connect: Callable[..., None], mode: str) -> None:
     requests: list[Any] = []
     with Sandbox(tasks=0, clock=lambda: len(requests)) as sandbox:  # time passes from poll to poll
         requests = sandbox.requests
@@ -52,10 +52,13 @@ def test_ten_thousand_ids_are_a_hundred_requests(wait: Wait, sandbox: Sandbox) -
     assert [len(request.ids or ()) for request in sandbox.requests] == [100] * 100
 
 
-def test_the_wrapped_answer_shape_means_the_same(wait: Wait, connect: Callable[..., None]) -> None:
+def test_both_response_shapes_mean_the_same(wait: Wait, connect: Callable[..., None]) -> None:
     with Sandbox(tasks=0, shape="wrapped") as sandbox:
         connect(sandbox)
-        failed, good = sandbox.add_task(seconds=0.4, fails="moderation"), sandbox.add_task(seconds=0.4)
+        failed, good = (
+            sandbox.add_task(seconds=0.4, failure_reason="moderation"),
+            sandbox.add_task(seconds=0.4),
+        )
         run = wait([failed, good, "no-such-task"], missing_grace=0.3, fail_when="never")
     assert ended(run, "success")
     assert run.xcom("wait") == [good]
@@ -75,10 +78,13 @@ def test_the_wrapped_answer_shape_means_the_same(wait: Wait, connect: Callable[.
         ("never", "success", 2),
     ],
 )
-def test_failed_generations_count_by_fail_when(
+def test_failed_generations_respect_fail_when(
     wait: Wait, sandbox: Sandbox, fail_when: str, state: str, failing: int
 ) -> None:
-    ids = [sandbox.add_task(seconds=0.2, fails="blacklisted word" if n < failing else None) for n in range(2)]
+    ids = [
+        sandbox.add_task(seconds=0.2, failure_reason="blacklisted word" if n < failing else None)
+        for n in range(2)
+    ]
     run = wait(ids, fail_when=fail_when)
     assert ended(run, state)
     assert run.xcom("wait", "luma_summary") == summary(
@@ -88,7 +94,7 @@ def test_failed_generations_count_by_fail_when(
 
 
 def test_a_failure_found_before_others_complete_is_kept(wait: Wait, sandbox: Sandbox) -> None:
-    failed, slow = sandbox.add_task(seconds=0, fails="moderation"), sandbox.add_task(seconds=0.8)
+    failed, slow = sandbox.add_task(seconds=0, failure_reason="moderation"), sandbox.add_task(seconds=0.8)
     run = wait([failed, slow], fail_when="never")
     assert ended(run, "success")
     assert run.xcom("wait") == [slow]
@@ -96,14 +102,17 @@ def test_a_failure_found_before_others_complete_is_kept(wait: Wait, sandbox: San
 
 
 def test_fail_fast_does_not_wait_for_the_rest(wait: Wait, sandbox: Sandbox) -> None:
-    failed, endless = sandbox.add_task(seconds=0.4, fails="moderation"), sandbox.add_task(seconds=math.inf)
+    failed, endless = (
+        sandbox.add_task(seconds=0.4, failure_reason="moderation"),
+        sandbox.add_task(seconds=math.inf),
+    )
     run = wait([failed, endless], fail_fast=True)
     assert ended(run, "failed")
     assert run.xcom("wait", "luma_summary") == summary(0, failed={failed: "moderation"}, running=[endless])
 
 
 def test_an_id_may_be_unknown_for_a_while(wait: Wait, sandbox: Sandbox) -> None:
-    late = sandbox.add_task(seconds=0, found_after=0.7)
+    late = sandbox.add_task(seconds=0, visible_after=0.7)
     run = wait([late], missing_grace=20)
     assert ended(run, "success")
     assert run.xcom("wait") == [late]
@@ -116,50 +125,50 @@ def test_an_id_that_stays_unknown_is_missing(wait: Wait, sandbox: Sandbox) -> No
     assert run.xcom("wait", "luma_summary") == summary(1, missing=[nowhere])
 
 
-def test_missing_ids_are_borne_as_fail_when_says(wait: Wait, sandbox: Sandbox) -> None:
+def test_missing_ids_respect_fail_when(wait: Wait, sandbox: Sandbox) -> None:
     there, nowhere = sandbox.add_task(seconds=0), "no-such-task"
     run = wait([nowhere, there], missing_grace=0, fail_when="all")
     assert ended(run, "success")
     assert run.xcom("wait") == [there]
 
 
-def test_timeout_fails_without_a_retry_and_says_how_far_it_came(wait: Wait, sandbox: Sandbox) -> None:
+def test_timeout_fails_without_a_retry_and_reports_progress(wait: Wait, sandbox: Sandbox) -> None:
     done, endless = sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)
     run = wait([done, endless], timeout=0.7)
     assert ended(run, "failed")
     assert run.xcom("wait", "luma_summary") == summary(1, running=[endless])
 
 
-@pytest.mark.parametrize("told", [{"headers": {"Retry-After": "1"}}, {}], ids=["retry_after", "bare"])
-def test_being_told_to_slow_down_is_no_failure(wait: Wait, sandbox: Sandbox, told: dict[str, Any]) -> None:
+@pytest.mark.parametrize("details", [{"headers": {"Retry-After": "1"}}, {}], ids=["retry_after", "bare"])
+def test_a_rate_limit_is_no_failure(wait: Wait, sandbox: Sandbox, details: dict[str, Any]) -> None:
     ids = [sandbox.add_task(seconds=0)]
-    sandbox.script(*answers(429, 429, **told))
+    sandbox.script(*responses(429, 429, **details))
     run = wait(ids)
     assert ended(run, "success")
     assert run.xcom("wait") == ids
     pauses = [b.at - a.at for a, b in zip(sandbox.requests, sandbox.requests[1:], strict=False)]
-    assert min(pauses) >= (1 if told else 0.2)
+    assert min(pauses) >= (1 if details else 0.2)
 
 
-def test_a_burst_of_server_errors_is_ridden_out(wait: Wait, sandbox: Sandbox) -> None:
+def test_a_burst_of_server_errors_is_retried(wait: Wait, sandbox: Sandbox) -> None:
     ids = [sandbox.add_task(seconds=0)]
-    sandbox.script(*answers(500, 502, 503))
+    sandbox.script(*responses(500, 502, 503))
     run = wait(ids)
     assert ended(run, "success")
     assert run.xcom("wait") == ids
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_lasting_trouble_fails_with_airflows_retries(wait: Wait, sandbox: Sandbox) -> None:
+def test_lasting_transient_errors_fail_with_airflows_retries(wait: Wait, sandbox: Sandbox) -> None:
     ids = [sandbox.add_task(seconds=0)]
-    sandbox.script(*answers(*[503] * 50))
+    sandbox.script(*responses(*[503] * 50))
     assert ended(wait(ids), "failed", tries=2)
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_a_retry_goes_on_after_trouble(wait: Wait, sandbox: Sandbox) -> None:
+def test_a_retry_resumes_after_transient_errors(wait: Wait, sandbox: Sandbox) -> None:
     ids = [sandbox.add_task(seconds=0)]
-    sandbox.script(*answers(503, 503, 503))
+    sandbox.script(*responses(503, 503, 503))
     run = wait(ids)
     assert ended(run, "success", tries=2)
     assert run.xcom("wait") == ids
@@ -167,10 +176,12 @@ def test_a_retry_goes_on_after_trouble(wait: Wait, sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize("before", [0, 2], ids=["at_once", "in_the_middle"])
 @pytest.mark.parametrize("status", [401, 402, 403, 400, 404])
-def test_a_refusal_fails_at_once_and_for_good(wait: Wait, sandbox: Sandbox, before: int, status: int) -> None:
+def test_a_permanent_error_fails_at_once_without_retries(
+    wait: Wait, sandbox: Sandbox, before: int, status: int
+) -> None:
     endless = sandbox.add_task(seconds=math.inf)
     running = {"id": endless, "state": "processing"}
-    sandbox.script(*[ScriptedAnswer(body=[running])] * before, *answers(status, status, status))
+    sandbox.script(*[ScriptedResponse(body=[running])] * before, *responses(status, status, status))
     run = wait([endless])
     assert ended(run, "failed")
     assert len(sandbox.requests) == before + 1
@@ -178,8 +189,8 @@ def test_a_refusal_fails_at_once_and_for_good(wait: Wait, sandbox: Sandbox, befo
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_web_pages_are_trouble(wait: Wait, sandbox: Sandbox) -> None:
-    page = ScriptedAnswer(body="<!doctype html><title>Dashboard</title>", content_type="text/html")
+def test_web_pages_are_transient_errors(wait: Wait, sandbox: Sandbox) -> None:
+    page = ScriptedResponse(body="<!doctype html><title>Dashboard</title>", content_type="text/html")
     ids = [sandbox.add_task(seconds=0)]
     sandbox.script(page)
     assert ended(wait(ids), "success")
@@ -194,7 +205,7 @@ POLICIES = ["soft_fail", "never_fail", "silent_fail"]
     ("policy", "state"), [("soft_fail", "skipped"), ("never_fail", "skipped"), ("silent_fail", "failed")]
 )
 def test_policies_on_a_failed_generation(wait: Wait, sandbox: Sandbox, policy: str, state: str) -> None:
-    failed = sandbox.add_task(seconds=0.4, fails="moderation")
+    failed = sandbox.add_task(seconds=0.4, failure_reason="moderation")
     run = wait([failed], **{policy: True})
     assert ended(run, state)
     assert run.xcom("wait", "luma_summary") == summary(0, failed={failed: "moderation"})
@@ -216,12 +227,12 @@ def test_policies_on_a_timeout(wait: Wait, sandbox: Sandbox, policy: str, state:
     ("policy", "state", "tries"),
     [("soft_fail", "failed", 2), ("never_fail", "skipped", 1), ("silent_fail", "success", 1)],
 )
-def test_policies_on_trouble(
+def test_policies_on_transient_errors(
     wait: Wait, sandbox: Sandbox, policy: str, state: str, tries: int, before: int
 ) -> None:
     quick = sandbox.add_task(seconds=0)
     running = {"id": quick, "state": "processing"}
-    sandbox.script(*[ScriptedAnswer(body=[running])] * before, *answers(*[503] * 6))
+    sandbox.script(*[ScriptedResponse(body=[running])] * before, *responses(*[503] * 6))
     assert ended(wait([quick], **{policy: True}), state, tries)
 
 
@@ -234,7 +245,7 @@ def test_an_empty_list_succeeds_at_once_without_a_request(wait: Wait, sandbox: S
 
 
 @pytest.mark.parametrize("given", [[17], {"a": 1}, ["x", None], 17, "[broken"])
-def test_what_is_no_list_of_ids_fails_before_any_request(wait: Wait, sandbox: Sandbox, given: Any) -> None:
+def test_an_invalid_list_of_ids_fails_before_any_request(wait: Wait, sandbox: Sandbox, given: Any) -> None:
     assert ended(wait(given), "failed")
     assert sandbox.requests == []
 
@@ -267,7 +278,7 @@ def test_a_mapped_sensor_leaves_the_first_poll_to_the_triggerer(sandbox: Sandbox
 
 
 @pytest.mark.parametrize("number", [1000, 1001])
-def test_many_ids_in_one_trigger_are_remarked_on(
+def test_mysql_warning_above_1000_ids(
     connect: Callable[..., None], capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     requests: list[Any] = []

@@ -11,13 +11,10 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException
 
-from airflow_provider_luma.airflow_exceptions import (
-    AirflowRescheduleException,
-    LumaTaskFailedError,
-    TaskDeferralError,
-)
+from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError
+from airflow_provider_luma.airflow_version import AirflowRescheduleException, TaskDeferralError
 from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
 
@@ -110,7 +107,7 @@ def test_a_cleared_sensor_does_not_remember_what_was_missing_before(sandbox: San
     assert [request.ids for request in sandbox.requests] == [ids] * 4
 
 
-def test_a_rescheduled_sensor_asks_only_for_pending_ids(sandbox: Sandbox) -> None:
+def test_a_rescheduled_sensor_queries_only_pending_ids(sandbox: Sandbox) -> None:
     store, first = Store(), now()
     ids = [sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf), "nowhere"]
     poll(Process(store), *ids, missing_grace=0, fail_when="never")
@@ -129,18 +126,18 @@ def test_a_store_that_is_down_costs_a_repeated_query_and_no_more(sandbox: Sandbo
 
 def test_a_sighting_that_a_store_did_not_keep_ends_an_absence(sandbox: Sandbox) -> None:
     store, first, endless = Store(), now(), sandbox.add_task(seconds=math.inf)
-    sandbox.script(ScriptedAnswer(body=[]))
+    sandbox.script(ScriptedResponse(body=[]))
     poll(Process(store), endless, missing_grace=0.5)
     store.is_read_only = True
     for reschedules in (1, 2):
         poll(Process(store, first, reschedules), endless, missing_grace=0.5)
     store.is_read_only = False
     time.sleep(0.5)
-    sandbox.script(ScriptedAnswer(body=[]))
+    sandbox.script(ScriptedResponse(body=[]))
     poll(Process(store, first, 3), endless, missing_grace=0.5)
 
 
-def test_an_absence_goes_on_from_process_to_process(sandbox: Sandbox) -> None:
+def test_an_absence_lasts_from_process_to_process(sandbox: Sandbox) -> None:
     store, first = Store(), now()
     poll(Process(store), "nowhere", missing_grace=0.5)
     poll(Process(store, first, 1), "nowhere", missing_grace=0.5)
@@ -160,20 +157,20 @@ def test_before_airflow_3_3_the_grace_counts_from_the_first_poll(sandbox: Sandbo
 
 
 def test_a_retry_after_of_a_day_ends_with_the_timeout_when_rescheduled(sandbox: Sandbox) -> None:
-    sandbox.script(ScriptedAnswer(429, headers={"Retry-After": "86000"}))
+    sandbox.script(ScriptedResponse(429, headers={"Retry-After": "86000"}))
     due = poll(Process(Store()), sandbox.add_task(seconds=math.inf), timeout=3600)
     assert now() + timedelta(minutes=55) < due <= now() + timedelta(hours=1)
 
 
 def test_a_retry_after_below_the_timeout_is_kept_when_rescheduled(sandbox: Sandbox) -> None:
-    sandbox.script(ScriptedAnswer(429, headers={"Retry-After": "600"}))
+    sandbox.script(ScriptedResponse(429, headers={"Retry-After": "600"}))
     due = poll(Process(Store()), sandbox.add_task(seconds=math.inf), timeout=3600)
     assert due > now() + timedelta(minutes=9)
 
 
 @pytest.mark.parametrize("mode", ["poke", "reschedule"])
 @pytest.mark.parametrize("polls", [1_025, 1_000_000])
-def test_backoff_overflows_after_no_number_of_polls(mode: str, polls: int) -> None:
+def test_backoff_never_overflows(mode: str, polls: int) -> None:
     waiting = sensor("a", mode=mode, exponential_backoff=True, timeout=10**9, poke_interval=0.5)
     assert 0 < waiting._get_next_poke_interval(now(), lambda: 10**8, polls) <= 10**9
 
@@ -187,7 +184,7 @@ def test_backoff_overflows_after_no_number_of_polls(mode: str, polls: int) -> No
         ({"never_fail": True}, AirflowSkipException, AirflowSkipException),
     ],
 )
-def test_a_trigger_that_broke_or_never_ran_counts_by_policy(
+def test_a_trigger_that_failed_or_never_ran_respects_the_policy(
     policy: dict[str, Any], timeout_error: type, other_error: type, next_kwargs: dict[str, Any]
 ) -> None:
     process = Process(Store())
@@ -197,7 +194,7 @@ def test_a_trigger_that_broke_or_never_ran_counts_by_policy(
     assert process.pushed["luma_summary"]["running"] == ["a", "b"]
 
 
-def test_ids_that_nobody_waited_for_are_waited_for_and_not_returned(sandbox: Sandbox) -> None:
+def test_ids_missing_from_an_event_are_polled_and_not_returned(sandbox: Sandbox) -> None:
     completed, endless = sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)
     done = event("done", "other", other="completed", started_at=time.time() - 59)
     process = Process()
@@ -208,7 +205,7 @@ def test_ids_that_nobody_waited_for_are_waited_for_and_not_returned(sandbox: San
     }  # fmt: skip
 
 
-def test_the_event_is_believed_and_nothing_is_asked_a_second_time(sandbox: Sandbox) -> None:
+def test_the_event_is_trusted_and_nothing_is_queried_again(sandbox: Sandbox) -> None:
     ids = ["a", "b", "c"]
     process = Process()
     done = event("done", *ids, a="completed", b="failed", c="completed")
@@ -239,7 +236,7 @@ def test_progress_is_kept_before_deferring_and_on_return(sandbox: Sandbox) -> No
 
 
 @pytest.mark.parametrize("task_id", ["x" * 201, "a\ud83d", "a\x00b"])
-def test_an_id_that_no_relay_gives_is_rejected_before_any_request(sandbox: Sandbox, task_id: str) -> None:
+def test_an_impossible_id_is_rejected_before_any_request(sandbox: Sandbox, task_id: str) -> None:
     with pytest.raises(Exception, match="must be one line of plain text"):
         sensor(task_id).execute(Process())
     assert sandbox.requests == []

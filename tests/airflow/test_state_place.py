@@ -45,7 +45,7 @@ def test_a_retry_with_another_connection_does_not_pay_again(
     connect_with("relay_a", state_path=places[0])
     connect_with("relay_b", state_path=places[1])
     task = kind(Store(tmp_path / "state.json"), **ARGUMENTS[kind], luma_conn_id="relay_a")
-    first = task.run_without_being_heard()
+    first = task.run_without_recording()
     charged = len(sandbox.submits)
     task.arguments["luma_conn_id"] = "relay_b"
     with pytest.raises(LumaNonRetryableError, match=f"kept below {places[0]}, .* below {places[1]}"):
@@ -60,7 +60,7 @@ def test_a_state_path_that_is_taken_away_is_an_error(
     tmp_path: Path, sandbox: Sandbox, kind: type[GenerateTask]
 ) -> None:
     task = kind(Store(tmp_path / "state.json"), **ARGUMENTS[kind], state_path=folder(tmp_path, "a"))
-    task.run_without_being_heard()
+    task.run_without_recording()
     charged = len(sandbox.submits)
     del task.arguments["state_path"]
     with pytest.raises(LumaNonRetryableError, match="Let state_path and luma_conn_id be the same"):
@@ -79,7 +79,7 @@ def test_a_place_in_which_nothing_was_saved_may_change(tmp_path: Path, sandbox: 
 
 def test_a_slash_at_the_end_is_no_other_place(tmp_path: Path, sandbox: Sandbox) -> None:
     task = GenerateTask(Store(tmp_path / "state.json"), state_path=folder(tmp_path, "a"))
-    first = task.run_without_being_heard()
+    first = task.run_without_recording()
     task.arguments["state_path"] += "/"
     assert task.run() == first
     assert len(sandbox.submits) == 1

@@ -168,7 +168,7 @@ def conditional_path(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch
     return f"s3://moto@bucket/{uuid.uuid4().hex}"
 
 
-def test_a_try_that_another_one_has_overtaken_saves_nothing_any_more(conditional_path: str) -> None:
+def test_a_try_that_another_one_has_overtaken_saves_nothing(conditional_path: str) -> None:
     """As a worker that was suspended, and taken for dead, while the next try paid for the rest."""
     context: Any = {"ti": Instance()}
     first, second = (
@@ -217,7 +217,7 @@ def test_records_are_found_without_the_head(tmp_path: Path) -> None:
     assert again.ledger(0).next_action() is Action.RECONNECT
 
 
-def test_changes_that_come_during_a_flush_share_the_next_one() -> None:
+def test_changes_during_a_flush_share_the_next_one() -> None:
     saved: list[int] = []
     began, may_end = threading.Event(), threading.Event()
 
@@ -241,7 +241,7 @@ def test_changes_that_come_during_a_flush_share_the_next_one() -> None:
     assert saved == [0, 0, 1]
 
 
-def test_a_flush_that_fails_is_told_to_those_it_was_for_and_left_to_the_next() -> None:
+def test_a_failed_flush_is_raised_to_its_callers_and_repeated_by_the_next() -> None:
     saved: list[int] = []
     failing = {1}
 

@@ -13,7 +13,7 @@ from airflow_provider_luma.exceptions import TriggerEventError
 from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.schedule import PollSchedule
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.sensors.luma import MYSQL_MAX_IDS, LumaTaskSensor
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 
@@ -59,7 +59,7 @@ def fire(trigger: LumaTaskTrigger) -> dict[str, Any]:
     return asyncio.run(event_of(trigger))
 
 
-def test_it_survives_airflows_own_encoding() -> None:
+def test_the_trigger_survives_airflows_serialization() -> None:
     original = trigger(
         ["a", "b"],
         polled_at=1.5,
@@ -76,11 +76,11 @@ def test_it_carries_no_secret(sandbox: Sandbox) -> None:
     assert "sk-very-secret" not in json.dumps(trigger(["a"]).serialize())
 
 
-def test_done_says_how_every_id_ended(sandbox: Sandbox) -> None:
+def test_the_done_event_has_the_outcome_of_every_id(sandbox: Sandbox) -> None:
     ids = [
         "before",
         sandbox.add_task(seconds=0),
-        sandbox.add_task(seconds=0.3, fails="moderation"),
+        sandbox.add_task(seconds=0.3, failure_reason="moderation"),
         "nowhere",
     ]
     event = fire(trigger(ids, missing_grace=0.3, state=settled(ids, before="failed")))
@@ -112,11 +112,11 @@ def test_a_deadline_that_passed_during_an_outage_still_gets_one_poll(sandbox: Sa
     assert fire(trigger([endless], started_at=long_ago, timeout=60))["status"] == "timeout"
 
 
-def test_an_answer_that_hangs_past_the_deadline_does_not_hold_the_trigger(
+def test_a_response_that_hangs_past_the_deadline_does_not_delay_the_trigger(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("airflow_provider_luma.triggers.subscription.LAST_POLL_SECONDS", 0.2)
-    sandbox.script(ScriptedAnswer(body=[], delay=20))
+    sandbox.script(ScriptedResponse(body=[], delay=20))
     started = time.monotonic()
     assert fire(trigger([sandbox.add_task()], timeout=0.3))["status"] == "timeout"
     assert time.monotonic() - started < 2
@@ -134,7 +134,7 @@ def test_a_restart_does_not_extend_the_deadline(sandbox: Sandbox) -> None:
 
 def test_an_id_left_out_once_after_an_outage_of_the_triggerer_is_not_missing(sandbox: Sandbox) -> None:
     task_id = sandbox.add_task(seconds=0)
-    sandbox.script(ScriptedAnswer(body=[]))
+    sandbox.script(ScriptedResponse(body=[]))
     event = fire(trigger([task_id], started_at=time.time() - 3600, timeout=7200, missing_grace=120))
     assert summary_of(event, [task_id])["completed"] == 1
 
@@ -143,7 +143,7 @@ def test_an_absence_of_the_sensors_poll_ends_with_a_sighting_before_a_restart(sa
     from airflow.providers.common.compat.sdk import TaskDeferred
 
     task_id = sandbox.add_task(seconds=math.inf)
-    sandbox.script(ScriptedAnswer(body=[]))
+    sandbox.script(ScriptedResponse(body=[]))
     sensor = LumaTaskSensor(
         task_id="wait", luma_task_ids=[task_id], deferrable=True, poke_interval=0.2, missing_grace=1
     )
@@ -153,7 +153,7 @@ def test_an_absence_of_the_sensors_poll_ends_with_a_sighting_before_a_restart(sa
     with pytest.raises(TimeoutError):
         asyncio.run(asyncio.wait_for(event_of(before), 2))
     assert len(sandbox.requests) > 2
-    sandbox.script(ScriptedAnswer(body=[]), ScriptedAnswer(body=[{"id": task_id, "state": "completed"}]))
+    sandbox.script(ScriptedResponse(body=[]), ScriptedResponse(body=[{"id": task_id, "state": "completed"}]))
     event = fire(rebuilt(before))
     assert summary_of(event, [task_id])["completed"] == 1
 
@@ -165,10 +165,10 @@ def test_the_sensors_poll_is_not_repeated_before_the_interval_is_over(sandbox: S
     assert len(sandbox.requests) == 1
 
 
-def test_trouble_becomes_an_error_event_with_the_relays_words(
+def test_a_relay_error_becomes_an_error_event_with_the_relays_message(
     sandbox: Sandbox, quick_retries: RetryPolicy
 ) -> None:
-    sandbox.script(*[ScriptedAnswer(status=503, body={"message": "no channel"})] * 9)
+    sandbox.script(*[ScriptedResponse(status=503, body={"message": "no channel"})] * 9)
     event = fire(trigger([sandbox.add_task()]))
     assert event["status"] == "error"
     assert event["error"]["type"] == "RelayTransientError"
@@ -189,7 +189,7 @@ def test_a_bug_is_raised_and_not_blamed_on_the_relay(sandbox: Sandbox) -> None:
 
 
 def test_ten_thousand_failures_of_three_hundred_characters_fit_into_an_event(sandbox: Sandbox) -> None:
-    ids = [sandbox.add_task(seconds=0, fails=f"{n} {'x' * 400}") for n in range(10_000)]
+    ids = [sandbox.add_task(seconds=0, failure_reason=f"{n} {'x' * 400}") for n in range(10_000)]
     event = fire(trigger(ids))
     assert len(json.dumps(event)) < 64_000
     arguments = rebuilt(trigger(ids, state=event["state"])).serialize()[1]
@@ -215,8 +215,8 @@ def test_the_arguments_of_a_trigger_of_700_ids_fit_into_a_column_of_mysql(letter
     assert len(stored.encrypted_kwargs) < 2**16
 
 
-def test_ten_thousand_failures_with_the_same_reason_keep_it_whole(sandbox: Sandbox) -> None:
-    ids = [sandbox.add_task(seconds=0, fails="moderation") for _ in range(10_000)]
+def test_ten_thousand_failures_with_the_same_reason_keep_it_complete(sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0, failure_reason="moderation") for _ in range(10_000)]
     batch = TaskBatch.load(ids, fire(trigger(ids))["state"])
     assert batch is not None
     assert batch.result.failed == dict.fromkeys(ids, "moderation")
@@ -262,7 +262,7 @@ def test_a_lost_or_unknown_event_fails_loudly(event: Any) -> None:
         ({"poke_interval": 1, "exponential_backoff": True}, [1, 1, 2, 4]),
     ],
 )
-def test_waits_grow_as_the_sensor_says(arguments: dict[str, Any], waits: list[float]) -> None:
+def test_poll_intervals_grow_by_the_sensors_backoff(arguments: dict[str, Any], waits: list[float]) -> None:
     # From a moment on the grid, where nothing is drawn back.
     schedule = PollSchedule(**arguments)
     moment = 60_000_000
@@ -284,7 +284,7 @@ def test_triggers_that_started_apart_poll_together_from_the_second_poll_on() -> 
     assert {schedule.next_poll(6007 + started, 1, offset=7) for started in range(60)} == {6067}
 
 
-def test_a_killed_trigger_names_what_goes_on_at_the_relay(
+def test_a_killed_trigger_names_the_luma_tasks_that_are_still_running(
     connect: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def kill(waiting: LumaTaskTrigger) -> None:
@@ -300,6 +300,6 @@ def test_a_killed_trigger_names_what_goes_on_at_the_relay(
         ids = [sandbox.add_task(seconds=0), sandbox.add_task(), sandbox.add_task()]
         asyncio.run(kill(trigger(ids)))
     assert (
-        f"The wait was stopped. 2 Luma tasks go on, and are charged, at the relay: {ids[1]}, {ids[2]}"
-        in capsys.readouterr().out
+        "The wait was stopped. 2 Luma tasks are still running at the relay, and are charged: "
+        f"{ids[1]}, {ids[2]}" in capsys.readouterr().out
     )

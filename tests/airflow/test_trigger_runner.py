@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.relay import TaskBatch
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from tests.airflow.harness import AIRFLOW
 
@@ -76,12 +76,12 @@ def trigger(*ids: str) -> LumaTaskTrigger:
 
 
 @pytest.mark.skipif(not IS_OWN_PROCESS, reason="test_the_trigger_runner_in_a_process_of_its_own runs it")
-def test_no_reason_and_no_error_ends_the_trigger_runner(sandbox: Sandbox, runner: Runner) -> None:
+def test_no_reason_and_no_error_crashes_the_trigger_runner(sandbox: Sandbox, runner: Runner) -> None:
     for number, reason in enumerate([r'"half \ud83d"', r'"\u0000"', json.dumps("x" * 3_000_000)], start=1):
         body = f'[{{"id": "a", "state": "failed", "failure_reason": {reason}, "prompt": {reason}}}]'
-        sandbox.script(ScriptedAnswer(body=body))
+        sandbox.script(ScriptedResponse(body=body))
         assert runner.run(number, trigger("a"))["status"] == "done"
-    sandbox.script(ScriptedAnswer(400, r'{"message": "half \ud83d\u0000", "code": "\ud83d"}'))
+    sandbox.script(ScriptedResponse(400, r'{"message": "half \ud83d\u0000", "code": "\ud83d"}'))
     assert runner.run(10, trigger("a"))["status"] == "error"
     good = sandbox.add_task(seconds=0)
     assert runner.run(11, trigger(good))["status"] == "done"

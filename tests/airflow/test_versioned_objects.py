@@ -27,7 +27,7 @@ def folder(destination_url: str) -> str:
 NAME = "dag/manual__2026-11-21T10%3A00%3A00%2B00%3A00/task/-1.json"
 
 
-def test_an_object_is_found_again_by_the_next_process(folder: str) -> None:
+def test_the_next_process_finds_an_object_again(folder: str) -> None:
     first = open_object(folder, NAME)
     assert first.read() is None
     first.write(b"1")
@@ -53,7 +53,7 @@ def test_of_two_writers_one_wins(folder: str) -> None:
     assert open_object(folder, NAME).read() == b"2"
 
 
-def test_a_bucket_that_is_not_there_is_an_error_and_not_an_absent_object(destination_url: str) -> None:
+def test_a_missing_bucket_is_an_error_and_not_an_absent_object(destination_url: str) -> None:
     if destination_url.startswith(("file:", "gs:")):
         pytest.skip("has no bucket; Google's SDK tells no absent bucket from an absent object")
     scheme, _, rest = destination_url.partition("://")
@@ -108,6 +108,6 @@ def test_a_write_whose_response_was_lost_is_no_conflict(forgetful: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["bucket/prefix", "s3://", "", "s3:/bucket"])
-def test_what_is_no_folder_is_an_error(url: str) -> None:
+def test_a_path_that_is_no_folder_is_an_error(url: str) -> None:
     with pytest.raises(LumaValueError, match="state_path must be the URL of a folder"):
         open_object(url, NAME)

@@ -87,15 +87,15 @@ class GenerateTask:
         self.instance = Instance()
 
     def run(self, **arguments: Any) -> Any:
-        """Execute a try, and have Airflow hear of its success."""
+        """Execute a try, and let Airflow record its success."""
         operator, context = self._prepared(arguments)
         result = operator.execute(context)  # type: ignore[arg-type]
         for callback in operator.on_success_callback:
             callback(context)  # type: ignore[arg-type]
         return result
 
-    def run_without_being_heard(self) -> Any:
-        """Execute a try whose worker dies before Airflow hears of its success."""
+    def run_without_recording(self) -> Any:
+        """Execute a try whose worker dies before Airflow records its success."""
         operator, context = self._prepared({})
         return operator.execute(context)  # type: ignore[arg-type]
 
@@ -140,7 +140,7 @@ class BatchTask(GenerateTask):
 
     @property
     def submits(self) -> dict[str, Any]:
-        """What the last try said of its prompts."""
+        """The last try's summary of its prompts."""
         submits: dict[str, Any] = self.instance.xcoms["luma_submits"]
         return submits
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from airflow_provider_luma.sandbox import ScriptedAnswer
+from airflow_provider_luma.sandbox import ScriptedResponse
 from tests.airflow.harness import Run, run_source
 
 MODES = {"poke": {"mode": "poke"}, "reschedule": {"mode": "reschedule"}, "deferrable": {"deferrable": True}}
@@ -54,5 +54,5 @@ def summary(
     }
 
 
-def answers(*statuses: int, **facts: Any) -> list[ScriptedAnswer]:
-    return [ScriptedAnswer(status=status, body={"message": "scripted"}, **facts) for status in statuses]
+def responses(*statuses: int, **facts: Any) -> list[ScriptedResponse]:
+    return [ScriptedResponse(status=status, body={"message": "scripted"}, **facts) for status in statuses]

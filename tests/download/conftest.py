@@ -68,7 +68,7 @@ def chunked_server() -> Iterator[str]:
 
     class Endless(Quiet):
         def do_GET(self) -> None:
-            self.answer(b"", "video/mp4")
+            self.respond(b"", "video/mp4")
             with suppress(OSError):
                 while True:
                     self.wfile.write(b"film" * 10_000)
@@ -91,7 +91,7 @@ def relay(sandbox: Sandbox) -> RelayClient:
 def run(
     sandbox: Sandbox, relay: RelayClient, stopped: threading.Event, store: NamedStore, staging: Staging
 ) -> Run:
-    """Download what the relay says of these ids, or of all, into the store."""
+    """Download the videos of these ids, or of all, into the store."""
 
     def run(ids: list[str] | None = None, **arguments: Any) -> DownloadResult:
         limits = {key: arguments.pop(key) for key in list(arguments) if key in Limits.__dataclass_fields__}

@@ -14,8 +14,8 @@ from airflow_provider_luma.download.pool import DownloadResult
 from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import SHA256, TASK_ID, NamedStore, Upload
 from airflow_provider_luma.exceptions import LinkExpiredError, ObjectExistsError
-from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedAnswer
-from airflow_provider_luma.sandbox.footage import video
+from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedResponse
+from airflow_provider_luma.sandbox.media import video
 from tests.download.conftest import Run
 
 BYTES = 300_000
@@ -144,11 +144,11 @@ def test_the_name_of_another_task_is_not_taken(
     assert store.read("clip.mp4", MIB) == film(other)
 
 
-def test_a_claim_of_another_task_is_respected_before_its_video_is_there(
+def test_a_claim_of_another_task_is_respected_before_its_video_exists(
     sandbox: Sandbox, run: Run, store: NamedStore
 ) -> None:
     one, other = sandbox.task_ids[:2]
-    sandbox.script_downloads(ScriptedAnswer(status=400))
+    sandbox.script_downloads(ScriptedResponse(status=400))
     assert run([one], name_template="clip").records == []
     assert sidecar(store, "clip")["status"] == "downloading"
     (error,) = run([other], name_template="clip").errors.values()
@@ -182,7 +182,7 @@ def test_a_hostile_sidecar_is_the_error_of_its_task_only(
         ("content_type", "video/\udc80", ""),
     ],
 )
-def test_an_edited_sidecar_gives_no_text_that_is_not_clean(
+def test_text_of_an_edited_sidecar_is_sanitized(
     sandbox: Sandbox, run: Run, put: Any, key: str, edited: str, kept: str
 ) -> None:
     (record,) = run(sandbox.task_ids[:1]).records
@@ -193,7 +193,7 @@ def test_an_edited_sidecar_gives_no_text_that_is_not_clean(
     assert again["video"] == {**(record["video"] or {}), key: kept}
 
 
-def test_more_media_of_a_downloaded_task_come_without_the_video(sandbox: Sandbox, run: Run) -> None:
+def test_more_media_of_a_downloaded_task_are_downloaded_without_the_video(sandbox: Sandbox, run: Run) -> None:
     run()
     again = run(media=["video", "thumbnail"])
     assert {download.path.rpartition("/")[2] for download in sandbox.downloads} == {"thumbnail.jpg"}
@@ -214,12 +214,12 @@ def test_overwriting_fewer_media_keeps_the_others_in_the_record(
     assert sidecar(store, task_id) == record
 
 
-def test_what_arrived_is_recorded_although_its_thumbnail_failed(
+def test_a_downloaded_video_is_recorded_although_its_thumbnail_failed(
     sandbox: Sandbox, run: Run, store: NamedStore
 ) -> None:
     task_id = sandbox.task_ids[0]
-    dead = ScriptedAnswer(status=400, body="no")
-    sandbox.script_downloads(ScriptedAnswer(body=film(task_id), content_type="video/mp4"), dead)
+    dead = ScriptedResponse(status=400, body="no")
+    sandbox.script_downloads(ScriptedResponse(body=film(task_id), content_type="video/mp4"), dead)
     result = run([task_id], media=["video", "thumbnail"])
     (record,) = result.records
     assert (record["status"], record["thumbnail"]) == ("partial", None)
@@ -249,7 +249,7 @@ def test_our_own_object_never_blocks_us(sandbox: Sandbox, run: Run, store: Named
     assert sidecar(store, task_id)["status"] == "downloaded"
 
 
-def test_an_object_that_is_not_what_was_announced_is_not_believed(
+def test_an_object_that_differs_from_its_record_is_not_trusted(
     sandbox: Sandbox, run: Run, store: NamedStore, put: Any
 ) -> None:
     task_id = sandbox.task_ids[0]
@@ -277,20 +277,20 @@ def test_an_object_whose_metadata_name_other_bytes_is_downloaded_again(
 
 
 def test_truncated_downloads_are_completed(sandbox: Sandbox, run: Run, store: NamedStore) -> None:
-    sandbox.faults = Faults(cut_downloads=0.5)
+    sandbox.faults = Faults(truncated_downloads=0.5)
     assert run(max_attempts=20).errors == {}
     assert any("range" in download.headers for download in sandbox.downloads)
     assert has_videos(store, sandbox.task_ids)
 
 
-def test_rejected_links_are_replaced_by_fresh_ones(sandbox: Sandbox, run: Run, store: NamedStore) -> None:
-    sandbox.faults = Faults(refused_downloads=0.15)
+def test_rejected_urls_are_replaced_by_fresh_ones(sandbox: Sandbox, run: Run, store: NamedStore) -> None:
+    sandbox.faults = Faults(rejected_downloads=0.15)
     assert run(link_timeout=30).errors == {}
     assert has_videos(store, sandbox.task_ids)
 
 
-def test_a_page_instead_of_a_video_gets_no_name(sandbox: Sandbox, run: Run, store: NamedStore) -> None:
-    page = ScriptedAnswer(body="<html>sorry</html>", content_type="text/html")
+def test_a_page_instead_of_a_video_is_never_published(sandbox: Sandbox, run: Run, store: NamedStore) -> None:
+    page = ScriptedResponse(body="<html>sorry</html>", content_type="text/html")
     sandbox.script_downloads(*[page] * 3)
     result = run(max_parallel=1)
     assert list(result.errors) == sandbox.task_ids[:1]
@@ -299,7 +299,7 @@ def test_a_page_instead_of_a_video_gets_no_name(sandbox: Sandbox, run: Run, stor
     assert has_videos(store, sandbox.task_ids[1:])
 
 
-def test_a_link_that_never_comes_is_an_error_for_that_task(
+def test_a_url_that_never_comes_is_an_error_for_that_task(
     sandbox: Sandbox, run: Run, store: NamedStore
 ) -> None:
     late = sandbox.add_task(seconds=0, link_delay=1000)
@@ -332,7 +332,7 @@ def interfering(store: NamedStore, monkeypatch: pytest.MonkeyPatch) -> Interferi
     return interfering
 
 
-def test_a_put_that_ends_after_another_writer_has_finished_is_an_error_and_no_record_vouches_for_it(
+def test_a_put_that_ends_after_another_writer_is_an_error_and_gets_no_record(
     sandbox: Sandbox, run: Run, store: NamedStore, interfering: Interfering
 ) -> None:
     one, other = sandbox.task_ids[:2]
@@ -367,7 +367,7 @@ def test_an_object_that_another_writer_replaced_before_the_record_is_an_error(
     assert (row["id"], row["status"], row["video"]) == (one, "downloading", None)
 
 
-def test_a_lost_claim_is_not_written_over_by_the_files_that_came_before(
+def test_a_lost_claim_is_not_overwritten_by_earlier_files(
     sandbox: Sandbox, run: Run, store: NamedStore, put: Any, interfering: Interfering
 ) -> None:
     one, other = sandbox.task_ids[:2]

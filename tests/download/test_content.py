@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from airflow_provider_luma.download.content import detect_media_type
 from airflow_provider_luma.exceptions import TransientDownloadError
-from airflow_provider_luma.sandbox import footage
+from airflow_provider_luma.sandbox import media
 
-CLIP = (footage.FILES / "clip.mp4").read_bytes()
-JPEG = (footage.FILES / "thumbnail.jpg").read_bytes()
+CLIP = (media.FILES / "clip.mp4").read_bytes()
+JPEG = (media.FILES / "thumbnail.jpg").read_bytes()
 
 
 def box(kind: bytes, content: bytes = b"", *, wide: bool = False) -> bytes:
@@ -95,7 +95,7 @@ def test_no_file_with_trailing_bytes_passes(name: str) -> None:
 
 
 @pytest.mark.parametrize("content", [OPEN_MP4, LIVE_WEBM, OPEN_FRAGMENTED])
-def test_an_open_end_needs_a_length_that_the_server_told(content: bytes) -> None:
+def test_an_open_end_needs_a_content_length(content: bytes) -> None:
     assert detect(content, size_is_known=True).startswith("video/")
     with pytest.raises(TransientDownloadError):
         detect(content, size_is_known=False)
@@ -109,19 +109,19 @@ def test_an_open_end_needs_a_length_that_the_server_told(content: bytes) -> None
      box(b"ftyp") + box(b"moov", b"x") + struct.pack(">I4sQ", 1, b"mdat", 9) + b"y",
      box(b"ftyp") + box(b"moov", b"x"), box(b"ftyp") + box(b"mdat", b"y"), box(b"ftyp"), EBML],
 )  # fmt: skip
-def test_what_is_no_video_does_not_pass(content: bytes) -> None:
+def test_other_content_is_no_video(content: bytes) -> None:
     with pytest.raises(TransientDownloadError):
         detect(content, size_is_known=True)
 
 
 @pytest.mark.parametrize("content", [b"<svg/>", b"<html>", CLIP, b"GIF89a" + bytes(99), b"\xff\xd8\xff"])
-def test_what_is_no_image_does_not_pass(content: bytes) -> None:
+def test_other_content_is_no_image(content: bytes) -> None:
     with pytest.raises(TransientDownloadError):
         detect(content, "thumbnail", size_is_known=True)
 
 
 @pytest.mark.parametrize("tail", [b"\0", b"x" * 500, b"\xff"])
-def test_bytes_after_the_end_of_a_jpeg_need_a_length_that_the_server_told(tail: bytes) -> None:
+def test_bytes_after_the_end_of_a_jpeg_need_a_content_length(tail: bytes) -> None:
     assert detect(JPEG + tail, "thumbnail", size_is_known=True) == "image/jpeg"
     with pytest.raises(TransientDownloadError, match="the JPEG has no end"):
         detect(JPEG + tail, "thumbnail", size_is_known=False)
@@ -133,7 +133,7 @@ def test_the_end_of_an_embedded_preview_is_not_the_end_of_a_jpeg() -> None:
         detect(truncated, "thumbnail", size_is_known=False)
 
 
-def test_a_file_of_endless_tiny_boxes_ends_soon() -> None:
+def test_a_file_of_many_tiny_boxes_is_rejected_in_time() -> None:
     content = box(b"ftyp") + box(b"free") * 200_000
     with pytest.raises(TransientDownloadError, match="more than 100000 boxes"):
         detect(content)
@@ -152,7 +152,7 @@ def test_only_headers_are_read(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200), st.sampled_from(["video", "thumbnail"]), st.booleans())
-def test_fuzz_any_bytes_give_a_verdict(content: bytes, kind: str, size_is_known: bool) -> None:
+def test_fuzz_any_bytes_are_accepted_or_rejected(content: bytes, kind: str, size_is_known: bool) -> None:
     for prefix in (b"", b"\0\0\0\x08ftyp", EBML, b"\x89PNG\r\n\x1a\n", b"RIFF"):
         with suppress(TransientDownloadError):
             detect(prefix + content, kind, size_is_known=size_is_known)

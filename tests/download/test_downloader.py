@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.download.downloader import READ_BYTES, Downloader
-from airflow_provider_luma.download.retry import MAX_ATTEMPTS_IN_ALL, Link
+from airflow_provider_luma.download.retry import MAX_TOTAL_ATTEMPTS, Link
 from airflow_provider_luma.download.ssrf import AddressPolicy
 from airflow_provider_luma.download.staging import Source, StagedFile, Staging
 from airflow_provider_luma.download.transport import Transport
@@ -27,8 +27,8 @@ from airflow_provider_luma.exceptions import (
     UnsafeURLError,
 )
 from airflow_provider_luma.relay import RelayClient
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
-from airflow_provider_luma.sandbox.footage import video
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
+from airflow_provider_luma.sandbox.media import video
 from tests.download.conftest import create_downloader
 from tests.download.raw_server import RawServer, raw_server, response
 
@@ -39,11 +39,11 @@ HALF = SIZE // 2
 ETAG = {"ETag": '"a-film"'}
 
 
-def film(**facts: Any) -> ScriptedAnswer:
-    return ScriptedAnswer(**{"body": FILM, "content_type": "video/mp4", "headers": ETAG} | facts)
+def film(**facts: Any) -> ScriptedResponse:
+    return ScriptedResponse(**{"body": FILM, "content_type": "video/mp4", "headers": ETAG} | facts)
 
 
-def rest(start: int, source: bytes = FILM, **facts: Any) -> ScriptedAnswer:
+def rest(start: int, source: bytes = FILM, **facts: Any) -> ScriptedResponse:
     headers = {**ETAG, "Content-Range": f"bytes {start}-{SIZE - 1}/{SIZE}"} | facts.pop("headers", {})
     return film(**{"status": 206, "body": source[start:]} | facts, headers=headers)
 
@@ -74,8 +74,8 @@ def test_a_complete_file_is_described(
     assert file.source == Source(SIZE, "video/mp4", '"a-film"')
 
 
-NOT_THE_FILE: dict[str, ScriptedAnswer] = {
-    "truncated": film(cut=True),
+NOT_THE_FILE: dict[str, ScriptedResponse] = {
+    "truncated": film(truncated=True),
     "empty": film(body=b""),
     "html": film(body="<html>busy</html>", content_type="text/html; charset=utf-8"),
     "html as video/mp4": film(body="<html>busy</html>"),
@@ -96,7 +96,7 @@ NOT_THE_FILE: dict[str, ScriptedAnswer] = {
 
 
 @pytest.mark.parametrize("name", NOT_THE_FILE)
-def test_what_is_not_the_file_is_retried_and_never_published(
+def test_a_wrong_body_is_retried_and_never_published(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile, name: str
 ) -> None:
     sandbox.script_downloads(NOT_THE_FILE[name], film())
@@ -131,7 +131,7 @@ def test_a_malformed_response_is_never_published(file: StagedFile, name: str) ->
 @pytest.mark.parametrize(
     "where", ["http://[broken", "//", "http://a b/", "ftp://x/y", "http://\u00e9" + "a" * 70]
 )
-def test_a_redirect_to_what_is_no_url_is_a_permanent_error(
+def test_a_redirect_to_an_invalid_url_is_a_permanent_error(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile, where: str
 ) -> None:
     body = b"HTTP/1.1 302 Found\r\nLocation: " + where.encode() + b"\r\nContent-Length: 0\r\n\r\n"
@@ -158,10 +158,10 @@ def requested_range(sandbox: Sandbox, request: int = 1) -> tuple[str | None, str
     return headers.get("range"), headers.get("if-range")
 
 
-def test_a_truncated_download_resumes_where_it_was_cut(
+def test_a_truncated_download_resumes_where_it_ended(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile
 ) -> None:
-    sandbox.script_downloads(film(cut=True), rest(HALF))
+    sandbox.script_downloads(film(truncated=True), rest(HALF))
     download(downloader, url, file)
     assert requested_range(sandbox) == (f"bytes={HALF}-", '"a-film"')
     assert is_complete(file)
@@ -171,7 +171,9 @@ def test_the_date_of_a_file_stands_in_for_its_etag(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile
 ) -> None:
     date = "Sun, 22 Dec 2024 13:38:40 GMT"
-    sandbox.script_downloads(film(cut=True, headers={"Last-Modified": date, "ETag": 'W/"weak"'}), film())
+    sandbox.script_downloads(
+        film(truncated=True, headers={"Last-Modified": date, "ETag": 'W/"weak"'}), film()
+    )
     download(downloader, url, file)
     assert requested_range(sandbox) == (f"bytes={HALF}-", date)
 
@@ -182,13 +184,13 @@ def test_the_date_of_a_file_stands_in_for_its_etag(
 def test_without_a_usable_validator_it_starts_over(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile, headers: dict[str, str]
 ) -> None:
-    sandbox.script_downloads(film(cut=True, headers=headers), film())
+    sandbox.script_downloads(film(truncated=True, headers=headers), film())
     download(downloader, url, file)
     assert requested_range(sandbox) == (None, None)
     assert is_complete(file)
 
 
-NOT_THE_REST: dict[str, ScriptedAnswer] = {
+NOT_THE_REST: dict[str, ScriptedResponse] = {
     "ignores the range": film(),
     "another file": film(headers={"ETag": '"another-film"'}),
     "another range": rest(0, FILM[:HALF], headers={"Content-Range": f"bytes 0-{HALF - 1}/{SIZE}"}),
@@ -201,10 +203,10 @@ NOT_THE_REST: dict[str, ScriptedAnswer] = {
 
 
 @pytest.mark.parametrize("name", NOT_THE_REST)
-def test_what_is_not_the_rest_of_this_file_restarts_it(
+def test_a_range_of_another_file_restarts_it(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile, name: str
 ) -> None:
-    sandbox.script_downloads(film(cut=True), NOT_THE_REST[name], film())
+    sandbox.script_downloads(film(truncated=True), NOT_THE_REST[name], film())
     download(downloader, url, file)
     assert is_complete(file)
 
@@ -257,7 +259,7 @@ def test_a_206_that_repeats_the_validators_resumes_it_also_without_a_type(
     assert is_complete(file)
 
 
-def test_no_more_is_read_than_the_range_has(file: StagedFile) -> None:
+def test_no_byte_beyond_the_range_is_read(file: StagedFile) -> None:
     headers = {**ETAG, "Content-Range": f"bytes {HALF}-{SIZE - 1}/{SIZE}"}
     with raw_server(
         raw_response(FILM[:HALF], {**ETAG, "Content-Length": str(SIZE)}),
@@ -280,12 +282,12 @@ def test_a_changed_date_restarts_it(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile
 ) -> None:
     old, new = ({"Last-Modified": f"Sun, 22 Dec 2024 13:38:4{i} GMT", "ETag": ""} for i in range(2))
-    sandbox.script_downloads(film(cut=True, headers=old), rest(HALF, OTHER, headers=new), film())
+    sandbox.script_downloads(film(truncated=True, headers=old), rest(HALF, OTHER, headers=new), film())
     download(downloader, url, file)
     assert is_complete(file)
 
 
-def test_a_server_that_cuts_every_response_is_given_up(
+def test_a_server_that_truncates_every_response_is_given_up(
     file: StagedFile, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Three quarters of what was requested, again and again: in the end a byte an attempt."""
@@ -331,22 +333,22 @@ def cutting_server(pieces: int, piece: int = 70_000) -> Iterator[RawServer]:
         yield server
 
 
-def test_attempts_with_worthwhile_progress_are_not_counted(file: StagedFile) -> None:
+def test_attempts_with_enough_progress_are_not_counted(file: StagedFile) -> None:
     with cutting_server(pieces=12) as server:
         download(create_downloader(max_attempts=2, initial_delay=0.001), server.url, file)
     assert len(server.requests) == 12
 
 
-def test_all_attempts_are_bounded_however_much_they_bring(file: StagedFile) -> None:
+def test_all_attempts_are_bounded_whatever_their_progress(file: StagedFile) -> None:
     with (
         cutting_server(pieces=100) as server,
-        pytest.raises(DownloadError, match=f"Gave up after {MAX_ATTEMPTS_IN_ALL}"),
+        pytest.raises(DownloadError, match=f"Gave up after {MAX_TOTAL_ATTEMPTS}"),
     ):
         download(create_downloader(initial_delay=0.001), server.url, file)
-    assert len(server.requests) == MAX_ATTEMPTS_IN_ALL
+    assert len(server.requests) == MAX_TOTAL_ATTEMPTS
 
 
-def test_a_download_that_is_too_slow_is_cut(file: StagedFile) -> None:
+def test_a_download_that_is_too_slow_is_aborted(file: StagedFile) -> None:
     def drip(client: socket.socket) -> None:
         client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n".encode())
         for byte in FILM:
@@ -359,8 +361,8 @@ def test_a_download_that_is_too_slow_is_cut(file: StagedFile) -> None:
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_is_honoured(sandbox: Sandbox, url: str, file: StagedFile, status: int) -> None:
-    wait = ScriptedAnswer(status=status, headers={"Retry-After": "1"})
+def test_retry_after_is_respected(sandbox: Sandbox, url: str, file: StagedFile, status: int) -> None:
+    wait = ScriptedResponse(status=status, headers={"Retry-After": "1"})
     sandbox.script_downloads(*[wait] * 4, film())
     download(create_downloader(max_attempts=2), url, file)
     times = [request.at for request in sandbox.downloads]
@@ -371,7 +373,7 @@ def test_retry_after_is_honoured(sandbox: Sandbox, url: str, file: StagedFile, s
 def test_a_retry_after_beyond_the_deadline_ends_it_at_once(
     sandbox: Sandbox, url: str, file: StagedFile
 ) -> None:
-    sandbox.script_downloads(ScriptedAnswer(status=429, headers={"Retry-After": "4000"}))
+    sandbox.script_downloads(ScriptedResponse(status=429, headers={"Retry-After": "4000"}))
     with pytest.raises(DownloadError, match=r"429.*download_timeout leaves no time"):
         download(create_downloader(download_timeout=60), url, file)
 
@@ -387,7 +389,7 @@ def test_permanent_errors_give_up_and_name_the_url_without_its_signature(
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_a_rejected_link_is_not_retried_as_it_is(
+def test_a_rejected_url_is_not_retried_unchanged(
     sandbox: Sandbox, downloader: Downloader, url: str, file: StagedFile, status: int
 ) -> None:
     sandbox.script_downloads(film(status=status))
@@ -461,14 +463,14 @@ def test_no_log_at_any_level_has_the_query_of_a_url(
     assert not [record for record in caplog.records if record.exc_info]
 
 
-def test_the_logs_of_others_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_logs_of_other_libraries_are_unchanged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="urllib3.connectionpool")
     create_downloader()
     logging.getLogger("urllib3.connectionpool").debug("somebody else's request")
     assert "somebody else's request" in caplog.text
 
 
-def refused() -> str:
+def refusing_url() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{probe.getsockname()[1]}/x.mp4?sig=hush"
@@ -489,7 +491,7 @@ def test_errors_say_what_failed_without_the_urls_secrets(file: StagedFile, not_t
     with raw_server(reset) as server:
         cases = {
             "DNS": "http://nowhere.invalid/x.mp4?sig=hush",
-            "connection refused": refused(),
+            "connection refusing_url": refusing_url(),
             "TLS": not_tls,
             "connection reset": server.url,
         }
@@ -508,7 +510,7 @@ def test_a_file_above_the_limit_is_rejected_before_it_is_downloaded(
     assert file.size == 0
 
 
-def test_a_file_without_a_length_is_cut_off_at_the_limit(chunked_server: str, file: StagedFile) -> None:
+def test_a_file_without_a_length_is_aborted_at_the_limit(chunked_server: str, file: StagedFile) -> None:
     with pytest.raises(DownloadError, match="above max_bytes"):
         download(create_downloader(max_bytes=300_000), chunked_server, file)
     assert file.size < 1_000_000
@@ -565,7 +567,7 @@ HANGS = {"no response": hang, "headers that drip": drip_headers, "a body that dr
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("name", HANGS)
-def test_download_timeout_ends_it_whatever_it_waits_for(file: StagedFile, name: str, scheme: str) -> None:
+def test_download_timeout_ends_a_download_in_every_phase(file: StagedFile, name: str, scheme: str) -> None:
     """Over https the handshake hangs or gets nonsense."""
     downloader = create_downloader(download_timeout=0.5, max_attempts=99)
     started = time.monotonic()
@@ -576,7 +578,7 @@ def test_download_timeout_ends_it_whatever_it_waits_for(file: StagedFile, name: 
 
 @pytest.mark.parametrize("through", ["directly", "through a proxy", "through a proxy, TLS"])
 @pytest.mark.parametrize("name", HANGS)
-def test_a_stop_ends_it_whatever_it_waits_for(file: StagedFile, name: str, through: str) -> None:
+def test_a_stop_ends_a_download_in_every_phase(file: StagedFile, name: str, through: str) -> None:
     stopped = threading.Event()
     with raw_server(HANGS[name]) as server:
         proxies = {} if through == "directly" else {"http": server.address, "https": server.address}
@@ -603,6 +605,6 @@ def test_a_late_chunk_of_an_abandoned_download_reaches_no_other_file(staging: St
         assert other.read_at(0, 100) == b""
 
 
-def test_nothing_secret_is_left_of_a_url() -> None:
+def test_urls_are_redacted() -> None:
     assert redact_url("https://u:p@cdn.example/a/b.mp4?X-Amz-Signature=1#x") == "https://cdn.example/a/b.mp4"
     assert "hush" not in redact_url("http://[broken?sig=hush")

@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_luma.download.fresh_links import FreshLinks
 from airflow_provider_luma.exceptions import RelayInvalidRequestError, RelayTransientError
-from airflow_provider_luma.relay.task import LumaTask, read_tasks
+from airflow_provider_luma.relay.task import LumaTask, parse_tasks
 
 THREADS = 20
 
@@ -25,7 +25,7 @@ class Relay:
             raise RelayTransientError("503")
         if "bad" in ids:
             raise RelayInvalidRequestError("bad id")
-        return read_tasks([{"id": task_id, "state": "completed"} for task_id in ids if task_id != "unknown"])
+        return parse_tasks([{"id": task_id, "state": "completed"} for task_id in ids if task_id != "unknown"])
 
 
 def get_all(links: FreshLinks, ids: Sequence[str]) -> list[LumaTask | Exception | None]:
@@ -51,7 +51,7 @@ def test_threads_share_a_request_and_get_their_own_task() -> None:
     assert [sorted(request) for request in relay.requests] == [sorted(ids)]
 
 
-def test_a_request_has_no_more_ids_than_it_may() -> None:
+def test_a_request_has_no_more_ids_than_the_limit() -> None:
     relay = Relay()
     ids = [f"task-{number}" for number in range(THREADS)]
     assert None not in get_all(FreshLinks(relay.query, batch_size=8), ids)
@@ -74,7 +74,7 @@ def test_a_transient_error_is_not_multiplied() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_what_is_asked_later_is_asked_again(number: int) -> None:
+def test_a_later_request_queries_again(number: int) -> None:
     relay = Relay()
     links = FreshLinks(relay.query)
     for _ in range(number):

@@ -21,7 +21,7 @@ from airflow_provider_luma.download.response import parse_retry_after
 from airflow_provider_luma.download.sidecar import parse_sidecar
 from airflow_provider_luma.download.urls import redact_url
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 from tests.strategies import JSON
 
@@ -66,7 +66,7 @@ def test_no_name_leaves_the_folder(template: str, task_id: str, prompt: Any, rat
 
 
 @given(st.sampled_from(MEDIA_KINDS), st.text() | st.from_regex(r"https://[a-z.]+/[\w./%?=-]*"))
-def test_a_url_decides_nothing_but_a_suffix(kind: Any, url: str) -> None:
+def test_a_url_decides_only_a_suffix(kind: Any, url: str) -> None:
     media_type = "video/mp4" if kind == "video" else "image/jpeg"
     assert file_name("clip", kind, url, media_type) in candidate_names("clip", kind, url)
     assert all(name.startswith("clip.") and "/" not in name for name in candidate_names("clip", kind, url))
@@ -80,13 +80,13 @@ def test_any_url_is_redacted(url: str) -> None:
 
 
 @given(st.binary() | JSON.map(lambda row: json.dumps(row).encode()))
-def test_any_bytes_are_read_as_a_sidecar_or_as_none(content: bytes) -> None:
+def test_any_bytes_are_a_valid_sidecar_or_none(content: bytes) -> None:
     state = parse_sidecar(content)
     assert state.task_id is None or isinstance(state.task_id, str)
 
 
 @given(st.dictionaries(st.sampled_from(["id", "status", "video", "thumbnail", "publishing"]), JSON))
-def test_any_row_is_read_as_a_sidecar_or_as_none(row: dict[str, Any]) -> None:
+def test_any_row_is_a_valid_sidecar_or_none(row: dict[str, Any]) -> None:
     parse_sidecar(json.dumps({"id": "a", "status": "downloading", **row}).encode())
 
 

@@ -21,7 +21,7 @@ import pytest
 from airflow_provider_luma.download.stores.base import NamedStore
 from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.sandbox import Sandbox
-from airflow_provider_luma.sandbox.footage import image, video
+from airflow_provider_luma.sandbox.media import image, video
 from tests.stores import S3
 
 BYTES = 1_000_000
@@ -107,7 +107,7 @@ def film(task_id: str) -> bytes:
     ],
     indirect=["destination_url"],
 )
-def test_killed_in_any_window_nothing_is_wrong_and_the_next_run_completes_it(
+def test_killed_in_any_window_nothing_is_damaged_and_the_next_run_completes_it(
     sandbox: Sandbox, destination_url: str, original: str
 ) -> None:
     store = NamedStore(open_store(destination_url, None, max_parallel=1, fsync=False))

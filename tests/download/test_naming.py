@@ -15,7 +15,7 @@ from airflow_provider_luma.download.naming import (
     safe_id,
 )
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.state_words import TaskState
+from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 
 
@@ -49,18 +49,18 @@ def test_templates_name_objects(template: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("template", ["{id}-{created_at:%Y}", "{id}-{created_at!s}", "{id}-{created_at!r}"])
-def test_a_time_that_the_relay_did_not_tell_is_unknown_in_every_form(template: str) -> None:
+def test_a_time_that_the_relay_did_not_report_is_unknown_in_every_format(template: str) -> None:
     (name,) = object_names(template, [task("clip", request={"prompt": "x"}, created_at=None)]).values()
     assert name == "clip-unknown"
 
 
 @pytest.mark.parametrize("template", ["{id}-{prompt:%Y}", "{id:d}", "{id!x}"])
-def test_a_format_that_a_field_does_not_take_is_named(template: str) -> None:
+def test_an_invalid_format_of_a_field_is_named(template: str) -> None:
     with pytest.raises(LumaValueError, match="has a format that its field does not take"):
         object_names(template, [task("clip")])
 
 
-def test_what_the_relay_did_not_tell_is_unknown() -> None:
+def test_fields_that_the_relay_did_not_report_are_unknown() -> None:
     assert name("{created_at:%Y}/{prompt}/{id}", task("a")) == "unknown/unknown/a"
 
 
@@ -69,7 +69,7 @@ def test_what_the_relay_did_not_tell_is_unknown() -> None:
     ["../{id}", "a/../{id}", "/{id}", "{id}/", "a//{id}", "./{id}", "", "a\\{id}", "{", "{}", "{0}", "{nope}",
      "{id.__class__}", "{id[0]}"],
 )  # fmt: skip
-def test_templates_that_lead_elsewhere_or_mean_nothing_are_refused(template: str) -> None:
+def test_templates_that_are_invalid_or_leave_the_destination_are_rejected(template: str) -> None:
     with pytest.raises(LumaValueError, match="name_template"):
         parse_name_template(template)
 
@@ -109,12 +109,12 @@ def test_no_two_ids_share_a_name() -> None:
 
 
 @pytest.mark.parametrize("template", ["{id}\n", "a\x00{id}", "a\x1b[31m/{id}", "{created_at:%Y\t%m}"])
-def test_templates_with_controls_are_refused(template: str) -> None:
+def test_templates_with_control_characters_are_rejected(template: str) -> None:
     with pytest.raises(LumaValueError, match="not printable"):
         parse_name_template(template)
 
 
-def test_two_tasks_with_one_name_are_refused() -> None:
+def test_two_tasks_with_one_name_are_rejected() -> None:
     with pytest.raises(LumaValueError, match=r"a and b the same name.*\{id\}"):
         object_names("clip", [task("a"), task("b")])
 
@@ -130,7 +130,7 @@ def test_names_that_differ_only_in_case_do_not_collide() -> None:
     assert spelt == object_names("{prompt}", tasks[::-1])
 
 
-def test_the_same_name_is_refused_also_where_others_differ_in_case() -> None:
+def test_the_same_name_is_rejected_also_where_others_differ_in_case() -> None:
     prompts = {"a": "cat", "b": "Cat", "c": "Cat"}
     with pytest.raises(LumaValueError, match="the same name"):
         object_names("{prompt}", [task(key, request={"prompt": prompt}) for key, prompt in prompts.items()])
@@ -149,7 +149,7 @@ def test_the_same_name_is_refused_also_where_others_differ_in_case() -> None:
         ("last_frame", "https://cdn/x.png", "image/webp", "n.last_frame.webp"),
     ],
 )
-def test_files_are_named_for_what_they_are(kind: Any, url: str, media_type: str, expected: str) -> None:
+def test_files_are_named_by_their_content_type(kind: Any, url: str, media_type: str, expected: str) -> None:
     assert file_name("n", kind, url, media_type) == expected
     assert expected in candidate_names("n", kind, url)
 

@@ -21,9 +21,9 @@ from airflow_provider_luma.download.task_download import Options, TaskDownloader
 from airflow_provider_luma.exceptions import LinkExpiredError, LumaValueError, ObjectExistsError
 from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.relay import RelayClient
-from airflow_provider_luma.relay.state_words import TaskState
-from airflow_provider_luma.relay.task import LumaTask, read_tasks
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.relay.states import TaskState
+from airflow_provider_luma.relay.task import LumaTask, parse_tasks
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.download.conftest import Run, create_downloader
 from tests.stores import S3
 
@@ -82,7 +82,7 @@ def test_one_failing_video_does_not_stop_the_others(
     sandbox: Sandbox, run: Run, tmp_path: Path, staging: Staging
 ) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(6)]
-    sandbox.script_downloads(ScriptedAnswer(status=400, body="no"))
+    sandbox.script_downloads(ScriptedResponse(status=400, body="no"))
     result = run(ids)
     ((bad, error),) = result.errors.items()
     assert "responded 400" in str(error)
@@ -112,7 +112,7 @@ def test_a_hostile_row_is_the_error_of_its_task_only(
     for name, row in HOSTILE_ROWS.items():
         model = {} if "video" in row else rows[0]
         rows.insert(5, {**model, "state": "completed", "id": name, **row})
-    tasks = read_tasks(rows)
+    tasks = parse_tasks(rows)
     monkeypatch.setattr(RelayClient, "get_tasks", lambda *_: tasks)
     monkeypatch.setattr(RelayClient, "query_once", lambda _, ids: {i: tasks[i] for i in ids})
     result = run(list(tasks))
@@ -125,7 +125,7 @@ def test_a_hostile_row_is_the_error_of_its_task_only(
 
 
 def test_an_error_keeps_no_frames(sandbox: Sandbox, run: Run) -> None:
-    sandbox.script_downloads(ScriptedAnswer(status=400))
+    sandbox.script_downloads(ScriptedResponse(status=400))
     (error,) = run([sandbox.add_task(seconds=0)]).errors.values()
     assert error.__traceback__ is error.__context__ is error.__cause__ is None
 
@@ -149,20 +149,20 @@ def test_an_unexpected_error_stays_with_its_task(
     assert "hush" not in caplog.text + str(result.errors)
 
 
-def test_a_link_that_comes_late_is_waited_for(sandbox: Sandbox, run: Run) -> None:
+def test_a_url_that_comes_late_is_awaited(sandbox: Sandbox, run: Run) -> None:
     assert len(run([sandbox.add_task(seconds=0, link_delay=1.5)], link_timeout=30).records) == 1
 
 
-def test_a_rejected_link_is_replaced_by_a_fresh_one(sandbox: Sandbox, run: Run) -> None:
-    sandbox.script_downloads(ScriptedAnswer(status=403))
+def test_a_rejected_url_is_replaced_by_a_fresh_one(sandbox: Sandbox, run: Run) -> None:
+    sandbox.script_downloads(ScriptedResponse(status=403))
     assert len(run([sandbox.add_task(seconds=0)]).records) == 1
     assert len(sandbox.requests) == 2
 
 
 @pytest.mark.parametrize("status", [404, 410])
-def test_links_that_are_dead_for_good_cost_few_requests(sandbox: Sandbox, run: Run, status: int) -> None:
+def test_urls_that_stay_rejected_cost_few_requests(sandbox: Sandbox, run: Run, status: int) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(8)]
-    sandbox.script_downloads(*[ScriptedAnswer(status=status)] * 100)
+    sandbox.script_downloads(*[ScriptedResponse(status=status)] * 100)
     result = run(ids)
     assert all(isinstance(error, LinkExpiredError) for error in result.errors.values())
     assert len(result.errors) == 8
@@ -170,42 +170,42 @@ def test_links_that_are_dead_for_good_cost_few_requests(sandbox: Sandbox, run: R
     assert len(sandbox.downloads) <= 8 * 4
 
 
-def test_tasks_that_need_a_fresh_link_share_requests(sandbox: Sandbox, run: Run) -> None:
+def test_tasks_that_need_a_fresh_url_share_requests(sandbox: Sandbox, run: Run) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(200)]
-    sandbox.script_downloads(*[ScriptedAnswer(status=404)] * 1000)
+    sandbox.script_downloads(*[ScriptedResponse(status=404)] * 1000)
     assert len(run(ids).errors) == 200
     queries = len(sandbox.requests) - 2  # the first two asked for a hundred tasks each
     assert queries <= 200  # of the 600 links that were asked for
     assert len(sandbox.downloads) == 200 * 4
 
 
-def test_fresh_links_that_are_rejected_again_and_again_are_given_up(sandbox: Sandbox, run: Run) -> None:
+def test_fresh_urls_that_are_rejected_repeatedly_are_given_up(sandbox: Sandbox, run: Run) -> None:
     task_id = sandbox.add_task(seconds=0)
-    sandbox.script_downloads(*[ScriptedAnswer(status=403)] * 100)
+    sandbox.script_downloads(*[ScriptedResponse(status=403)] * 100)
     assert isinstance(run([task_id], link_timeout=1000).errors[task_id], LinkExpiredError)
     assert len(sandbox.downloads) <= 5
 
 
-def test_waiting_for_a_link_is_bounded(sandbox: Sandbox, run: Run) -> None:
+def test_waiting_for_a_url_is_bounded(sandbox: Sandbox, run: Run) -> None:
     task_id = sandbox.add_task(seconds=0, link_delay=1000)
     result = run([task_id], link_timeout=0.5)
     assert isinstance(result.errors[task_id], LinkExpiredError)
     assert "has no video URL yet" in str(result.errors[task_id])
 
 
-def test_names_are_judged_before_anything_is_downloaded(sandbox: Sandbox, run: Run) -> None:
+def test_names_are_validated_before_anything_is_downloaded(sandbox: Sandbox, run: Run) -> None:
     with pytest.raises(LumaValueError):
         run([sandbox.add_task(seconds=0), sandbox.add_task(seconds=0)], name_template="clip")
     assert sandbox.downloads == []
 
 
 @pytest.mark.parametrize("if_exists", list(IfExists))
-def test_nothing_is_never_called_downloaded(
+def test_an_empty_result_is_never_called_downloaded(
     sandbox: Sandbox, relay: RelayClient, run: Run, monkeypatch: pytest.MonkeyPatch, if_exists: IfExists
 ) -> None:
     task_id = sandbox.add_task(seconds=0)
     (row,) = [dict(task.raw) for task in relay.get_tasks([task_id]).values()]
-    tasks = read_tasks([{key: value for key, value in row.items() if key not in {"thumbnail", "artifact"}}])
+    tasks = parse_tasks([{key: value for key, value in row.items() if key not in {"thumbnail", "artifact"}}])
     monkeypatch.setattr(RelayClient, "get_tasks", lambda *_: tasks)
     result = run([task_id], media=["thumbnail"], if_exists=if_exists)
     assert result.records == []
@@ -214,7 +214,7 @@ def test_nothing_is_never_called_downloaded(
 
 def test_no_more_than_max_parallel_are_in_progress(sandbox: Sandbox, run: Run) -> None:
     ids = [sandbox.add_task(seconds=0) for _ in range(6)]
-    sandbox.script_downloads(*[ScriptedAnswer(status=400, delay=0.4)] * 6)
+    sandbox.script_downloads(*[ScriptedResponse(status=400, delay=0.4)] * 6)
     run(ids, max_parallel=2)
     starts = sorted(download.at for download in sandbox.downloads)
     assert all(later - earlier >= 0.35 for earlier, later in zip(starts, starts[2:], strict=False))
@@ -245,7 +245,7 @@ def test_of_two_writers_of_one_name_one_wins(
 def test_overwriting_writers_of_one_name_cannot_both_win(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
     ids = [sandbox.add_task(seconds=0, prompt="a cat") for _ in range(2)]
     slow, fast = ids
-    sandbox.script_downloads(ScriptedAnswer(status=503, delay=1.0))
+    sandbox.script_downloads(ScriptedResponse(status=503, delay=1.0))
     results: dict[str, Any] = {}
 
     def overwrite(task_id: str) -> None:
@@ -266,7 +266,7 @@ def test_a_writer_whose_name_was_overwritten_meanwhile_loses(
     sandbox: Sandbox, run: Run, tmp_path: Path
 ) -> None:
     slow, fast = (sandbox.add_task(seconds=0, prompt="a cat") for _ in range(2))
-    sandbox.script_downloads(ScriptedAnswer(status=503, delay=1.0))
+    sandbox.script_downloads(ScriptedResponse(status=503, delay=1.0))
     results: dict[str, Any] = {}
     thread = threading.Thread(target=lambda: results.update({slow: run([slow], name_template="{prompt}")}))
     thread.start()
@@ -278,7 +278,7 @@ def test_a_writer_whose_name_was_overwritten_meanwhile_loses(
     assert fast.encode() in (tmp_path / "clips/a-cat.mp4").read_bytes()
 
 
-def test_a_store_that_hangs_is_given_up_at_the_deadline(
+def test_a_store_that_hangs_is_abandoned_at_the_deadline(
     sandbox: Sandbox, relay: RelayClient, staging: Staging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -313,7 +313,7 @@ def test_a_fifo_of_a_videos_name_is_replaced(sandbox: Sandbox, run: Run, tmp_pat
     assert task_id.encode() in (tmp_path / f"clips/{task_id}.mp4").read_bytes()
 
 
-def test_a_folder_that_another_process_locked_is_given_up_at_the_deadline(
+def test_a_folder_that_another_process_locked_is_abandoned_at_the_deadline(
     sandbox: Sandbox, run: Run, tmp_path: Path
 ) -> None:
     task_id = sandbox.add_task(seconds=0)
@@ -361,11 +361,11 @@ def test_a_long_download_logs_its_progress(
     sandbox: Sandbox, relay: RelayClient, staging: Staging, store: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    sandbox.script_downloads(ScriptedAnswer(status=400, delay=1.0))
+    sandbox.script_downloads(ScriptedResponse(status=400, delay=1.0))
     task_id = sandbox.add_task(seconds=0)
     tasks = list(relay.get_tasks([task_id]).values())
     downloader = TaskDownloader(create_downloader(), lambda _: None, store, staging, Options())
-    DownloadPool(downloader, seconds_between_progress=0.2).download(tasks)
+    DownloadPool(downloader, progress_interval=0.2).download(tasks)
     lines = [line for line in caplog.messages if "of 1 videos" in line]
     assert len(lines) >= 3
     assert lines[-1].endswith("1 failed")

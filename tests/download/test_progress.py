@@ -9,7 +9,7 @@ from airflow_provider_luma.download.progress import Counts, Progress
 from airflow_provider_luma.download.staging import Source, Staging, format_bytes
 
 
-def test_a_line_says_how_far_it_is_and_how_fast(staging: Staging, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_shows_progress_and_speed(staging: Staging, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     clock = SimpleNamespace(monotonic=lambda: now)
     monkeypatch.setattr("airflow_provider_luma.download.progress.time", clock)
@@ -37,5 +37,5 @@ def test_small_downloads_are_in_megabytes() -> None:
 @pytest.mark.parametrize(
     ("size", "text"), [(12, "12 bytes"), (1500, "1.5 kB"), (65_000_000, "65.0 MB"), (3.2e12, "3,200.0 GB")]
 )
-def test_sizes_are_told_format_bytes(size: int, text: str) -> None:
+def test_sizes_are_formatted(size: int, text: str) -> None:
     assert format_bytes(size) == text

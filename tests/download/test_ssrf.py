@@ -14,7 +14,7 @@ from airflow_provider_luma.download.ssrf import AddressPolicy, is_public
 from airflow_provider_luma.download.staging import StagedFile
 from airflow_provider_luma.download.transport import Transport
 from airflow_provider_luma.exceptions import DownloadError, UnsafeURLError
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 
 RELAY = "https://relay.example.com"
 STRICT = AddressPolicy(RELAY)
@@ -115,7 +115,7 @@ def test_a_public_name_that_resolves_to_a_private_address_is_rejected(
 @pytest.mark.parametrize(
     "host", ["169.254.169.254", "10.0.0.5", "[::1]", "0x7f.1", "metadata.google.internal"]
 )
-def test_a_proxy_is_asked_for_no_private_address(file: StagedFile, scheme: str, host: str) -> None:
+def test_a_proxy_gets_no_request_for_a_private_address(file: StagedFile, scheme: str, host: str) -> None:
     with listening() as (address, received):
         proxies = dict.fromkeys(("http", "https"), f"http://{address}")
         with pytest.raises(UnsafeURLError):
@@ -123,8 +123,8 @@ def test_a_proxy_is_asked_for_no_private_address(file: StagedFile, scheme: str, 
     assert received == []
 
 
-def test_each_redirect_is_judged(sandbox: Sandbox, file: StagedFile) -> None:
-    sandbox.script_downloads(ScriptedAnswer(status=302, headers={"Location": f"{sandbox.base_url}/x"}))
+def test_each_redirect_is_validated(sandbox: Sandbox, file: StagedFile) -> None:
+    sandbox.script_downloads(ScriptedResponse(status=302, headers={"Location": f"{sandbox.base_url}/x"}))
     with pytest.raises(UnsafeURLError):
         download(Transport(AddressPolicy(sandbox.cdn_url)), f"{sandbox.cdn_url}/a.mp4", file)
     assert len(sandbox.downloads) == 1

@@ -66,7 +66,7 @@ def put(store: NamedStore, staged: Callable[[bytes], StagedFile]) -> Callable[..
     return put
 
 
-def test_an_object_is_what_was_put(store: NamedStore, put: Any) -> None:
+def test_an_object_has_the_bytes_that_were_put(store: NamedStore, put: Any) -> None:
     assert store.head("2024/clip.mp4") is None
     assert store.read("2024/clip.mp4", MIB) is None
     put("2024/clip.mp4", CONTENT, metadata=METADATA)
@@ -89,7 +89,7 @@ def test_content_type_and_metadata_go_with_the_put(store: NamedStore, put: Any) 
 
 
 @not_local
-def test_metadata_that_no_header_takes_is_escaped(store: NamedStore, put: Any) -> None:
+def test_metadata_that_no_header_accepts_is_escaped(store: NamedStore, put: Any) -> None:
     put("clip.mp4", CONTENT, metadata={TASK_ID: "clip é\n%"})
     found = store.head("clip.mp4")
     assert found
@@ -103,7 +103,7 @@ def test_another_object_is_replaced(store: NamedStore, put: Any) -> None:
 
 
 @knows_conditions
-def test_another_object_is_not_replaced_where_it_must_not(store: NamedStore, put: Any) -> None:
+def test_another_object_is_not_replaced_without_overwrite(store: NamedStore, put: Any) -> None:
     put("clip.mp4", CONTENT, if_absent=True)
     with pytest.raises(ObjectExistsError, match=r"clip\.mp4 already exists"):
         put("clip.mp4", b"another film", if_absent=True)
@@ -163,7 +163,7 @@ def test_a_stopped_upload_leaves_nothing(store: NamedStore, put: Any) -> None:
     assert store.head("clip.mp4") is None
 
 
-def test_a_stopped_upload_takes_back_what_was_sent(
+def test_a_stopped_upload_aborts_its_multipart_upload(
     moto: S3, staged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopped = threading.Event()
@@ -181,7 +181,7 @@ def test_a_stopped_upload_takes_back_what_was_sent(
     assert store.head("large.mp4") is None
 
 
-def test_s3_is_given_the_checksums_of_what_the_cdn_sent(
+def test_s3_gets_the_checksums_of_the_downloaded_bytes(
     moto: S3, staged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Over plain HTTP too, where it is also what spares hashing the payload for the signature."""
@@ -209,7 +209,7 @@ def test_s3_is_given_the_checksums_of_what_the_cdn_sent(
 
 
 @pytest.mark.parametrize("content", [CONTENT, LARGE], ids=["one put", "in parts"])
-def test_a_byte_that_changed_on_the_way_to_s3_is_rejected_by_the_store(
+def test_a_byte_that_changed_in_transit_to_s3_is_rejected_by_the_store(
     s3: S3, staged: Any, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
     folder = uuid.uuid4().hex
@@ -247,7 +247,7 @@ def text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def test_the_connections_settings_are_honoured(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_connections_settings_are_respected(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
     connection = json.loads(s3.connection())
     connection["extra"]["config_kwargs"] = {
         "s3": {"addressing_style": "path"}, "read_timeout": 7, "max_pool_connections": 99,
@@ -283,12 +283,12 @@ def test_other_schemes_go_through_object_storage(staged: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("url", ["nope://bucket/x", "s3:///x", "http://[broken", "s3://"])
-def test_a_destination_that_is_none_is_an_invalid_argument(url: str) -> None:
+def test_an_invalid_destination_is_an_invalid_argument(url: str) -> None:
     with pytest.raises(LumaValueError):
         opened(url)
 
 
-def test_a_store_that_rejects_is_named_with_its_reason_and_without_secrets(
+def test_an_error_of_the_store_names_its_reason_and_no_secrets(
     s3: S3, staged: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_S3_WRONG", s3.connection(secret_key="not-the-secret"))
@@ -314,7 +314,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "clips"
 
 
-def test_a_local_file_gets_the_rights_that_the_umask_leaves(tmp_path: Path) -> None:
+def test_a_local_file_gets_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         with Staging(str(tmp_path)).file() as file:
@@ -335,7 +335,7 @@ def other_file_system(tmp_path: Path) -> Staging:
 
 
 @pytest.mark.parametrize("has_anonymous_files", [True, False])
-def test_a_killed_copy_to_another_file_system_leaves_at_most_one_part(
+def test_a_killed_copy_to_another_file_system_leaves_at_most_one_partial_file(
     folder: Path, other_file_system: Staging, monkeypatch: pytest.MonkeyPatch, has_anonymous_files: bool
 ) -> None:
     store = LocalStore(str(folder))
@@ -357,7 +357,7 @@ def test_a_killed_copy_to_another_file_system_leaves_at_most_one_part(
 
 @pytest.mark.parametrize("has_anonymous_files", [True, False])
 @pytest.mark.parametrize("if_absent", [True, False])
-def test_a_copy_from_another_file_system_replaces_only_where_it_may(
+def test_a_copy_from_another_file_system_replaces_only_with_overwrite(
     folder: Path,
     other_file_system: Staging,
     monkeypatch: pytest.MonkeyPatch,
@@ -408,7 +408,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, staged: Any) -
         store.put(Upload(staged(CONTENT), "taken/clip.mp4", "video/mp4"))
 
 
-def test_what_a_killed_worker_left_beside_a_name_goes_with_the_next_run(folder: Path, staged: Any) -> None:
+def test_leftovers_of_a_killed_worker_are_removed_by_the_next_run(folder: Path, staged: Any) -> None:
     store, upload = LocalStore(str(folder)), Upload(staged(CONTENT), "clip.mp4", "video/mp4")
     store.put(upload)
     with pytest.MonkeyPatch.context() as killed:

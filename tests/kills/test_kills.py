@@ -63,7 +63,7 @@ def test_a_worker_killed_at_any_line_is_paid_for_once(tmp_path: Path, place: str
     killed = [row for row in rows if row["died"]]
     assert len(killed) > 60 / int(STEP)
     assert all(row["charges"] <= 1 + (way == "clear" and row["returned_before"]) for row in killed)
-    # A task that did not succeed says that it may have been charged.
+    # A task that did not succeed reports that it may have been charged.
     assert {row["state"] for row in killed} == {"success", "failed"}
     assert all(row["charges"] == 1 for row in killed if row["state"] == "success")
 

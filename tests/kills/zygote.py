@@ -39,8 +39,8 @@ def main() -> None:
     parser.add_argument("--state-path")
     parser.add_argument("--clear", choices=["retry", "clear", "delete"], default="retry")
     parser.add_argument("--step", type=int, default=1)
-    asked = parser.parse_args()
-    dag = _load(asked.state_path)
+    options = parser.parse_args()
+    dag = _load(options.state_path)
     _warm_up(dag)
     _say({"line": 0, "died": False})
     line, died = 1, True
@@ -48,9 +48,9 @@ def main() -> None:
         died = _in_child(lambda line=line: _run_killed(dag, line)) == KILLED  # type: ignore[misc]
         # Airflow had recorded the success: who clears such a task wants another clip.
         before = {"returned_before": _state()["state"] == "success"}
-        code = _in_child(lambda: _try_again(dag, asked.clear)) if died else 0
+        code = _in_child(lambda: _try_again(dag, options.clear)) if died else 0
         _say({"line": line, "died": died, "code": code} | before | _state())
-        line += asked.step
+        line += options.step
 
 
 def _say(row: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from airflow_provider_luma.relay import RelayClient, RetryPolicy
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 
 if TYPE_CHECKING:
     import ssl
@@ -35,7 +35,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def make_client(sandbox) -> Iterator[Callable[..., RelayClient]]:
-    """Make clients of the sandbox that give up at the first trouble, unless told otherwise."""
+    """Make clients of the sandbox that give up at the first error by default."""
     with ExitStack() as opened:
 
         def make(api_key=sandbox.api_key, base_url=sandbox.base_url, **arguments):
@@ -50,38 +50,38 @@ def client(make_client) -> RelayClient:
 
 
 @pytest.fixture
-def ask(sandbox, client) -> Callable[..., object]:
-    """Ask for the ids "a" and "b" once, and let the relay answer this."""
+def query(sandbox, client) -> Callable[..., object]:
+    """Query the ids "a" and "b" once; the relay responds with this."""
 
-    def ask(*answer, **details):
-        sandbox.script(ScriptedAnswer(*answer, **details))
+    def query(*response, **details):
+        sandbox.script(ScriptedResponse(*response, **details))
         return client.query_once(["a", "b"])
 
-    return ask
+    return query
 
 
 @pytest.fixture
 def listen() -> Iterator[Callable[..., tuple[str, Future[bytes]]]]:
-    """Answer one request with bytes that no web server would send; give the address and what was heard."""
+    """Respond to one request with bytes that no web server sends; return the URL and the received bytes."""
     with ThreadPoolExecutor() as threads, ExitStack() as opened:
 
-        def listen(answer, *, tls: ssl.SSLContext | None = None):
+        def listen(response, *, tls: ssl.SSLContext | None = None):
             server = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
             scheme = "https" if tls else "http"
             return f"{scheme}://127.0.0.1:{server.getsockname()[1]}", threads.submit(
-                _hear, server, answer, tls
+                _receive, server, response, tls
             )
 
         yield listen
 
 
-def _hear(server: socket.socket, answer: bytes, tls: ssl.SSLContext | None) -> bytes:
+def _receive(server: socket.socket, response: bytes, tls: ssl.SSLContext | None) -> bytes:
     server.settimeout(5)
     connection = server.accept()[0]
     connection.settimeout(5)
     with tls.wrap_socket(connection, server_side=True) if tls else connection as connection:
-        heard = b""
-        while not heard.endswith(b"}"):
-            heard += connection.recv(65536)
-        connection.sendall(answer)
-    return heard
+        received = b""
+        while not received.endswith(b"}"):
+            received += connection.recv(65536)
+        connection.sendall(response)
+    return received

@@ -1,4 +1,4 @@
-"""Whatever JSON a relay answers: it is read, or refused in words, and nothing else is ever raised."""
+"""Any JSON that a relay responds with is parsed or rejected with a message; nothing else is ever raised."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_luma.exceptions import RelayError
-from airflow_provider_luma.relay.state_words import TaskState
-from airflow_provider_luma.relay.task import LumaTask, read_tasks
+from airflow_provider_luma.relay.states import TaskState
+from airflow_provider_luma.relay.task import LumaTask, parse_tasks
 
 SEED = json.loads(Path(__file__).with_name("seed_answer.json").read_text())[0]
 WRAPPED = {
@@ -50,10 +50,10 @@ def changed(document, path, value):
 
 
 @pytest.mark.parametrize("row", [SEED, WRAPPED], ids=["bare", "wrapped"])
-def test_any_value_in_any_place_of_a_row_is_read(row):
+def test_any_value_in_any_place_of_a_row_is_parsed(row):
     for path in places(row):
         for value in VALUES:
-            for task in read_tasks([changed(row, path, value)]).values():
+            for task in parse_tasks([changed(row, path, value)]).values():
                 assert task.state in TaskState
                 assert [getattr(task, name) for name in PROPERTIES] + [repr(task), task.media("video")]
 
@@ -67,7 +67,7 @@ def test_any_key_may_be_missing(row):
             for key in path[:-1]:
                 holder = holder[key]
             del holder[path[-1]]
-            for task in read_tasks([short]).values():
+            for task in parse_tasks([short]).values():
                 assert [getattr(task, name) for name in PROPERTIES]
 
 
@@ -82,9 +82,9 @@ def test_any_key_may_be_missing(row):
     ],
     ids=["wrapped", "E2", "E1", "E3"],
 )
-def test_any_value_in_any_place_of_an_envelope_is_read_or_refused(ask, envelope, status):
+def test_any_value_in_any_place_of_an_envelope_is_parsed_or_rejected(query, envelope, status):
     paths = [path for path in places(envelope) if len(path) < 3]
     for value in VALUES:
         for path in paths:
             with suppress(RelayError):
-                assert isinstance(ask(status, json.dumps(changed(envelope, path, value))), dict)
+                assert isinstance(query(status, json.dumps(changed(envelope, path, value))), dict)

@@ -11,7 +11,7 @@ REASON = "the relay gave no reason"
 
 
 def tasks(**states):
-    """Give what a relay answers, one state word for each id."""
+    """Return the tasks of a response, one raw state for each id."""
     return {task_id: LumaTask(task_id, TaskState(state)) for task_id, state in states.items()}
 
 
@@ -26,7 +26,7 @@ def result(*, completed=0, failed=0, missing=0, running=0):
     return BatchResult(ids, reasons, ids[completed + failed : final], ids[final:])
 
 
-def test_a_batch_begins_with_every_id_open_in_order_and_once():
+def test_a_batch_begins_with_every_unique_id_pending_in_order():
     new = batch(["c", "a", "c", "b", "a"])
     assert new.pending_ids == ["c", "a", "b"]
     assert new.result == BatchResult(("c", "a", "b"), {}, (), ("c", "a", "b"))
@@ -36,14 +36,14 @@ def test_ids_may_come_from_any_iterable():
     assert batch(iter("ab")).pending_ids == ["a", "b"]
 
 
-def test_what_the_relay_says_settles_or_leaves_open():
+def test_each_state_is_terminal_or_pending():
     waiting = batch("abcd")
     waiting.update("abcd", tasks(d="completed", b="failed", c="processing", a="pending"), now=1001)
     assert waiting.pending_ids == ["a", "c"]
     assert waiting.result == BatchResult(("a", "b", "c", "d"), {"b": REASON}, (), ("a", "c"))
 
 
-def test_a_settled_id_never_reopens_and_keeps_its_reason():
+def test_a_terminal_id_never_becomes_pending_and_keeps_its_reason():
     waiting = batch("ab")
     moderated = LumaTask("b", TaskState.FAILED, raw={"failure_reason": "x"})
     waiting.update("ab", tasks(a="completed") | {"b": moderated}, now=1001)
@@ -54,7 +54,7 @@ def test_a_settled_id_never_reopens_and_keeps_its_reason():
     assert waiting.result == before == BatchResult(("a", "b"), {"b": "x"}, ())
 
 
-def test_a_missing_id_never_reopens():
+def test_a_missing_id_never_becomes_pending():
     waiting = batch("a")
     waiting.update("a", {}, now=1000)
     waiting.update("a", {}, now=1120)
@@ -62,13 +62,13 @@ def test_a_missing_id_never_reopens():
     assert waiting.result == BatchResult(("a",), {}, ("a",))
 
 
-def test_answers_about_strangers_are_ignored():
+def test_tasks_that_were_not_requested_are_ignored():
     waiting = batch("a")
     waiting.update("az", tasks(z="failed", a="completed"), now=1001)
     assert waiting.result == BatchResult(("a",), {}, ())
 
 
-def test_only_what_was_asked_for_can_be_absent():
+def test_only_requested_ids_can_be_absent():
     waiting = batch("ab")
     waiting.update("a", tasks(a="processing"), now=5000)
     assert waiting.pending_ids == ["a", "b"]
@@ -104,7 +104,7 @@ def test_an_id_is_missing_after_absences_that_span_the_grace(seen, absent, missi
     assert list(waiting.result.missing) == ["a"] * missing
 
 
-def test_a_sighting_in_between_begins_the_grace_anew():
+def test_a_sighting_restarts_the_grace():
     waiting = batch("a")
     waiting.update("a", {}, now=1000)
     waiting.update("a", tasks(a="pending"), now=1060)
@@ -164,16 +164,16 @@ def test_the_outcome_follows_fail_when_and_fail_fast(
     assert outcomes == [any_, any_fast, all_, all_fast, never, never_fast]
 
 
-def test_every_open_id_is_waited_for_unless_told_to_fail_fast():
+def test_every_pending_id_is_awaited_unless_fail_fast():
     assert result(failed=1, running=1).outcome(FailWhen.ANY) is Outcome.RUNNING
 
 
-def test_fail_when_is_one_of_three_words():
+def test_fail_when_is_one_of_three_values():
     assert [FailWhen.parse(word) for word in ("any", "all", "never")] == list(FailWhen)
 
 
 @pytest.mark.parametrize("word", ["some", "", "ANY", None, [], True])
-def test_any_other_fail_when_is_refused_with_the_three_words(word):
+def test_any_other_fail_when_is_rejected_with_the_three_values(word):
     with pytest.raises(LumaValueError, match="'any', 'all', 'never'"):
         FailWhen.parse(word)
 
@@ -192,7 +192,7 @@ def test_any_other_fail_when_is_refused_with_the_three_words(word):
         ),
     ],
 )
-def test_progress_is_one_line_of_the_counts_there_are(counts, line):
+def test_progress_is_one_line_with_the_counts(counts, line):
     assert result(**counts).progress_message() == line
 
 
@@ -217,7 +217,7 @@ def test_messages_name_failures_then_the_missing_in_order():
         (1000, 0, 21, "and 980 more"),
     ],
 )
-def test_messages_are_twenty_and_then_a_count(failed, missing, lines, last):
+def test_failure_messages_are_twenty_and_a_count(failed, missing, lines, last):
     messages = result(failed=failed, missing=missing).failure_messages()
     assert (len(messages), messages[-1]) == (lines, last)
 
@@ -227,7 +227,7 @@ def test_the_summary_is_plain_and_complete():
     assert mixed.summary() == {"completed": 1, "failed": {"a": "x"}, "missing": ["c"], "running": ["b"]}
 
 
-def test_ten_thousand_ids_are_followed_in_a_blink():
+def test_ten_thousand_ids_are_updated_quickly():
     ids = [f"id-{n}" for n in range(10_000)]
     waiting = batch(ids)
     for now in (4000, 5000):

@@ -39,7 +39,7 @@ def over_json(state):
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 8, 9, 300, 10_000])
-def test_what_is_known_survives(number):
+def test_the_state_survives_dump_and_load(number):
     before = polled(number)
     after = TaskBatch.load(before.ids, over_json(before.dump()))
     assert after.dump() == before.dump()
@@ -47,11 +47,11 @@ def test_what_is_known_survives(number):
     assert (after.pending_ids, after.started_at) == (before.pending_ids, 500)
 
 
-def test_an_absence_goes_on_over_a_restart():
+def test_an_absence_lasts_across_a_restart():
     before = polled(4, now=1000)
-    for asked_at, missing in [(1119, []), (1120, ["id-3"])]:
+    for requested_at, missing in [(1119, []), (1120, ["id-3"])]:
         after = TaskBatch.load(before.ids, over_json(before.dump()), missing_grace=120)
-        after.update(["id-3"], {}, now=asked_at)
+        after.update(["id-3"], {}, now=requested_at)
         assert list(after.result.missing) == missing
 
 
@@ -62,7 +62,7 @@ def test_time_in_which_nobody_polled_is_no_absence():
     assert "id-2" in after.pending_ids
 
 
-def test_absences_that_began_at_many_times_become_a_few_later_ones():
+def test_absences_are_rounded_to_a_few_later_times():
     ids = [f"id-{n}" for n in range(100)]
     batch = TaskBatch(ids, started_at=0, missing_grace=1000)
     for n, task_id in enumerate(ids):
@@ -112,7 +112,7 @@ def test_an_id_that_no_response_shows_becomes_missing_however_many_others_come_a
     assert now - first >= grace
 
 
-def test_states_that_are_kept_again_and_again_move_no_time():
+def test_repeated_dumps_and_loads_change_no_time():
     ids = [f"id-{n}" for n in range(100)]
     batch = TaskBatch(ids, started_at=0, missing_grace=50.1)
     for n, task_id in enumerate(ids):
@@ -130,19 +130,19 @@ def test_an_endless_grace_keeps_no_times():
 
 
 @pytest.mark.parametrize("ids", [["b", "a", "c", "d"], ["a", "b", "c"], ["a", "b", "c", "d", "e"], []])
-def test_the_state_of_other_ids_is_not_taken(ids):
+def test_the_state_of_other_ids_is_rejected(ids):
     assert TaskBatch.load(ids, polled(4, ids=["a", "b", "c", "d"]).dump()) is None
 
 
 @pytest.mark.parametrize("state", [None, {}, [], "x", 5, {"version": 1}])
-def test_what_is_no_state_is_not_taken(state):
+def test_an_invalid_state_is_rejected(state):
     assert TaskBatch.load(["a"], state) is None
     assert not TaskBatch.is_state(state)
 
 
 @pytest.mark.parametrize("field", ["version", "ids", "started_at", "absent", "reasons", "codes"])
 @pytest.mark.parametrize("value", [None, 17, "x", "AAAA", [["why", "x"]], [[1]], {"a": 1}])
-def test_a_damaged_state_is_not_taken(field, value):
+def test_a_damaged_state_is_rejected(field, value):
     batch = polled(4)
     loaded = TaskBatch.load(batch.ids, batch.dump() | {field: value})
     assert loaded is None or (field, value) == ("started_at", 17)
@@ -204,7 +204,7 @@ def test_failures_add_little_to_a_summary_that_running_ids_fill():
     assert len(json.dumps(summary)) - len(json.dumps(summary["running"])) <= 8_200
 
 
-def test_a_reason_that_was_cut_says_so():
+def test_a_truncated_reason_is_marked():
     reasons = {f"id-{n}": f"{n} {'x' * 290}" for n in range(1000)}
     fitted = fit_reasons(reasons)
     assert list(fitted) == list(reasons)
@@ -213,12 +213,12 @@ def test_a_reason_that_was_cut_says_so():
     assert fit_reasons(fitted) == fitted
 
 
-def test_reasons_that_fit_are_not_cut():
+def test_reasons_that_fit_are_not_truncated():
     reasons = {f"id-{n}": f"{n} {'x' * 290}" for n in range(60)}
     assert fit_reasons(reasons) == reasons
 
 
-def test_the_first_entries_stay_where_not_all_fit():
+def test_the_first_entries_are_kept_if_not_all_fit():
     entries = {f"id-{n}": "why" for n in range(1000)}
     fitted = fit_entries(entries, 1000)
     assert list(fitted) == list(entries)[: len(fitted)]

@@ -34,7 +34,7 @@ def test_more_values_than_any_response_needs_are_rejected_by_name():
 @pytest.mark.parametrize(
     "body", [b"", b"{", b"[1,]", b"\xff" * 10, b"[" * 100_000, b"<html>" + b"," * FAST_VALUES]
 )
-def test_what_is_no_json_is_an_error(body):
+def test_invalid_json_is_an_error(body):
     with pytest.raises((ValueError, RecursionError)):
         decode_json(body)
 
@@ -62,7 +62,7 @@ def longest_pause(body):
 
 
 @pytest.mark.parametrize("item", [b"[]", b"{}", b"1", b'"a"', b'{"a":[1]}'])
-def test_a_large_body_holds_no_other_thread_up_for_long(item):
+def test_a_large_body_does_not_block_other_threads_for_long(item):
     body = b"[" + b",".join([item] * (MAX_VALUES // (count_values(item + b",") - 1) - 50)) + b"]"
     assert FAST_VALUES < count_values(body) <= MAX_VALUES
     # Another process may take the core meanwhile, which is nobody's fault: the best of some attempts counts.

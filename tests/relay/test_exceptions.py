@@ -37,14 +37,14 @@ def test_every_error_is_a_luma_error_and_drawn_in_the_tree():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_what_no_retry_can_help_is_refused(kind):
+def test_only_permanent_errors_are_non_retryable(kind):
     assert issubclass(kind, RelayError)
     assert issubclass(kind, RelayPermanentError) == (kind not in {RelayRateLimitError, RelayTransientError})
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_is_the_same_in_another_process(kind):
-    error = kind("The relay answered", status=401, request_id="2024")
+    error = kind("The relay responded", status=401, request_id="2024")
     pickled = pickle.loads(pickle.dumps(error))  # noqa: S301
     for copy in (error_from_dict(error.to_dict()), pickled):
         assert (type(copy), str(copy), vars(copy)) == (kind, str(error), vars(error))

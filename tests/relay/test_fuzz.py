@@ -1,4 +1,4 @@
-"""Whatever a relay answers and users write: it is read, or refused in words that name what is wrong."""
+"""Anything that relays send and users write is parsed, or rejected with a message that names the mistake."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.media import MEDIA_KINDS
 from airflow_provider_luma.relay.responses import parse_rows, parse_task_or_none
 from airflow_provider_luma.relay.result import Outcome
-from airflow_provider_luma.relay.settings import read_base_url
-from airflow_provider_luma.relay.state_words import TERMINAL_STATES
+from airflow_provider_luma.relay.settings import parse_base_url
+from airflow_provider_luma.relay.states import TERMINAL_STATES
 from airflow_provider_luma.relay.submit_response import parse_submitted
-from airflow_provider_luma.relay.task import read_tasks
+from airflow_provider_luma.relay.task import parse_tasks
 from airflow_provider_luma.relay.transport import RelayResponse
-from tests.strategies import ANSWERS, JSON, refusal
+from tests.strategies import JSON, RESPONSES, rejection
 
 PROPERTIES = [name for name in vars(LumaTask) if isinstance(vars(LumaTask)[name], property)]
 STATUSES = st.sampled_from(
@@ -29,13 +29,13 @@ STATUSES = st.sampled_from(
 )
 
 
-def response(status, body, headers=()):
+def make_response(status, body, headers=()):
     return RelayResponse(status, CaseInsensitiveDict(headers), body, "http://relay.example.com")
 
 
 @st.composite
 def responses(draw):
-    body = draw(ANSWERS.map(lambda answer: json.dumps(answer).encode()) | st.binary(max_size=40))
+    body = draw(RESPONSES.map(lambda response: json.dumps(response).encode()) | st.binary(max_size=40))
     kinds = st.sampled_from(
         ["application/json", "text/html", "text/plain", "", "application/json; charset=x"]
     )
@@ -43,21 +43,23 @@ def responses(draw):
         st.integers().map(str), st.floats().map(str), st.text(st.characters(codec="latin-1"), max_size=30)
     )
     headers = {"Content-Type": draw(kinds)} | draw(st.fixed_dictionaries({}, optional={"Retry-After": waits}))
-    return response(draw(STATUSES), body, headers)
+    return make_response(draw(STATUSES), body, headers)
 
 
 @given(responses())
-def test_an_answer_is_read_or_is_an_error_that_says_something(answer):
+def test_a_response_is_parsed_or_an_error_with_a_message(response):
     for read in (parse_rows, parse_task_or_none, parse_submitted):
-        if error := refusal(read, answer):
+        if error := rejection(read, response):
             assert "relay.example.com" in str(error)
             assert error.retry_after is None or 0 <= error.retry_after <= 24 * 3600
 
 
-@given(ANSWERS)
-def test_every_task_that_is_found_can_be_used(answer):
+@given(RESPONSES)
+def test_every_task_that_is_found_can_be_used(response):
     with suppress(RelayError):
-        for task_id, task in read_tasks(parse_rows(response(200, json.dumps(answer).encode()))).items():
+        for task_id, task in parse_tasks(
+            parse_rows(make_response(200, json.dumps(response).encode()))
+        ).items():
             assert task_id == task.id
             assert task.id
             assert task.state in TaskState
@@ -76,13 +78,13 @@ ROUNDS = st.lists(
 
 
 @given(st.lists(IDS, min_size=1), ROUNDS, st.floats(0, 300))
-def test_a_terminal_id_never_reopens_and_none_is_lost(ids, rounds, grace):
+def test_a_terminal_id_never_becomes_pending_again_and_none_is_lost(ids, rounds, grace):
     batch, now, ended = TaskBatch(ids, started_at=0, missing_grace=grace), 0.0, {}
-    for states, asked, seconds in rounds:
+    for states, requested, seconds in rounds:
         now += seconds
-        answered = {task_id: LumaTask(task_id, state) for task_id, state in states.items()}
+        responded = {task_id: LumaTask(task_id, state) for task_id, state in states.items()}
         still_open = set(batch.pending_ids)
-        batch.update(asked, answered, now=now)
+        batch.update(requested, responded, now=now)
         for task_id in still_open.difference(batch.pending_ids):
             ended[task_id] = states.get(task_id)
             assert ended[task_id] is None or ended[task_id] in TERMINAL_STATES
@@ -100,7 +102,7 @@ def test_a_terminal_id_never_reopens_and_none_is_lost(ids, rounds, grace):
 
 
 @given(JSON | st.text().map(lambda text: f"[{text}]") | st.lists(st.text()))
-def test_ids_are_read_or_refused(value):
+def test_ids_are_parsed_or_rejected(value):
     with suppress(LumaValueError):
         ids = read_task_ids(value)
         assert all(isinstance(task_id, str) and task_id == task_id.strip() != "" for task_id in ids)
@@ -108,9 +110,9 @@ def test_ids_are_read_or_refused(value):
 
 
 @given(st.text() | st.from_regex(r"(https?://)?[\w.@:/\[\]-]{0,30}"), st.none() | st.integers(-1, 99999))
-def test_a_host_is_an_address_or_refused(host, port):
+def test_a_host_is_parsed_or_rejected(host, port):
     with suppress(LumaValueError):
-        url = read_base_url(host, port)
+        url = parse_base_url(host, port)
         assert url.startswith(("https://", "http://"))
         assert "@" not in url.split("/")[2]
         assert not url.endswith("/")
@@ -120,7 +122,7 @@ FIELDS = {name: JSON for name in Generation.__dataclass_fields__ if name != "pro
 
 
 @given(JSON | st.text(min_size=3), st.fixed_dictionaries({}, optional=FIELDS))
-def test_a_generation_can_be_sent_or_is_refused(prompt, fields):
+def test_a_generation_is_valid_or_rejected(prompt, fields):
     with suppress(LumaValueError):
         generation = Generation(prompt, **fields)
         assert generation.path.startswith("/luma/generations")

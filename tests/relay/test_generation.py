@@ -36,7 +36,7 @@ def test_a_video_is_extended_by_its_own_path() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"prompt": ""}, "prompt must be a non-empty string, not ''"),
         ({"prompt": " \n"}, "prompt must be a non-empty string"),
@@ -60,10 +60,12 @@ def test_a_video_is_extended_by_its_own_path() -> None:
         ({"loop": True, "extra_body": {"loop": False}}, "extra_body gives 'loop' a second time"),
     ],
 )
-def test_a_field_that_cannot_be_sent_is_named_with_what_it_may_be(wrong: dict[str, Any], told: str) -> None:
+def test_a_field_that_cannot_be_sent_is_named_with_what_it_may_be(
+    wrong: dict[str, Any], message: str
+) -> None:
     with pytest.raises(LumaValueError) as error:
         Generation(**{"prompt": "cat dance"} | wrong)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(

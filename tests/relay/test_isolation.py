@@ -26,10 +26,10 @@ class Relay:
 
     def isolate(self, ids=IDS, error=None):
         isolation = Isolation(ids, error or self.error, self.evidence)
-        while (asked := isolation.next_ids()) is not None:
+        while (requested := isolation.next_ids()) is not None:
             self.requests += 1
-            known = {task_id: LumaTask(task_id, TaskState.COMPLETED) for task_id in asked}
-            isolation.take(asked, self.error if self.bad & {*asked} else known)
+            known = {task_id: LumaTask(task_id, TaskState.COMPLETED) for task_id in requested}
+            isolation.take(requested, self.error if self.bad & {*requested} else known)
         covered = [task_id for ids, _ in isolation.outcomes for task_id in ids]
         assert sorted(covered) == sorted(ids)  # each of them once
         return {i for ids, outcome in isolation.outcomes if isinstance(outcome, Exception) for i in ids}
@@ -44,7 +44,7 @@ def test_one_bad_id_fails_alone(bad, error):
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 7])
-def test_small_requests_are_told_apart(number):
+def test_small_requests_are_isolated(number):
     for bad in IDS[:number]:
         assert Relay(bad).isolate(IDS[:number]) == {bad}
 
@@ -81,13 +81,13 @@ def test_the_number_of_requests_is_bounded(evidence):
         RuntimeError("a bug"),
     ],
 )
-def test_what_is_not_about_ids_is_not_looked_into(error):
+def test_an_error_that_no_id_caused_is_not_isolated(error):
     relay = Relay("id-1")
     assert relay.isolate(error=error) == {*IDS}
     assert relay.requests == 0
 
 
-def test_an_error_that_is_not_about_ids_ends_the_search():
+def test_an_error_that_no_id_caused_ends_the_isolation():
     relay = Relay("id-99", error=RelayAuthenticationError("key", status=401))
     assert "id-98" in relay.isolate(error=INTERNAL)
     assert relay.requests == 2

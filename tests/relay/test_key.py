@@ -8,8 +8,8 @@ import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError, RelayError
 from airflow_provider_luma.relay import RelayClient, RetryPolicy
-from airflow_provider_luma.relay.settings import read_base_url
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.relay.settings import parse_base_url
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 
 KEY = "sk-Zq3v8LkT0pW5xY7bN2mC4dF6gH9jR1sA"
 BODIES = [
@@ -22,13 +22,13 @@ BODIES = [
 ]
 
 
-def told_by(error):
+def text_of(error):
     """Give all that an error and those behind it say."""
-    told = []
+    texts = []
     while error is not None:
-        told += [str(error), repr(error), *map(str, error.args), repr(vars(error))]
+        texts += [str(error), repr(error), *map(str, error.args), repr(vars(error))]
         error = error.__cause__ or error.__context__
-    return "\n".join(told)
+    return "\n".join(texts)
 
 
 def http_response(body, status=200):
@@ -44,12 +44,12 @@ def error_of(client):
 
 @pytest.mark.parametrize("body", BODIES, ids=str)
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 429, 500])
-def test_a_key_that_the_relay_repeats_is_in_no_message_and_no_log(sandbox, make_client, caplog, status, body):
+def test_a_key_that_the_relay_echoes_is_in_no_message_and_no_log(sandbox, make_client, caplog, status, body):
     caplog.set_level(logging.DEBUG)
-    sandbox.script(*[ScriptedAnswer(status, body)] * 2, ScriptedAnswer(401, body))
+    sandbox.script(*[ScriptedResponse(status, body)] * 2, ScriptedResponse(401, body))
     error = error_of(make_client(KEY, retry=RetryPolicy(max_attempts=2, initial_delay=0.001)))
     assert "***" in str(error) or status == 200
-    assert KEY not in told_by(error)
+    assert KEY not in text_of(error)
     assert KEY not in caplog.text
 
 
@@ -58,7 +58,7 @@ PARTLY_ESCAPED = KEY[:5] + "".join(f"\\u{ord(char):04x}" for char in KEY[5:])
 
 
 @pytest.mark.parametrize(
-    "said",
+    "echo",
     [
         KEY.encode(),
         ESCAPED.encode(),
@@ -66,8 +66,8 @@ PARTLY_ESCAPED = KEY[:5] + "".join(f"\\u{ord(char):04x}" for char in KEY[5:])
     ],
     ids=["plain", "escaped", "partly escaped"],
 )
-def test_a_key_in_a_task_is_redacted_however_json_escapes_it(make_client, listen, said):
-    body = b'{"id": "a", "state": "failed", "failure_reason": "no key ' + said + b'"}'
+def test_a_key_in_a_task_is_redacted_however_json_escapes_it(make_client, listen, echo):
+    body = b'{"id": "a", "state": "failed", "failure_reason": "no key ' + echo + b'"}'
     url, _ = listen(http_response(body))
     (found,) = make_client(KEY, base_url=url).get_tasks(["a"]).values()
     assert "no key ***" in str(found.failure_reason)
@@ -76,8 +76,8 @@ def test_a_key_in_a_task_is_redacted_however_json_escapes_it(make_client, listen
 
 @pytest.mark.parametrize("padding", [0, 100_000, 262_144 - 20, 262_144 - 1, 262_144, 600_000])
 def test_a_key_is_redacted_wherever_it_is_in_a_long_response(make_client, listen, padding):
-    said = "x" * padding + f"{KEY} {PARTLY_ESCAPED} {ESCAPED}" + "x" * padding + ESCAPED
-    url, _ = listen(http_response(f'[{{"id": "a", "state": "failed", "extra": "{said}"}}]'.encode()))
+    echo = "x" * padding + f"{KEY} {PARTLY_ESCAPED} {ESCAPED}" + "x" * padding + ESCAPED
+    url, _ = listen(http_response(f'[{{"id": "a", "state": "failed", "extra": "{echo}"}}]'.encode()))
     (found,) = make_client(KEY, base_url=url).get_tasks(["a"]).values()
     assert found.raw["extra"] == "x" * padding + "*** *** ***" + "x" * padding + "***"
 
@@ -88,16 +88,16 @@ def test_a_key_in_another_encoding_is_in_no_error(make_client, listen, encoding,
     body = f'{{"error": {{"message": "no key {KEY}"}}}}'.encode(encoding)
     url, _ = listen(http_response(body, status))
     error = error_of(make_client(KEY, base_url=url))
-    assert KEY[:8] not in told_by(error).replace(" ", "")
+    assert KEY[:8] not in text_of(error).replace(" ", "")
 
 
 @pytest.mark.parametrize("left", range(8, len(KEY) + 1))
-def test_no_part_of_a_key_is_left_where_a_long_message_is_cut(sandbox, make_client, left):
-    sandbox.script(ScriptedAnswer(401, {"error": {"message": "x" * (299 - left) + " " + KEY}}))
-    assert KEY[:8] not in told_by(error_of(make_client(KEY)))
+def test_no_part_of_a_key_is_left_where_a_long_message_is_truncated(sandbox, make_client, left):
+    sandbox.script(ScriptedResponse(401, {"error": {"message": "x" * (299 - left) + " " + KEY}}))
+    assert KEY[:8] not in text_of(error_of(make_client(KEY)))
 
 
-def test_a_key_is_in_no_repr_and_in_no_log_of_a_good_answer(sandbox, make_client, caplog):
+def test_a_key_is_in_no_repr_and_in_no_log_of_a_success(sandbox, make_client, caplog):
     caplog.set_level(logging.DEBUG)
     client = make_client()
     client.get_tasks(sandbox.task_ids)
@@ -107,27 +107,27 @@ def test_a_key_is_in_no_repr_and_in_no_log_of_a_good_answer(sandbox, make_client
 
 
 @pytest.mark.parametrize("base_url", ["http://127.0.0.1:9", "http://" + "a" * 70 + ".example"])
-def test_a_key_is_in_no_error_of_a_relay_out_of_reach(make_client, base_url):
-    assert KEY not in told_by(error_of(make_client(KEY, base_url)))
+def test_a_key_is_in_no_error_of_an_unreachable_relay(make_client, base_url):
+    assert KEY not in text_of(error_of(make_client(KEY, base_url)))
 
 
-def test_a_key_is_in_no_error_of_a_cut_or_slow_answer(sandbox, make_client):
-    sandbox.script(ScriptedAnswer(body=[{}] * 50, cut=True), ScriptedAnswer(delay=2))
+def test_a_key_is_in_no_error_of_a_truncated_or_slow_response(sandbox, make_client):
+    sandbox.script(ScriptedResponse(body=[{}] * 50, truncated=True), ScriptedResponse(delay=2))
     for _ in range(2):
-        assert KEY not in told_by(error_of(make_client(KEY, timeout=0.1)))
+        assert KEY not in text_of(error_of(make_client(KEY, timeout=0.1)))
 
 
 @pytest.mark.parametrize(
     "spelled", [KEY, f" {KEY} ", f"{KEY}\n", f"\r\n{KEY}\t", f"Bearer {KEY}", f" Bearer  {KEY}\n"]
 )
-def test_a_key_is_read_as_people_paste_it(sandbox, make_client, spelled):
+def test_a_key_is_stripped_of_pasted_whitespace(sandbox, make_client, spelled):
     sandbox.api_key = KEY
     make_client(spelled).get_tasks(sandbox.task_ids)
     assert sandbox.requests[-1].headers["authorization"] == f"Bearer {KEY}"
 
 
 @pytest.mark.parametrize("spelled", ["", "  ", "\n", "Bearer ", " Bearer \n"])
-def test_no_key_is_no_client(spelled):
+def test_a_client_needs_a_key(spelled):
     with pytest.raises(LumaValueError, match="key of the Luma relay is empty"):
         RelayClient(spelled)
 
@@ -135,10 +135,10 @@ def test_no_key_is_no_client(spelled):
 @pytest.mark.parametrize(
     "spelled", [f"{KEY} x", f"{KEY}\nX-Evil: 1", f"bearer {KEY}", f"{KEY}é", f"{KEY}\x00", f"{KEY}\u200b"]
 )
-def test_a_key_that_cannot_be_one_is_refused_without_repeating_it(spelled):
+def test_an_invalid_key_is_rejected_without_repeating_it(spelled):
     with pytest.raises(LumaValueError, match="has spaces or characters that no key has") as caught:
         RelayClient(spelled)
-    assert KEY not in told_by(caught.value)
+    assert KEY not in text_of(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -152,28 +152,28 @@ def test_a_key_that_cannot_be_one_is_refused_without_repeating_it(spelled):
         f"https://relay.example/#{KEY}",
     ],
 )
-def test_a_key_put_into_the_host_is_refused_without_repeating_it(host):
+def test_a_key_in_the_host_is_rejected_without_repeating_it(host):
     with pytest.raises(LumaValueError) as caught:
-        read_base_url(host)
-    assert KEY not in told_by(caught.value)
+        parse_base_url(host)
+    assert KEY not in text_of(caught.value)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_takes_the_key_nowhere(sandbox, client, status):
+def test_a_redirect_does_not_forward_the_key(sandbox, client, status):
     with Sandbox() as other:
-        sandbox.script(ScriptedAnswer(status, headers={"Location": f"{other.base_url}/luma/tasks"}))
+        sandbox.script(ScriptedResponse(status, headers={"Location": f"{other.base_url}/luma/tasks"}))
         error_of(client)
         assert (len(sandbox.requests), other.requests) == (1, [])
 
 
 def test_a_redirect_within_the_relay_is_not_followed_either(sandbox, client):
-    sandbox.script(ScriptedAnswer(307, headers={"Location": "/luma/tasks"}))
+    sandbox.script(ScriptedResponse(307, headers={"Location": "/luma/tasks"}))
     error_of(client)
     assert len(sandbox.requests) == 1
 
 
 @pytest.mark.parametrize("variable", ["HOME", "NETRC"])
-def test_a_netrc_does_not_take_the_place_of_the_key(sandbox, client, tmp_path, monkeypatch, variable):
+def test_a_netrc_does_not_replace_the_key(sandbox, client, tmp_path, monkeypatch, variable):
     netrc = tmp_path / ".netrc"
     netrc.write_text("default login user password secret\n")
     netrc.chmod(0o600)

@@ -213,9 +213,9 @@ def error_of(client: RelayClient) -> str:
 
 def assert_ends_at_request_timeout(client: RelayClient, server: Server) -> None:
     """A response that is let drip is complete at last; the client must not have waited for that."""
-    told = error_of(client)
+    message = error_of(client)
     assert server.completed == 0
-    assert told.endswith(": it was not complete within request_timeout (0.3 s)")
+    assert message.endswith(": it was not complete within request_timeout (0.3 s)")
 
 
 @pytest.mark.parametrize("script", DRIPPING.values(), ids=DRIPPING)
@@ -289,14 +289,14 @@ def test_threads_of_the_caller_end_each_at_its_own_request_timeout(
 ) -> None:
     slow, fast = serve(DRIPPING["body"]), serve(EMPTY_LIST)
     with make_client(base_url=slow.base_url, request_timeout=0.3) as dripped_on:
-        told: list[str] = []
-        thread = threading.Thread(target=lambda: told.append(error_of(dripped_on)))
+        message: list[str] = []
+        thread = threading.Thread(target=lambda: message.append(error_of(dripped_on)))
         thread.start()
         other = make_client(base_url=fast.base_url)
         while thread.is_alive():
             assert other.get_tasks(["a"]) == {}
         thread.join()
-    assert "request_timeout" in told[0]
+    assert "request_timeout" in message[0]
     assert (slow.completed, fast.connections) == (0, 1)
 
 
@@ -372,8 +372,8 @@ def test_a_response_may_have_max_response_bytes_and_not_one_more(
 ) -> None:
     fits, does_not = (serve(form(b"[]".rjust(length))) for length in (size, size + 1))
     assert make_client(base_url=fits.base_url, max_response_bytes=size).get_tasks(["a"]) == {}
-    told = error_of(make_client(base_url=does_not.base_url, max_response_bytes=size))
-    assert told.endswith(f": it is larger than max_response_bytes ({size})")
+    message = error_of(make_client(base_url=does_not.base_url, max_response_bytes=size))
+    assert message.endswith(f": it is larger than max_response_bytes ({size})")
 
 
 @pytest.mark.parametrize("status", ["200 OK", "401 Unauthorized", "500 Error"])
@@ -446,11 +446,11 @@ def test_a_small_response_that_expands_to_hundreds_of_megabytes_is_not_expanded(
     client = make_client(base_url=server.base_url, max_response_bytes=MEGABYTE)
     tracemalloc.start()
     try:
-        told = error_of(client)
+        message = error_of(client)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert told.endswith(": it is larger than max_response_bytes (1048576)")
+    assert message.endswith(": it is larger than max_response_bytes (1048576)")
     assert peak < 16 * MEGABYTE
     assert client.get_tasks(["a"]) == {}
 
@@ -462,11 +462,11 @@ def test_a_content_encoding_that_was_not_asked_for_is_a_transient_error_that_nam
 ) -> None:
     twice = gzip.compress(gzip.compress(b"[]"))
     server = serve(response(twice, f"Content-Encoding: {encoding}", status=status))
-    told = error_of(make_client(base_url=server.base_url))
+    message = error_of(make_client(base_url=server.base_url))
     shown = "" if encoding.startswith("x") else f" '{encoding}'"
-    assert f"its Content-Encoding{shown} was not requested" in told
-    assert "was not requested" in told
-    assert len(told) < 300
+    assert f"its Content-Encoding{shown} was not requested" in message
+    assert "was not requested" in message
+    assert len(message) < 300
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from airflow_provider_luma.relay.media import MEDIA_KINDS, Media
-from airflow_provider_luma.relay.state_words import TaskState
-from airflow_provider_luma.relay.task import read_task
+from airflow_provider_luma.relay.states import TaskState
+from airflow_provider_luma.relay.task import parse_task
 
 BARE = {"id": "a", "state": "completed"}
 ROW = {"id": 13917, "task_id": "a", "status": "SUCCESS"}
@@ -12,7 +12,7 @@ ROW = {"id": 13917, "task_id": "a", "status": "SUCCESS"}
 
 def video_url(**luma):
     """Read the video's link in both shapes, which must agree."""
-    bare, row = read_task(BARE | luma), read_task(ROW | {"data": {"id": "a"} | luma})
+    bare, row = parse_task(BARE | luma), parse_task(ROW | {"data": {"id": "a"} | luma})
     assert bare.video == row.video
     return bare.video and bare.video.url
 
@@ -33,19 +33,19 @@ def video_url(**luma):
         ({}, None),
     ],
 )
-def test_the_best_link_wins(luma, url):
+def test_the_best_url_wins(luma, url):
     assert video_url(**luma) == url
 
 
-def test_a_completed_task_without_a_link_is_completed():
-    task = read_task(BARE | {"video": {"url": "", "width": 1360, "height": 752}})
+def test_a_completed_task_without_a_url_is_completed():
+    task = parse_task(BARE | {"video": {"url": "", "width": 1360, "height": 752}})
     assert (task.state, task.video) == (TaskState.COMPLETED, Media(None, 1360, 752))
-    assert read_task(BARE | dict.fromkeys(MEDIA_KINDS)).video is None
+    assert parse_task(BARE | dict.fromkeys(MEDIA_KINDS)).video is None
 
 
-def test_pictures_fall_back_to_their_copies():
+def test_images_fall_back_to_their_copies():
     copies = {"artifact": {"thumbnail": {"url": "t", "width": 8}, "last_frame": {"url": "l"}}}
-    task = read_task(BARE | copies | {"thumbnail": {"url": "", "height": 9}})
+    task = parse_task(BARE | copies | {"thumbnail": {"url": "", "height": 9}})
     assert (task.thumbnail, task.last_frame) == (Media("t", 8, 9), Media("l"))
 
 
@@ -62,4 +62,4 @@ def test_pictures_fall_back_to_their_copies():
     ],
 )
 def test_the_duration_is_a_number_or_absent(luma, duration):
-    assert read_task(BARE | luma).duration == duration
+    assert parse_task(BARE | luma).duration == duration

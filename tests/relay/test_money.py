@@ -36,7 +36,7 @@ def of_key(left: Any, **more: Any) -> Response:
 def relay(
     responses: Mapping[str, Response], otherwise: Response = PAGE
 ) -> Iterator[tuple[RelayClient, list[str]]]:
-    """Give a client of a relay that answers paths with these, and the list of the paths that were asked."""
+    """Yield a client of a relay with these responses by path, and the list of the requested paths."""
     asked: list[str] = []
 
     class Relay(Quiet):
@@ -71,7 +71,7 @@ def of_sandbox(**options: Any) -> AbstractContextManager[tuple[Sandbox, RelayCli
 @pytest.mark.parametrize(
     ("unit", "name"), [("USD", "USD"), ("CNY", "CNY"), ("TOKENS", "tokens"), ("CUSTOM", CUSTOM_SYMBOL)]
 )
-def test_the_balance_is_told_in_the_relays_unit(billing: Any, unit: str, name: str) -> None:
+def test_the_balance_is_in_the_relays_unit(billing: Any, unit: str, name: str) -> None:
     with of_sandbox(balance=100, price=14, unit=unit, billing=billing) as (_, client):
         client.submit(Generation("cat dance"))
         balance = client.get_balance()
@@ -87,7 +87,7 @@ def test_a_key_without_a_limit_is_unlimited(billing: Any) -> None:
         assert (balance.is_unlimited, str(balance)) == (True, "unlimited")
 
 
-def test_a_relay_may_not_tell_a_balance() -> None:
+def test_a_relay_may_report_no_balance() -> None:
     with of_sandbox(billing=None) as (_, client):
         assert client.get_balance() is None
         assert client.get_price() is None
@@ -132,7 +132,7 @@ def test_a_relay_without_the_endpoints_has_no_balance(otherwise: Response) -> No
     "amount",
     ["NaN", "Infinity", "-Infinity", "1e999", "1e30", "1" * 400, '"12"', "true", "null", "[1]", '{"a": 1}'],
 )
-def test_an_amount_that_is_none_is_no_balance(amount: str) -> None:
+def test_an_invalid_amount_is_no_balance(amount: str) -> None:
     key = f'{{"code": true, "data": {{"total_available": {amount}, "unlimited_quota": "yes"}}}}'
     limit, used = f'{{"hard_limit_usd": {amount}}}', '{"total_usage": 0}'
     with relay({"/api/status": (200, STATUS), KEY: (200, key), SUBSCRIPTION: (200, limit)}) as (client, _):
@@ -149,7 +149,7 @@ def test_an_overdrawn_account_has_a_negative_balance() -> None:
         assert client.get_balance() == Money(-0.5, "USD")
 
 
-def test_what_an_unlimited_key_has_available_means_nothing() -> None:
+def test_the_available_quota_of_an_unlimited_key_is_ignored() -> None:
     with relay({"/api/status": (200, STATUS), KEY: of_key(-5, unlimited_quota=True)}) as (client, _):
         assert client.get_balance() == Money(math.inf, "USD")
 
@@ -161,7 +161,7 @@ def test_the_account_may_have_less_than_the_key() -> None:
             assert client.get_balance() == Money(1, "USD")
 
 
-def test_one_form_is_enough() -> None:
+def test_one_balance_endpoint_is_enough() -> None:
     broken = {SUBSCRIPTION: (500, {"error": {"message": "database"}})}
     with relay({"/api/status": (200, STATUS), KEY: of_key(500_000), **broken}) as (client, _):
         assert client.get_balance() == Money(1, "USD")
@@ -223,7 +223,7 @@ def test_a_unit_that_cannot_be_read_now_is_not_guessed() -> None:
         ({}, Money(1000, "quota")),
     ],
 )
-def test_the_unit_is_what_the_relay_says_or_its_quota(status: Any, expected: Money) -> None:
+def test_the_unit_is_the_relays_or_its_quota(status: Any, expected: Money) -> None:
     with relay({"/api/status": (200, {"success": True, "data": status}), KEY: of_key(1000)}) as (client, _):
         assert client.get_balance() == expected
 
@@ -239,16 +239,16 @@ def test_the_unit_is_what_the_relay_says_or_its_quota(status: Any, expected: Mon
         (Money(0, "USD"), "0 USD"),
     ],
 )
-def test_money_is_told_as_people_read_it(money: Money, text: str) -> None:
+def test_money_is_formatted_for_people(money: Money, text: str) -> None:
     assert str(money) == text
 
 
-def test_so_many_clips_cost_so_much() -> None:
+def test_the_cost_of_many_clips_is_a_product() -> None:
     assert Money(0.35, "USD") * 3 == Money(pytest.approx(1.05), "USD")
 
 
 @pytest.mark.parametrize("unit", ["USD", "CNY", "TOKENS", "CUSTOM"])
-def test_a_price_is_told_in_the_unit_of_the_balance(unit: str) -> None:
+def test_a_price_is_in_the_unit_of_the_balance(unit: str) -> None:
     with of_sandbox(price=700, balance=1400, unit=unit) as (sandbox, client):
         price, balance = client.get_price(), client.get_balance()
         assert price is not None
@@ -292,7 +292,7 @@ def test_a_price_without_a_unit_is_in_us_dollars() -> None:
         assert client.get_price() == Money(0.4, "USD")
 
 
-def test_a_relay_of_wrapped_rows_tells_what_it_charged() -> None:
+def test_a_relay_of_wrapped_rows_reports_the_charge() -> None:
     with of_sandbox(price=0.35, shape="wrapped") as (sandbox, client):
         task = client.submit(Generation("cat dance"))
         assert client.get_cost(task) == Money(pytest.approx(0.35), "USD")
@@ -300,13 +300,13 @@ def test_a_relay_of_wrapped_rows_tells_what_it_charged() -> None:
         assert [request.path for request in sandbox.requests].count("/api/status") == 1
 
 
-def test_a_relay_of_bare_tasks_does_not_tell_what_it_charged() -> None:
+def test_a_relay_of_bare_tasks_does_not_report_the_charge() -> None:
     with of_sandbox() as (sandbox, client):
         assert client.get_cost(client.submit(Generation("cat dance"))) is None
         assert len(sandbox.requests) == 1
 
 
-def test_a_cost_that_cannot_be_read_stops_nothing_and_is_asked_for_once() -> None:
+def test_a_cost_that_cannot_be_read_stops_nothing_and_is_queried_once() -> None:
     task = LumaTask("a", TaskState.PENDING, raw={"task_id": "a", "quota": 5})
     with relay({}, (503, "")) as (client, asked):
         assert [client.get_cost(task) for _ in range(3)] == [None] * 3
@@ -379,7 +379,7 @@ _bodies = st.none() | st.dictionaries(
 
 
 @given(st.lists(_bodies, min_size=5, max_size=5))
-def test_fuzz_no_object_breaks_the_reading(bodies: list[dict[str, Any] | None]) -> None:
+def test_fuzz_any_object_is_parsed(bodies: list[dict[str, Any] | None]) -> None:
     paths = ("/api/status", KEY, SUBSCRIPTION, USAGE, "/api/pricing")
     get: Callable[[str], Any] = dict(zip(paths, bodies, strict=True)).get
     account = Account(get)
@@ -390,7 +390,7 @@ def test_fuzz_no_object_breaks_the_reading(bodies: list[dict[str, Any] | None]) 
             str(money).encode()
 
 
-def test_the_root_of_what_it_raises_is_the_relays() -> None:
+def test_every_error_is_a_relay_error() -> None:
     client = RelayClient("sk-0123456789", "http://127.0.0.1:9", retry=ONCE)
     with pytest.raises(RelayError):
         client.get_balance()

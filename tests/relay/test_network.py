@@ -13,8 +13,8 @@ import requests
 from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
 from airflow_provider_luma.relay import RelayClient, RetryPolicy
 from airflow_provider_luma.relay.network import secrets_in_proxies
-from airflow_provider_luma.relay.settings import read_base_url
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.relay.settings import parse_base_url
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 
 FAR = "http://relay.invalid"
 
@@ -28,13 +28,13 @@ def other():
         yield other
 
 
-def assert_no_secret(told: str, password: str) -> None:
+def assert_no_secret(message: str, password: str) -> None:
     """No piece of the password is in an error, however it was written or torn."""
     pieces = {password, *re.split(r"[/?#@:]|%..", password)}
-    assert [piece for piece in pieces if len(piece) > 2 and piece.lower() in told.lower()] == []
+    assert [piece for piece in pieces if len(piece) > 2 and piece.lower() in message.lower()] == []
 
 
-def trouble_of(client):
+def error_of(client):
     with pytest.raises(RelayTransientError) as caught:
         client.get_tasks(["a"])
     return str(caught.value)
@@ -58,8 +58,8 @@ def trouble_of(client):
         ("[::1]", 8000, "https://[::1]:8000"),
     ],
 )
-def test_a_host_is_read_as_people_write_it(host, port, base_url):
-    assert read_base_url(host, port) == base_url
+def test_a_host_is_accepted_in_every_common_form(host, port, base_url):
+    assert parse_base_url(host, port) == base_url
 
 
 @pytest.mark.parametrize(
@@ -80,31 +80,31 @@ def test_a_host_is_read_as_people_write_it(host, port, base_url):
         "https://relay.example#top",
     ],
 )
-def test_what_is_no_address_is_refused_with_an_example_of_one(host):
+def test_an_invalid_host_is_rejected_with_an_example(host):
     with pytest.raises(LumaValueError, match="is not the address of a Luma relay, like https://"):
-        read_base_url(host)
+        parse_base_url(host)
 
 
-def test_a_host_with_credentials_is_refused():
+def test_a_host_with_credentials_is_rejected():
     with pytest.raises(LumaValueError, match="the key is the password"):
-        read_base_url("https://user:word@relay.example")
+        parse_base_url("https://user:word@relay.example")
 
 
-def test_the_path_of_the_base_url_is_kept_and_told(sandbox, make_client):
+def test_the_path_of_the_base_url_is_kept(sandbox, make_client):
     base_url = f"{sandbox.base_url}/gateway/v1"
-    assert f"The relay at {base_url} responded 200" in trouble_of(make_client(base_url=f"{base_url}/"))
+    assert f"The relay at {base_url} responded 200" in error_of(make_client(base_url=f"{base_url}/"))
     assert sandbox.requests[-1].path == "/gateway/v1/luma/tasks"
 
 
-def test_a_relay_that_is_not_there_is_named(make_client):
-    told = trouble_of(make_client(base_url="http://127.0.0.1:9"))
-    assert told.startswith("No response from the relay at http://127.0.0.1:9: ")
-    assert "Connection refused" in told
-    assert "object at 0x" not in told
+def test_an_unreachable_relay_is_named(make_client):
+    message = error_of(make_client(base_url="http://127.0.0.1:9"))
+    assert message.startswith("No response from the relay at http://127.0.0.1:9: ")
+    assert "Connection refused" in message
+    assert "object at 0x" not in message
 
 
-def test_a_host_that_nobody_can_look_up_is_trouble_with_its_name(make_client):
-    assert "relay at http://relay example: " in trouble_of(make_client(base_url="http://relay example"))
+def test_a_host_that_cannot_be_resolved_is_a_transient_error_that_names_it(make_client):
+    assert "relay at http://relay example: " in error_of(make_client(base_url="http://relay example"))
 
 
 @pytest.mark.parametrize("host", ["a" * 70 + ".example", "relay..example"])
@@ -113,27 +113,27 @@ def test_a_host_that_can_have_no_address_is_invalid(make_client, host):
         make_client(base_url=f"http://{host}")
 
 
-def test_a_slow_answer_is_given_up_in_time(sandbox, make_client):
-    sandbox.script(ScriptedAnswer(delay=5))
+def test_a_slow_response_times_out(sandbox, make_client):
+    sandbox.script(ScriptedResponse(delay=5))
     started = time.monotonic()
-    assert trouble_of(make_client(timeout=0.1)).endswith(f"{sandbox.base_url}: timed out (ReadTimeout)")
+    assert error_of(make_client(timeout=0.1)).endswith(f"{sandbox.base_url}: timed out (ReadTimeout)")
     assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize(
-    "answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[]"]
+    "response", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[]"]
 )
-def test_an_answer_that_is_cut_or_not_http_is_trouble(make_client, listen, answer):
-    base_url, _ = listen(answer)
-    assert f"No response from the relay at {base_url}: " in trouble_of(make_client(base_url=base_url))
+def test_a_truncated_or_malformed_response_is_a_transient_error(make_client, listen, response):
+    base_url, _ = listen(response)
+    assert f"No response from the relay at {base_url}: " in error_of(make_client(base_url=base_url))
 
 
-def test_https_to_a_port_without_it_is_trouble(sandbox, make_client):
+def test_https_to_a_plain_port_is_a_transient_error(sandbox, make_client):
     base_url = sandbox.base_url.replace("http:", "https:")
-    assert f"No response from the relay at {base_url}: SSL" in trouble_of(make_client(base_url=base_url))
+    assert f"No response from the relay at {base_url}: SSL" in error_of(make_client(base_url=base_url))
 
 
-def test_a_relay_that_comes_back_is_found_again(make_client):
+def test_a_relay_that_recovers_is_reached_again(make_client):
     with Sandbox(tasks=1) as first:
         client = make_client(base_url=first.base_url, retry=RetryPolicy(max_attempts=9, initial_delay=0.01))
         client.get_tasks(first.task_ids)
@@ -143,7 +143,7 @@ def test_a_relay_that_comes_back_is_found_again(make_client):
 
 
 def test_given_proxies_are_used(other, make_client):
-    trouble_of(make_client("sk-a", FAR, proxies={"http": other.base_url}))
+    error_of(make_client("sk-a", FAR, proxies={"http": other.base_url}))
     assert other.requests[-1].path == f"{FAR}/luma/tasks"
     assert other.requests[-1].headers["authorization"] == "Bearer sk-a"
 
@@ -151,13 +151,13 @@ def test_given_proxies_are_used(other, make_client):
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "ALL_PROXY"])
 def test_the_proxies_of_the_environment_are_used(other, make_client, monkeypatch, variable):
     monkeypatch.setenv(variable, other.base_url)
-    trouble_of(make_client("sk-a", FAR))
+    error_of(make_client("sk-a", FAR))
     assert len(other.requests) == 1
 
 
 def test_given_proxies_come_before_those_of_the_environment(sandbox, other, make_client, monkeypatch):
     monkeypatch.setenv("http_proxy", sandbox.base_url)
-    trouble_of(make_client("sk-a", FAR, proxies={"http": other.base_url}))
+    error_of(make_client("sk-a", FAR, proxies={"http": other.base_url}))
     assert (len(sandbox.requests), len(other.requests)) == (0, 1)
 
 
@@ -199,8 +199,8 @@ def test_the_credentials_that_a_proxy_echoes_are_in_no_error(make_client: MakeCl
     proxies = {"http": proxy.replace("//", "//user:s3cret-word@")}
     with pytest.raises(RelayError) as error:
         make_client("sk-a", "http://relay.example", proxies=proxies).get_tasks(["a"])
-    told = str(error.value)
-    assert "Proxy-Authorization: Basic ***" in told
+    message = str(error.value)
+    assert "Proxy-Authorization: Basic ***" in message
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -210,12 +210,12 @@ def test_the_password_of_a_given_proxy_is_in_no_error(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     proxies = {"http": f"{scheme}user:{password}@127.0.0.1:9"}
-    assert_no_secret(trouble_of(make_client("sk-a", FAR, proxies=proxies)) + caplog.text, password)
+    assert_no_secret(error_of(make_client("sk-a", FAR, proxies=proxies)) + caplog.text, password)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("password", MALFORMED)
-def test_a_proxy_whose_password_is_not_percent_encoded_is_refused_without_repeating_it(
+def test_a_proxy_with_an_unencoded_password_is_rejected_without_repeating_it(
     scheme: str, password: str
 ) -> None:
     with pytest.raises(LumaValueError, match="Percent-encode special characters of the password") as caught:
@@ -232,12 +232,12 @@ def test_the_password_of_a_proxy_of_the_environment_is_in_no_error(
     password: str,
 ) -> None:
     monkeypatch.setenv("http_proxy", f"{scheme}user:{password}@127.0.0.1:9")
-    assert_no_secret(trouble_of(make_client("sk-a", FAR)), password)
+    assert_no_secret(error_of(make_client("sk-a", FAR)), password)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("password", [*MALFORMED, "pa@HushHush/x", "h\u00fcsh@h\u00fcsh/x", "hush\thush"])
-def test_a_proxy_of_the_environment_that_is_no_url_is_refused_without_repeating_it(
+def test_an_invalid_proxy_of_the_environment_is_rejected_without_repeating_it(
     monkeypatch: pytest.MonkeyPatch, scheme: str, password: str
 ) -> None:
     monkeypatch.setenv("http_proxy", f"{scheme}user:{password}@127.0.0.1:9")
@@ -249,18 +249,18 @@ def test_a_proxy_of_the_environment_that_is_no_url_is_refused_without_repeating_
 def test_the_password_of_a_proxy_that_wants_another_is_in_no_error(
     make_client: MakeClient, listen: Listen
 ) -> None:
-    proxy, heard = listen(b"HTTP/1.1 407 hush%23hush\r\nContent-Length: 9\r\n\r\nhush#hush")
+    proxy, received = listen(b"HTTP/1.1 407 hush%23hush\r\nContent-Length: 9\r\n\r\nhush#hush")
     proxies = {"http": proxy.replace("://", "://user:hush%23hush@")}
     with pytest.raises(RelayError) as caught:
         make_client("sk-a", FAR, proxies=proxies).get_tasks(["a"])
-    assert b"Proxy-Authorization: Basic dXNlcjpodXNoI2h1c2g=" in heard.result(5)
+    assert b"Proxy-Authorization: Basic dXNlcjpodXNoI2h1c2g=" in received.result(5)
     assert_no_secret(str(caught.value), "hush#hush")
 
 
 @pytest.mark.parametrize(
     "proxy", ["", "http://", "ftp://proxy:3128", "http://proxy:99999", "http://proxy:port", "http://[::1"]
 )
-def test_a_proxy_that_is_no_url_is_refused(proxy: str) -> None:
+def test_an_invalid_proxy_is_rejected(proxy: str) -> None:
     with pytest.raises(LumaValueError, match=r"proxies\['https'\] is not a URL like 'http://"):
         RelayClient("sk-a", proxies={"https": proxy})
 

@@ -19,7 +19,7 @@ from airflow_provider_luma.exceptions import (
     RelayTransientError,
 )
 from airflow_provider_luma.relay import TaskState
-from airflow_provider_luma.sandbox import ScriptedAnswer
+from airflow_provider_luma.sandbox import ScriptedResponse
 
 SEED = Path(__file__).with_name("seed_answer.json").read_text()
 HTML = "<!DOCTYPE html>\n<html><head><title>Dashboard</title></head><body></body></html>"
@@ -28,12 +28,12 @@ ROW = {"id": 1, "task_id": "b", "status": "FAILURE", "fail_reason": "moderated",
 
 
 @pytest.fixture
-def error_of(ask):
-    """Give the error that an answer is taken for."""
+def error_of(query):
+    """Return the error that a response is mapped to."""
 
-    def error_of(*answer, **details):
+    def error_of(*response, **details):
         with pytest.raises(RelayError) as caught:
-            ask(*answer, **details)
+            query(*response, **details)
         return caught.value
 
     return error_of
@@ -64,29 +64,29 @@ def error_of(ask):
         ({"success": True, "data": [A], "error": None}, ["a"]),
     ],
 )
-def test_every_documented_shape_is_read(ask, body, ids):
-    assert list(ask(200, body)) == ids
+def test_every_documented_shape_is_read(query, body, ids):
+    assert list(query(200, body)) == ids
 
 
 def test_the_documented_example_is_read_over_http(sandbox, client):
     task_id = json.loads(SEED)[0]["id"]
-    sandbox.script(ScriptedAnswer(body=SEED), ScriptedAnswer(body=f"\ufeff{SEED}"))
+    sandbox.script(ScriptedResponse(body=SEED), ScriptedResponse(body=f"\ufeff{SEED}"))
     for _ in range(2):
         assert client.query_once([task_id])[task_id].prompt == "cat dance"
 
 
-def test_any_success_status_will_do(ask):
-    assert list(ask(201, [A])) == ["a"]
+def test_any_success_status_is_accepted(query):
+    assert list(query(201, [A])) == ["a"]
 
 
-def test_json_is_read_whatever_type_it_claims_but_html(ask):
+def test_json_is_parsed_whatever_its_content_type_except_html(query):
     for content_type in (None, "text/plain", "application/octet-stream"):
-        assert list(ask(200, [A], content_type=content_type)) == ["a"]
+        assert list(query(200, [A], content_type=content_type)) == ["a"]
 
 
-def test_compressed_answers_are_read(ask):
+def test_compressed_responses_are_parsed(query):
     zipped = gzip.compress(json.dumps([A]).encode())
-    assert ask(200, zipped, {"Content-Encoding": "gzip"})["a"].state is TaskState.COMPLETED
+    assert query(200, zipped, {"Content-Encoding": "gzip"})["a"].state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize("status", [200, 400, 404])
@@ -97,8 +97,8 @@ def test_compressed_answers_are_read(ask):
         {"error": {"message": "task_not_exist", "code": "task_not_exist"}},
     ],
 )
-def test_a_task_that_does_not_exist_is_nothing_found_and_no_error(ask, status, body):
-    assert ask(status, body) == {}
+def test_a_task_that_does_not_exist_is_absent_and_no_error(query, status, body):
+    assert query(status, body) == {}
 
 
 STATUSES = [
@@ -123,7 +123,7 @@ STATUSES = [
 
 @pytest.mark.parametrize(("status", "kind", "hint"), STATUSES)
 @pytest.mark.parametrize("body", ["", "null", "not json", '"text"', "[]", "{}", "{"])
-def test_each_status_is_an_error_of_its_kind_whatever_the_body(error_of, status, kind, hint, body):
+def test_each_status_maps_to_its_error_whatever_the_body(error_of, status, kind, hint, body):
     if status == 404 and body != "{}":
         kind, hint = RelayTransientError, "Try again later"
     error = error_of(status, body)
@@ -133,14 +133,14 @@ def test_each_status_is_an_error_of_its_kind_whatever_the_body(error_of, status,
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_an_error_that_no_retry_helps(error_of, status):
+def test_a_redirect_is_a_permanent_error(error_of, status):
     error = error_of(status, HTML, {"Location": "https://other.example/luma/tasks"})
     assert (type(error), error.status) == (RelayInvalidRequestError, status)
     hint = "It redirects to https://other.example/luma/tasks. Use the relay's own URL instead"
     assert str(error).endswith(hint)
 
 
-def test_the_query_of_a_redirect_may_be_secret_and_is_not_repeated(error_of):
+def test_the_query_of_a_redirect_is_redacted(error_of):
     error = error_of(302, "", {"Location": "https://login.example/?token=hush"})
     assert "It redirects to https://login.example/. " in str(error)
     assert "hush" not in str(error)
@@ -153,7 +153,7 @@ def test_a_redirect_without_a_location_is_permanent_too(error_of):
 @pytest.mark.parametrize(
     "location", ["http://[bad", "http://relay:port", "\xff\xfe", "//", "?", "\x80" * 9, "a" * 30_000]
 )
-def test_a_redirect_to_a_malformed_url_is_an_error_that_no_retry_helps(error_of, location):
+def test_a_redirect_to_a_malformed_url_is_a_permanent_error(error_of, location):
     error = error_of(302, "", {"Location": location})
     assert (type(error), error.status) == (RelayInvalidRequestError, 302)
     assert "It redirects to" in str(error)
@@ -179,7 +179,7 @@ ENVELOPES = [
 
 @pytest.mark.parametrize(("status", "kind", "hint"), STATUSES)
 @pytest.mark.parametrize("body", ENVELOPES, ids=json.dumps)
-def test_the_relays_own_words_are_told_from_every_envelope(sandbox, error_of, status, kind, hint, body):
+def test_the_relays_message_is_read_from_every_envelope(sandbox, error_of, status, kind, hint, body):
     error = error_of(status, body)
     assert type(error) is kind
     assert f"The relay at {sandbox.base_url} responded {status}: no channel. {hint}" == str(error)
@@ -195,7 +195,7 @@ def test_an_error_with_status_200_is_still_an_error(error_of, body):
 
 
 @pytest.mark.parametrize("body", [{"code": "too_many", "data": [A]}, {"code": 5, "data": None}])
-def test_a_code_other_than_success_is_told_when_there_are_no_words(error_of, body):
+def test_an_error_code_is_reported_without_a_message(error_of, body):
     assert f"with the error '{body['code']}'" in str(error_of(200, body))
 
 
@@ -221,7 +221,7 @@ def test_a_code_other_than_success_is_told_when_there_are_no_words(error_of, bod
     ],
     ids=lambda body: repr(body[:20]),
 )
-def test_what_is_no_list_of_tasks_is_trouble_and_not_an_empty_answer(error_of, body):
+def test_a_body_that_is_no_list_of_tasks_is_a_transient_error(error_of, body):
     error = error_of(200, body)
     assert (type(error), error.status) == (RelayTransientError, 200)
     assert "something other than the JSON of a list of tasks" in str(error)
@@ -232,7 +232,7 @@ def test_what_is_no_list_of_tasks_is_trouble_and_not_an_empty_answer(error_of, b
     [(200, RelayTransientError), (404, RelayTransientError), (403, RelayPermissionError)],
 )
 @pytest.mark.parametrize("content_type", ["text/html; charset=utf-8", None])
-def test_a_web_page_raises_the_question_of_the_host(sandbox, error_of, status, kind, content_type):
+def test_a_web_page_hints_at_the_host(sandbox, error_of, status, kind, content_type):
     error = error_of(status, f"\n {HTML}", content_type=content_type)
     assert type(error) is kind
     assert f"The relay at {sandbox.base_url} responded {status}" in str(error)
@@ -241,24 +241,24 @@ def test_a_web_page_raises_the_question_of_the_host(sandbox, error_of, status, k
     assert "Dashboard" not in str(error)
 
 
-def test_a_web_page_of_a_gateway_in_trouble_is_trouble(error_of):
+def test_a_web_page_with_an_error_status_is_a_transient_error(error_of):
     error = error_of(502, HTML, content_type="text/html")
     assert type(error) is RelayTransientError
     assert str(error).endswith("responded 502: a web page. Try again later")
 
 
-def test_a_cut_answer_is_trouble(error_of):
-    error = error_of(200, [A] * 50, cut=True)
+def test_a_truncated_response_is_a_transient_error(error_of):
+    error = error_of(200, [A] * 50, truncated=True)
     assert (type(error), error.status) == (RelayTransientError, None)
     assert "No response from the relay" in str(error)
 
 
-def test_a_damaged_compressed_answer_is_trouble(error_of):
+def test_a_damaged_compressed_response_is_a_transient_error(error_of):
     assert type(error_of(200, "[]", {"Content-Encoding": "gzip"})) is RelayTransientError
 
 
 @pytest.mark.parametrize(
-    ("told", "seconds"),
+    ("header", "seconds"),
     [
         ("5", 5),
         ("0", 0),
@@ -277,12 +277,12 @@ def test_a_damaged_compressed_answer_is_trouble(error_of):
     ],
 )
 @pytest.mark.parametrize("status", [429, 503])
-def test_retry_after_is_read_in_seconds_and_as_a_date(error_of, status, told, seconds):
+def test_retry_after_is_read_in_seconds_and_as_a_date(error_of, status, header, seconds):
     with time_machine.travel(datetime(2024, 12, 22, 13, 38, 40, tzinfo=UTC), tick=False):
-        assert error_of(status, "", {"Retry-After": told}).retry_after == seconds
+        assert error_of(status, "", {"Retry-After": header}).retry_after == seconds
 
 
-def test_a_bare_429_names_no_time(error_of):
+def test_a_429_without_retry_after_has_none(error_of):
     error = error_of(429, content_type=None)
     assert (type(error), error.retry_after) == (RelayRateLimitError, None)
     assert str(error).endswith("responded 429. Slow down")
@@ -309,7 +309,7 @@ def test_the_request_id_is_found_in_header_or_text(error_of, status, body, heade
 @pytest.mark.parametrize(
     "body", ["x" * 100_000, {"error": {"message": "x" * 100_000}}, {"detail": "x" * 100_000}]
 )
-def test_a_long_message_is_cut(error_of, body):
+def test_a_long_message_is_truncated(error_of, body):
     assert 300 < len(str(error_of(500, body))) < 420
 
 
@@ -339,14 +339,14 @@ def test_the_relays_message_is_one_short_line_that_any_encoder_accepts(error_of,
 @pytest.mark.parametrize(
     "body", ["\x00\ud83d two\r\nwords".encode(errors="surrogatepass"), b"\xff\xfe" * 9999]
 )
-def test_a_message_that_is_no_json_is_cleaned_alike(error_of, body):
+def test_a_message_that_is_no_json_is_sanitized_too(error_of, body):
     text = str(error_of(500, body, content_type="text/plain"))
     text.encode()
     assert text.isprintable()
     assert len(text) < 500
 
 
-def test_words_that_are_no_known_envelope_are_told_as_they_are(error_of):
+def test_plain_text_is_reported_as_it_is(error_of):
     assert '{"remark":"余额不足"}' in str(error_of(400, {"remark": "余额不足"}))
     assert "responded 400: Bad things. " in str(error_of(400, "Bad things\n", content_type="text/plain"))
 

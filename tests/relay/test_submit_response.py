@@ -11,7 +11,7 @@ from requests.structures import CaseInsensitiveDict
 from airflow_provider_luma.exceptions import RelayInvalidRequestError, SubmitOutcomeUnknownError
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.submit_response import parse_submitted
-from airflow_provider_luma.relay.task import LumaTask, read_task
+from airflow_provider_luma.relay.task import LumaTask, parse_task
 from airflow_provider_luma.relay.transport import RelayResponse
 
 ID = "4665a07c-7641-4809-a133-10786201bb56"
@@ -50,7 +50,7 @@ def test_only_the_id_of_the_task_is_its_id(body: Any) -> None:
     ],
 )
 def test_a_submit_and_a_query_give_a_row_the_same_id(row: Any) -> None:
-    queried = read_task(row)
+    queried = parse_task(row)
     assert queried
     assert parse({"code": "success", "message": "", "data": row}).id == parse(row).id == queried.id == ID
 

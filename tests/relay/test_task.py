@@ -9,8 +9,8 @@ import pytest
 
 from airflow_provider_luma.relay.decode import decode_json
 from airflow_provider_luma.relay.media import Media
-from airflow_provider_luma.relay.state_words import TaskState
-from airflow_provider_luma.relay.task import read_task, read_tasks
+from airflow_provider_luma.relay.states import TaskState
+from airflow_provider_luma.relay.task import parse_task, parse_tasks
 
 SEED = Path(__file__).with_name("seed_answer.json").read_text()
 SEED_ID = "4665a07c-7641-4809-a133-10786201bb56"
@@ -23,19 +23,19 @@ ROW = {"id": 13917, "task_id": "a", "status": "SUCCESS", "data": {"id": "a", "st
 
 @pytest.fixture
 def seed():
-    return read_tasks(json.loads(SEED))[SEED_ID]
+    return parse_tasks(json.loads(SEED))[SEED_ID]
 
 
-def test_the_documented_example_is_read_to_the_last_field(seed):
-    assert (seed.id, seed.state, seed.state_word) == (SEED_ID, TaskState.COMPLETED, "completed")
+def test_every_field_of_the_documented_example_is_parsed(seed):
+    assert (seed.id, seed.state, seed.raw_state) == (SEED_ID, TaskState.COMPLETED, "completed")
     assert (seed.prompt, seed.aspect_ratio, seed.duration) == ("cat dance", "16:9", 5.041667)
     assert seed.created_at.isoformat() == "2024-12-22T13:38:40.139000+00:00"
     assert seed.is_terminal
-    assert seed.knows_state_word
+    assert seed.is_known_state
     assert seed.failure_reason is None
 
 
-def test_the_documented_example_gives_its_three_files(seed):
+def test_the_documented_example_has_three_files(seed):
     video = "35049450-c008-4607-b1d0-0b025599f15d/video0b6619468da8e409da860706bbf26bbad.mp4"
     last_frame = "606108d9-9daf-4265-84fb-595f18240ac5/video_0_last_frame.jpg"
     thumbnail = "https://imagedelivery.net/1KomXrSWiTojGGip43n0SQ/e4268de5-4a74-45ff-67b8-dc46df12de00/public"
@@ -44,7 +44,7 @@ def test_the_documented_example_gives_its_three_files(seed):
     assert seed.media("thumbnail") == Media(thumbnail, 1360, 752)
 
 
-def test_the_documented_row_of_a_wrapped_answer_is_read():
+def test_the_documented_row_of_a_wrapped_response_is_parsed():
     task_id = "9d4b7516-77e5-481a-b015-48313946f33b"
     row = {
         "id": 13917,
@@ -63,26 +63,26 @@ def test_the_documented_row_of_a_wrapped_answer_is_read():
             "created_at": "2024-07-01T07:35:13.498000Z",
         },
     }
-    task = read_tasks([row])[task_id]
+    task = parse_tasks([row])[task_id]
     assert (task.state, task.prompt, task.video) == (TaskState.PROCESSING, "cat dance", None)
     assert task.created_at.isoformat() == "2024-07-01T07:35:13.498000+00:00"
 
 
-def test_everything_the_relay_said_is_kept():
+def test_the_raw_response_is_kept():
     row = {**ROW, "quota": 250000, "data": {"id": "a", "news": {"x": [1]}}}
-    assert read_task(row).raw == row
+    assert parse_task(row).raw == row
 
 
 @pytest.mark.parametrize(
     "extra", [{"data": {}}, {"data": None}, {"task_id": "a"}, {"task_id": "a", "data": None}]
 )
-def test_a_bare_task_with_some_keys_of_a_row_is_read_in_full(extra):
-    task = read_task(BARE | {"prompt": "cat dance"} | extra)
+def test_a_bare_task_with_some_keys_of_a_row_is_parsed_completely(extra):
+    task = parse_task(BARE | {"prompt": "cat dance"} | extra)
     assert (task.id, task.state, task.prompt) == ("a", TaskState.COMPLETED, "cat dance")
 
 
-def test_a_signed_link_is_not_in_the_repr():
-    assert "Signature" not in repr(read_task(BARE | {"video": {"url": SIGNED}}))
+def test_a_presigned_url_is_not_in_the_repr():
+    assert "Signature" not in repr(parse_task(BARE | {"video": {"url": SIGNED}}))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_signed_link_is_not_in_the_repr():
     ],
 )
 def test_the_id_is_the_luma_id_and_never_the_number_of_a_row(row, task_id):
-    task = read_task(row)
+    task = parse_task(row)
     assert (task and task.id) == task_id
 
 
@@ -129,10 +129,10 @@ def test_the_id_is_the_luma_id_and_never_the_number_of_a_row(row, task_id):
     ],
     ids=str,
 )
-def test_each_documented_word_is_understood_in_any_case_and_place(words, state, row):
+def test_each_documented_state_is_parsed_in_any_case_and_place(words, state, row):
     for word in words.split():
         for spelled in (word, word.upper(), word.title()):
-            assert read_task(json.loads(json.dumps(row).replace("WORD", spelled))).state is state
+            assert parse_task(json.loads(json.dumps(row).replace("WORD", spelled))).state is state
 
 
 @pytest.mark.parametrize(
@@ -152,23 +152,23 @@ def test_each_documented_word_is_understood_in_any_case_and_place(words, state, 
     ],
 )
 def test_where_row_and_task_disagree_a_failure_wins_then_the_video_then_the_task(status, inner, state):
-    assert read_task({"task_id": "a", "status": status, "data": {"state": inner}}).state is state
+    assert parse_task({"task_id": "a", "status": status, "data": {"state": inner}}).state is state
 
 
-def test_a_word_nobody_documents_is_running_and_is_known_as_strange():
-    task = read_task({"id": "a", "state": "half_baked"})
-    assert (task.state, task.state_word) == (TaskState.PROCESSING, "half_baked")
-    assert not task.knows_state_word
+def test_an_undocumented_state_is_running_and_reported_as_unknown():
+    task = parse_task({"id": "a", "state": "half_baked"})
+    assert (task.state, task.raw_state) == (TaskState.PROCESSING, "half_baked")
+    assert not task.is_known_state
 
 
 @pytest.mark.parametrize("state", [None, "", 2, True, ["completed"], {"completed": 1}])
-def test_a_state_that_is_no_word_is_pending(state):
-    assert read_task({"id": "a", "state": state}).state is TaskState.PENDING
-    assert read_task({"id": "a"}).state is TaskState.PENDING
+def test_a_state_that_is_no_string_is_pending(state):
+    assert parse_task({"id": "a", "state": state}).state is TaskState.PENDING
+    assert parse_task({"id": "a"}).state is TaskState.PENDING
 
 
 @pytest.mark.parametrize(
-    ("told", "read"),
+    ("created_at", "read"),
     [
         ("2024-12-22T13:38:40.139Z", "2024-12-22T13:38:40.139000+00:00"),
         ("2024-12-22T13:38:40.139409Z", "2024-12-22T13:38:40.139409+00:00"),
@@ -181,13 +181,13 @@ def test_a_state_that_is_no_word_is_pending(state):
         (1734874720139, "2024-12-22T13:38:40.139000+00:00"),
     ],
 )
-def test_times_are_read_as_text_seconds_and_milliseconds(told, read):
-    assert read_task(BARE | {"created_at": told}).created_at.isoformat() == read
-    assert read_task(ROW | {"created_at": told, "data": None}).created_at.isoformat() == read
+def test_times_are_read_as_text_seconds_and_milliseconds(created_at, read):
+    assert parse_task(BARE | {"created_at": created_at}).created_at.isoformat() == read
+    assert parse_task(ROW | {"created_at": created_at, "data": None}).created_at.isoformat() == read
 
 
 @pytest.mark.parametrize(
-    "told",
+    "created_at",
     [
         "0001-01-01T00:00:00Z",
         -62135596800,
@@ -209,18 +209,18 @@ def test_times_are_read_as_text_seconds_and_milliseconds(told, read):
         [1734874720],
     ],
 )
-def test_a_time_that_is_none_is_absent(told):
-    assert read_task(BARE | {"created_at": told}).created_at is None
+def test_an_invalid_time_is_absent(created_at):
+    assert parse_task(BARE | {"created_at": created_at}).created_at is None
 
 
 def test_the_task_was_created_when_the_inner_object_says_or_else_the_row():
     inner = ROW | {"created_at": 1, "data": {"created_at": "2024-07-01T07:35:13Z"}}
     zero = ROW | {"created_at": 1719819313, "data": {"created_at": "0001-01-01T00:00:00Z"}}
-    assert read_task(inner).created_at.timestamp() == read_task(zero).created_at.timestamp() == 1719819313
+    assert parse_task(inner).created_at.timestamp() == parse_task(zero).created_at.timestamp() == 1719819313
 
 
 def test_prompt_and_ratio_are_read_at_the_top_level_too():
-    task = read_task(BARE | {"prompt": "cat dance", "aspect_ratio": "1:1", "request": {"prompt": ""}})
+    task = parse_task(BARE | {"prompt": "cat dance", "aspect_ratio": "1:1", "request": {"prompt": ""}})
     assert (task.prompt, task.aspect_ratio) == ("cat dance", "1:1")
 
 
@@ -256,12 +256,12 @@ def test_prompt_and_ratio_are_read_at_the_top_level_too():
     ],
 )
 def test_a_failed_task_always_gives_a_reason(row, reason):
-    assert read_task(row).failure_reason == reason
+    assert parse_task(row).failure_reason == reason
 
 
 @pytest.mark.parametrize("status", ["SUCCESS", "IN_PROGRESS", "half_baked", None])
-def test_a_reason_is_no_proof_of_failure(status):
-    task = read_task({"task_id": "a", "status": status, "fail_reason": SIGNED, "data": None})
+def test_a_reason_alone_is_no_failure(status):
+    task = parse_task({"task_id": "a", "status": status, "fail_reason": SIGNED, "data": None})
     assert task.state is not TaskState.FAILED
     assert task.failure_reason is None
 
@@ -269,21 +269,21 @@ def test_a_reason_is_no_proof_of_failure(status):
 def test_of_two_rows_for_one_task_the_finished_one_counts():
     done, running = {"id": "a", "state": "completed"}, {"id": "a", "state": "processing"}
     for rows in ([done, running], [running, done]):
-        assert read_tasks(rows)["a"].state is TaskState.COMPLETED
+        assert parse_tasks(rows)["a"].state is TaskState.COMPLETED
 
 
-def test_of_two_rows_that_have_ended_the_video_counts_then_the_failure():
+def test_of_two_finished_rows_the_one_with_a_video_counts():
     video = {"id": "a", "state": "completed", "video": {"url": SIGNED}}
     bare, failed = {"id": "a", "state": "completed"}, {"id": "a", "state": "failed"}
     running = {"id": "a", "state": "processing"}
     for rows in itertools.permutations([video, bare, failed, running]):
-        assert read_tasks(rows)["a"].video.url == SIGNED
+        assert parse_tasks(rows)["a"].video.url == SIGNED
     for rows in itertools.permutations([bare, failed, running]):
-        assert read_tasks(rows)["a"].state is TaskState.FAILED
+        assert parse_tasks(rows)["a"].state is TaskState.FAILED
 
 
 def test_rows_that_name_no_task_are_left_out():
-    assert list(read_tasks([None, 1, "a", [], {}, {"id": 5}, {"id": "a"}])) == ["a"]
+    assert list(parse_tasks([None, 1, "a", [], {}, {"id": 5}, {"id": "a"}])) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -297,15 +297,15 @@ def test_rows_that_name_no_task_are_left_out():
         ("\x00", "the relay gave no reason"),
     ],
 )
-def test_a_reason_is_one_short_line_that_any_encoder_takes(reason, kept):
-    read = read_task({"id": "a", "state": "failed", "failure_reason": reason}).failure_reason
+def test_a_reason_is_one_short_line_that_any_encoder_accepts(reason, kept):
+    read = parse_task({"id": "a", "state": "failed", "failure_reason": reason}).failure_reason
     assert kept in (None, read)
     assert 0 < len(read) <= 300
     assert read.encode().isascii() or "…" in read
     assert read.isprintable()
 
 
-def test_a_reason_costs_no_more_for_its_size():
+def test_a_huge_reason_is_sanitized_in_time():
     """Counted in Python's own comparisons, of which sorting its keys would need millions."""
 
     class Key(str):
@@ -317,27 +317,27 @@ def test_a_reason_costs_no_more_for_its_size():
 
     value = {"x": [["y"] * 1000] * 1000}
     large = {Key(f"{n * 7919 % 190_000}"): value for n in range(190_000)}
-    read = read_task({"id": "a", "state": "failed", "failure_reason": [large] * 9}).failure_reason
+    read = parse_task({"id": "a", "state": "failed", "failure_reason": [large] * 9}).failure_reason
     assert Key.compared < 1000
     assert len(read) <= 300
     assert read.startswith("[{")
 
 
 @pytest.mark.parametrize("task_id", ["x" * 201, "a\ud83d", "a\x00b", "a\nb", " a", "\u202ea"])
-def test_what_can_be_no_id_names_no_task(task_id):
-    assert read_task({"id": task_id, "state": "completed"}) is None
+def test_an_invalid_id_identifies_no_task(task_id):
+    assert parse_task({"id": task_id, "state": "completed"}) is None
 
 
 @pytest.mark.parametrize("task_id", ["x" * 200, "luma_gen_abc123", "a b", "ключ"])
 def test_plain_text_is_an_id(task_id):
-    assert read_task({"id": task_id, "state": "completed"}).id == task_id
+    assert parse_task({"id": task_id, "state": "completed"}).id == task_id
 
 
-def test_state_words_prompts_and_links_are_cleaned_too():
+def test_raw_states_prompts_and_urls_are_sanitized_too():
     row = {"id": "a", "state": "st\ud83d" * 100, "prompt": "a\x00b", "video": {"url": "https://x/\ud83d"}}
-    task = read_task(row)
-    assert task.state_word.isprintable()
-    assert len(task.state_word) <= 60
+    task = parse_task(row)
+    assert task.raw_state.isprintable()
+    assert len(task.raw_state) <= 60
     assert (task.prompt, task.video.url) == ("a b", None)
 
 
@@ -359,8 +359,8 @@ LINKS = [
 
 @pytest.mark.parametrize("place", LINKS, ids=str)
 @pytest.mark.parametrize("word", ["completed", "ready", "succeed"])
-def test_a_link_is_found_in_every_known_place_and_makes_an_unknown_word_completed(place, word):
-    task = read_task({"task_id": "a", "status": word} | place)
+def test_a_url_is_found_in_every_known_place_and_makes_an_unknown_state_completed(place, word):
+    task = parse_task({"task_id": "a", "status": word} | place)
     assert task.state is TaskState.COMPLETED
     assert task.video.url == SIGNED
 
@@ -380,15 +380,15 @@ def test_a_link_is_found_in_every_known_place_and_makes_an_unknown_word_complete
     ],
     ids=str,
 )
-def test_a_task_that_its_relay_calls_running_is_not_completed(row):
-    task = read_task(row)
+def test_a_running_task_with_a_url_is_not_completed(row):
+    task = parse_task(row)
     assert not task.is_terminal
-    assert task.knows_state_word
+    assert task.is_known_state
 
 
-def test_a_success_with_its_link_is_completed_whatever_older_copy_stands_inside():
+def test_a_success_with_its_url_is_completed_whatever_the_inner_object_says():
     row = {"task_id": "a", "status": "SUCCESS", "data": {"state": "processing"}, "video_url": SIGNED}
-    assert read_task(row).state is TaskState.COMPLETED
+    assert parse_task(row).state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize(
@@ -408,30 +408,30 @@ def test_a_success_with_its_link_is_completed_whatever_older_copy_stands_inside(
     ids=str,
 )
 @pytest.mark.parametrize("link", [{"video": {"url": SIGNED}}, {"video_url": SIGNED}], ids=["video", "echo"])
-def test_a_link_completes_no_task_whose_word_or_error_speaks_against_it(row, link):
-    assert read_task({"task_id": "a"} | row | link).state is TaskState.PROCESSING
+def test_a_url_does_not_complete_a_task_with_an_error_or_a_known_state(row, link):
+    assert parse_task({"task_id": "a"} | row | link).state is TaskState.PROCESSING
 
 
 @pytest.mark.parametrize("word", ["ready", "uploaded", "published", "ok", "archived"])
-def test_an_unknown_word_with_a_link_is_completed_beside_a_message_or_an_empty_error(word):
+def test_an_unknown_state_with_a_url_is_completed_despite_a_message_or_an_empty_error(word):
     row = {"id": "a", "state": word, "video": {"url": SIGNED}, "error": None, "message": "here you are"}
-    assert read_task(row).state is TaskState.COMPLETED
+    assert parse_task(row).state is TaskState.COMPLETED
 
 
 @pytest.mark.parametrize("word", ["processing", "pending", "failed"])
-def test_a_link_changes_nothing_under_a_known_word(word):
-    assert read_task({"id": "a", "state": word, "video_url": SIGNED}).state is TaskState(word)
+def test_a_url_does_not_change_a_known_state(word):
+    assert parse_task({"id": "a", "state": word, "video_url": SIGNED}).state is TaskState(word)
 
 
-def test_a_success_needs_no_link():
-    assert read_task({"id": "a", "state": "completed"}).state is TaskState.COMPLETED
+def test_a_success_needs_no_url():
+    assert parse_task({"id": "a", "state": "completed"}).state is TaskState.COMPLETED
 
 
-def test_older_rows_of_a_completed_task_keep_its_link_as_the_reason():
+def test_a_url_in_the_reason_of_an_older_row_is_the_video():
     row = {"task_id": "a", "status": "SUCCESS", "fail_reason": SIGNED}
-    assert read_task(row).video.url == SIGNED
-    assert read_task(row | {"fail_reason": "none"}).video is None
-    assert read_task(row | {"status": "FAILURE"}).video is None
+    assert parse_task(row).video.url == SIGNED
+    assert parse_task(row | {"fail_reason": "none"}).video is None
+    assert parse_task(row | {"status": "FAILURE"}).video is None
 
 
 @pytest.mark.parametrize(
@@ -444,8 +444,8 @@ def test_older_rows_of_a_completed_task_keep_its_link_as_the_reason():
         {"id": "a", "state": "Failed\n"},
     ],
 )
-def test_a_failed_task_is_failed_whatever_stands_beside_it(row: dict[str, Any]) -> None:
-    task = read_task(row)
+def test_a_failed_task_is_failed_whatever_its_other_fields(row: dict[str, Any]) -> None:
+    task = parse_task(row)
     assert task is not None
     assert task.state is TaskState.FAILED
 
@@ -461,12 +461,12 @@ def test_a_failed_task_is_failed_whatever_stands_beside_it(row: dict[str, Any]) 
     ],
 )
 def test_an_undocumented_state_without_a_video_is_running(row: dict[str, Any]) -> None:
-    task = read_task(row)
+    task = parse_task(row)
     assert task is not None
     assert task.state is TaskState.PROCESSING
 
 
-def test_a_number_of_thousands_of_digits_costs_its_row_nothing() -> None:
+def test_a_number_of_thousands_of_digits_does_not_harm_its_row() -> None:
     body = b'[{"id": "a", "state": "completed", "quota": ' + b"9" * 5000 + b"}]"
     assert decode_json(body) == [{"id": "a", "state": "completed", "quota": None}]
 
@@ -474,12 +474,12 @@ def test_a_number_of_thousands_of_digits_costs_its_row_nothing() -> None:
 @pytest.mark.parametrize(
     "number", [1e300, 2**31, 2**70, -(2**70), 10**400, float("nan"), float("inf"), True, "9"]
 )
-def test_a_number_that_no_column_has_room_for_is_absent(number):
+def test_a_number_too_large_for_a_column_is_absent(number):
     part = {"url": "https://r2.example/a.mp4", "width": number, "height": number, "duration": number}
-    task = read_task(BARE | {"video": part})
+    task = parse_task(BARE | {"video": part})
     assert (task.video.width, task.video.height, task.duration) == (None, None, None)
 
 
 def test_the_largest_numbers_are_kept():
-    task = read_task(BARE | {"video": {"width": 2**31 - 1, "height": 752.0, "duration": 31_536_000}})
+    task = parse_task(BARE | {"video": {"width": 2**31 - 1, "height": 752.0, "duration": 31_536_000}})
     assert (task.video.width, task.video.height, task.duration) == (2**31 - 1, 752, 31_536_000)

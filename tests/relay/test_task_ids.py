@@ -43,7 +43,7 @@ class LazyXCom:
         (" [ ] ", []),
     ],
 )
-def test_ids_are_read_in_every_form_that_users_and_templates_give(given, ids):
+def test_ids_are_parsed_in_every_form_that_users_and_templates_pass(given, ids):
     assert read_task_ids(given) == ids
 
 
@@ -76,12 +76,12 @@ def test_ids_are_read_in_every_form_that_users_and_templates_give(given, ids):
         ("[__import__('os').getcwd()]", "looks like a list but cannot be read as one"),
     ],
 )
-def test_whatever_is_no_id_is_refused_with_its_place(given, complaint):
+def test_an_invalid_id_is_rejected_with_its_position(given, complaint):
     with pytest.raises(LumaValueError, match=complaint):
         read_task_ids(given)
 
 
-def test_a_refusal_is_short_however_long_the_argument():
+def test_an_error_is_short_however_long_the_argument():
     for given in ({"x" * 10_000: 1}, [["x" * 10_000]], "[" + "x" * 10_000):
         with pytest.raises(LumaValueError) as caught:
             read_task_ids(given)
@@ -89,6 +89,6 @@ def test_a_refusal_is_short_however_long_the_argument():
 
 
 @pytest.mark.parametrize("text", ["None", "null", "a, b", "('a', 'b')", '{"a": 1}', "a b", '"a"'])
-def test_text_that_no_id_can_be_is_refused_instead_of_missed_later(text):
+def test_text_that_cannot_be_an_id_is_rejected_before_it_is_missing(text):
     with pytest.raises(LumaValueError, match="which is no id"):
         read_task_ids(text)

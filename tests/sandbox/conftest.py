@@ -32,24 +32,31 @@ class Client(requests.Session):
         super().__init__()
         self.trust_env = False
 
-    def ask(self, sandbox: Sandbox, task_ids: object, **headers: str) -> requests.Response:
+    def query(self, sandbox: Sandbox, task_ids: object, **headers: str) -> requests.Response:
         headers = {"Authorization": f"Bearer {sandbox.api_key}", **headers}
         return self.post(f"{sandbox.base_url}/luma/tasks", json={"ids": task_ids}, headers=headers, timeout=5)
 
     def tasks(self, sandbox: Sandbox, *task_ids: str) -> dict[str, Any]:
-        """Give what a bare sandbox says of these tasks, or of all, by task id."""
-        return {task["id"]: task for task in self.ask(sandbox, task_ids or sandbox.task_ids).json()}
+        """Return the rows of these tasks, or of all, in a bare sandbox, by task id."""
+        return {task["id"]: task for task in self.query(sandbox, task_ids or sandbox.task_ids).json()}
 
     def link(self, sandbox: Sandbox, task_id: str) -> str:
         return str(self.tasks(sandbox, task_id)[task_id]["video"]["download_url"])
 
 
 @pytest.fixture
-def uvicorn_log(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """What uvicorn has to say, which should be nothing; a list that fills as the test goes."""
-    said: list[logging.LogRecord] = []
-    caplog.handler.addFilter(lambda record: record.name.startswith("uvicorn") and not said.append(record))
-    return said
+def uvicorn_log(caplog: pytest.LogCaptureFixture) -> Iterator[list[logging.LogRecord]]:
+    """Collect what uvicorn logs, which should be nothing, while the test runs."""
+    records: list[logging.LogRecord] = []
+
+    def collect(record: logging.LogRecord) -> bool:
+        if is_uvicorn := record.name.startswith("uvicorn"):
+            records.append(record)
+        return not is_uvicorn
+
+    caplog.handler.addFilter(collect)
+    yield records
+    caplog.handler.removeFilter(collect)  # pytest has one handler for all tests
 
 
 @pytest.fixture

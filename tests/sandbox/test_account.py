@@ -50,12 +50,12 @@ def test_a_failed_generation_is_refunded_when_it_fails(clock: HandClock) -> None
 
 def test_a_rejected_prompt_costs_nothing() -> None:
     with Sandbox(tasks=0, balance=1) as sandbox:
-        answer = submit(sandbox, user_prompt="forbidden words")
-        assert (answer.status_code, answer.json()["code"]) == (400, "sensitive_words_detected")
+        response = submit(sandbox, user_prompt="forbidden words")
+        assert (response.status_code, response.json()["code"]) == (400, "sensitive_words_detected")
         assert (sandbox.balance, sandbox.submits) == (1, [])
 
 
-def test_so_many_may_run_at_once(clock: HandClock) -> None:
+def test_max_running_limits_unfinished_submits(clock: HandClock) -> None:
     with Sandbox(tasks=3, seconds=10, max_running=2, balance=3, clock=clock) as sandbox:
         assert [submit(sandbox).status_code for _ in range(3)] == [200, 200, 429]
         assert "saturated" in submit(sandbox).json()["message"]
@@ -64,25 +64,25 @@ def test_so_many_may_run_at_once(clock: HandClock) -> None:
         assert submit(sandbox).status_code == 200
 
 
-def test_the_key_tells_what_is_left_in_the_relays_quota() -> None:
+def test_the_key_reports_its_balance_in_the_relays_quota() -> None:
     with Sandbox(tasks=0, balance=3, price=0.5) as sandbox:
         submit(sandbox)
-        told = usage(sandbox)
-        assert (told["total_granted"], told["total_used"], told["total_available"]) == (
+        reported = usage(sandbox)
+        assert (reported["total_granted"], reported["total_used"], reported["total_available"]) == (
             1_500_000,
             250_000,
             1_250_000,
         )
-        assert not told["unlimited_quota"]
+        assert not reported["unlimited_quota"]
         status = get(sandbox, "/api/status").json()["data"]
         assert (status["quota_per_unit"], status["quota_display_type"]) == (500_000, "USD")
 
 
-def test_a_key_without_a_limit_has_less_than_nothing_available() -> None:
+def test_a_key_without_a_limit_has_a_negative_balance() -> None:
     with Sandbox(tasks=0) as sandbox:
         submit(sandbox)
-        told = usage(sandbox)
-        assert (told["unlimited_quota"], told["total_available"]) == (True, -500_000)
+        reported = usage(sandbox)
+        assert (reported["unlimited_quota"], reported["total_available"]) == (True, -500_000)
 
 
 def test_the_keys_balance_may_be_queried_twenty_times_in_twenty_minutes(clock: HandClock) -> None:
@@ -95,11 +95,11 @@ def test_the_keys_balance_may_be_queried_twenty_times_in_twenty_minutes(clock: H
 
 
 @pytest.mark.parametrize(("unit", "limit"), [("USD", 100), ("CNY", 100), ("TOKENS", 100), ("CUSTOM", 1)])
-def test_the_older_form_tells_the_limit_and_the_hundredfold_use(unit: str, limit: float) -> None:
+def test_the_older_form_reports_the_limit_and_the_usage_in_cents(unit: str, limit: float) -> None:
     with Sandbox(tasks=0, balance=100, price=20, unit=unit, billing="dashboard") as sandbox:
         submit(sandbox)
-        told = get(sandbox, "/dashboard/billing/subscription").json()
-        assert told["hard_limit_usd"] == pytest.approx(limit)
+        reported = get(sandbox, "/dashboard/billing/subscription").json()
+        assert reported["hard_limit_usd"] == pytest.approx(limit)
         assert get(sandbox, "/dashboard/billing/usage").json()["total_usage"] == pytest.approx(20 * limit)
         assert get(sandbox, "/api/usage/token/").status_code == 404
         assert get(sandbox, "/api/pricing").status_code == 404
@@ -110,7 +110,7 @@ def test_the_older_form_has_a_number_for_no_limit() -> None:
         assert get(sandbox, "/dashboard/billing/subscription").json()["hard_limit_usd"] == 100_000_000
 
 
-def test_prices_are_told_in_us_dollars_whatever_the_unit() -> None:
+def test_prices_are_reported_in_us_dollars_whatever_the_unit() -> None:
     with Sandbox(tasks=0, price=14, unit="CNY") as sandbox:
         rows = get(sandbox, "/api/pricing").json()["data"]
         assert {row["model_name"]: row["model_price"] for row in rows} == {
@@ -132,7 +132,7 @@ def test_the_balance_needs_the_key() -> None:
         assert requests.get(f"{sandbox.base_url}/api/status", timeout=5).status_code == 200
 
 
-def test_wrapped_rows_and_submits_tell_the_charge() -> None:
+def test_wrapped_rows_and_submits_report_the_charge() -> None:
     with Sandbox(tasks=1, price=2, shape="wrapped") as sandbox:
         created = submit(sandbox).json()
         assert created["quota"] == 1_000_000
@@ -142,8 +142,8 @@ def test_wrapped_rows_and_submits_tell_the_charge() -> None:
             headers={"Authorization": f"Bearer {sandbox.api_key}"},
             timeout=5,
         ).json()["data"]
-        told = {row["task_id"]: row.get("quota") for row in rows}
-        assert told == {sandbox.task_ids[0]: None, created["id"]: 1_000_000}
+        reported = {row["task_id"]: row.get("quota") for row in rows}
+        assert reported == {sandbox.task_ids[0]: None, created["id"]: 1_000_000}
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ def test_it_serves_what_it_prints_until_it_is_stopped(client, number):
             curl = shlex.split(next(line for line in lines if line.startswith("curl")))
             assert curl[2] == connection["host"] + "/luma/tasks"
             headers = {"Authorization": f"Bearer {connection['password']}"}
-            answer = client.post(curl[2], json={"ids": task_ids}, headers=headers).json()
-            client.get(answer["data"][0]["data"]["video"]["url"]).raise_for_status()
+            response = client.post(curl[2], json={"ids": task_ids}, headers=headers).json()
+            client.get(response["data"][0]["data"]["video"]["url"]).raise_for_status()
         finally:
             process.send_signal(number)
         out, err = process.communicate(timeout=5)
@@ -48,20 +48,20 @@ def test_it_serves_what_it_prints_until_it_is_stopped(client, number):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--rate-limit", "30"], "rate_limited is a share from 0 to 1"),
         (["--shape", "round"], "invalid choice"),
         (["--balance", "-1"], "balance is a number from 0 up"),
     ],
 )
-def test_wrong_options_are_told(arguments, said):
+def test_wrong_options_are_reported(arguments, message):
     ended = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
     assert ended.returncode == 2
-    assert said in ended.stderr
+    assert message in ended.stderr
 
 
-def test_a_taken_port_is_told(finished):
+def test_a_taken_port_is_reported(finished):
     port = finished.base_url.rpartition(":")[2]
     ended = subprocess.run([*COMMAND, "--port", port], capture_output=True, text=True, check=False)
     assert ended.returncode == 1
@@ -72,6 +72,6 @@ def test_help_names_every_option():
     shown = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=True)
     options = (
         "tasks seconds fail shape api-key host port cdn-port video-bytes rate-limit retry-after server-errors"
-        " slow cut-downloads link-ttl seed balance price unit billing max-running"
+        " latency truncated-downloads link-ttl seed balance price unit billing max-running"
     )
     assert [name for name in options.split() if f"--{name} " not in shown.stdout] == []

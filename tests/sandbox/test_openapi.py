@@ -1,4 +1,4 @@
-"""The sandbox does what the published description of the relay says, in both shapes and in trouble."""
+"""The sandbox matches the relay's OpenAPI document, in both shapes and with faults."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ schema.config.generation.allow_x00 = False
 EXAMPLE = "4665a07c-7641-4809-a133-10786201bb56"
 
 
-@pytest.fixture(scope="module", params=["bare", "wrapped", "trouble"])
+@pytest.fixture(scope="module", params=["bare", "wrapped", "faults"])
 def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
     shape, faults = request.param, Faults()
-    if shape == "trouble":
+    if shape == "faults":
         shape = "bare"
         faults = Faults(
-            rate_limited=0.2, retry_after=1, server_errors=0.2, submits_rate_limited=0.2, submits_refused=0.2
+            rate_limited=0.2,
+            retry_after=1,
+            server_errors=0.2,
+            submits_rate_limited=0.2,
+            submits_unavailable=0.2,
         )
     with Sandbox(shape=shape, faults=faults, seconds=1, balance=20) as sandbox:
         sandbox.add_task(
@@ -34,9 +38,9 @@ def sandbox(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
 
 
 @schema.parametrize()
-def test_every_answer_is_as_described(case: schemathesis.Case, sandbox: Sandbox) -> None:
+def test_every_response_matches_the_openapi_document(case: schemathesis.Case, sandbox: Sandbox) -> None:
     excluded = [
-        checks.unsupported_method,  # relays answer what they do not know with their dashboard
+        checks.unsupported_method,  # relays respond to unknown paths with their dashboard
         checks.positive_data_acceptance,  # and a task that they do not know with 400
         *([checks.not_a_server_error] if sandbox.faults.server_errors else []),
     ]

@@ -10,7 +10,7 @@ import time
 import pytest
 import requests
 
-from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedResponse
 
 
 def test_relay_and_cdn_are_two_origins_on_loopback(finished):
@@ -33,15 +33,15 @@ def test_it_starts_and_stops_and_starts_again(client):
     sandbox.stop()
     for _ in range(2):
         sandbox.start()
-        with pytest.raises(RuntimeError, match="runs already"):
+        with pytest.raises(RuntimeError, match="already running"):
             sandbox.start()
-        assert client.ask(sandbox, sandbox.task_ids).status_code == 200
+        assert client.query(sandbox, sandbox.task_ids).status_code == 200
         sandbox.stop()
         with pytest.raises(requests.ConnectionError):
-            client.ask(sandbox, sandbox.task_ids)
+            client.query(sandbox, sandbox.task_ids)
 
 
-def test_a_taken_port_is_told_to_the_caller(finished):
+def test_a_taken_port_is_raised_to_the_caller(finished):
     taken = int(finished.base_url.rpartition(":")[2])
     before = threading.active_count()
     with pytest.raises(OSError, match="in use"):
@@ -49,11 +49,11 @@ def test_a_taken_port_is_told_to_the_caller(finished):
     assert threading.active_count() == before
 
 
-def test_stopping_waits_for_nobody_and_leaves_no_thread(client, uvicorn_log):
+def test_stopping_waits_for_no_client_and_leaves_no_thread(client, uvicorn_log):
     sandbox = Sandbox(tasks=1, seconds=0, fail=0, video_bytes=50_000_000)
     sandbox.start()
     download = client.get(client.link(sandbox, sandbox.task_ids[0]), stream=True)
-    sandbox.script(ScriptedAnswer(delay=60))
+    sandbox.script(ScriptedResponse(delay=60))
     ends = []
 
     def hang() -> None:
@@ -76,17 +76,17 @@ def test_stopping_waits_for_nobody_and_leaves_no_thread(client, uvicorn_log):
     assert uvicorn_log == []
 
 
-def test_a_client_that_leaves_a_download_holds_up_nobody(client):
+def test_a_client_that_abandons_a_download_delays_no_other(client):
     with Sandbox(tasks=1, seconds=0, fail=0, video_bytes=2_000_000_000) as sandbox:
         link = client.link(sandbox, sandbox.task_ids[0])
         client.get(link, stream=True).close()
         started = time.monotonic()
-        client.ask(sandbox, sandbox.task_ids)
+        client.query(sandbox, sandbox.task_ids)
         assert time.monotonic() - started < 0.5
 
 
-def test_many_ask_at_once(finished):
-    def ask() -> None:
+def test_many_clients_are_served_at_once(finished):
+    def query() -> None:
         with requests.Session() as session:
             session.trust_env = False
             for _ in range(10):
@@ -94,7 +94,7 @@ def test_many_ask_at_once(finished):
                 body = {"ids": finished.task_ids}
                 session.post(f"{finished.base_url}/luma/tasks", json=body, headers=headers).raise_for_status()
 
-    threads = [threading.Thread(target=ask) for _ in range(8)]
+    threads = [threading.Thread(target=query) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -102,23 +102,23 @@ def test_many_ask_at_once(finished):
     assert [request.status for request in finished.requests] == [200] * 80
 
 
-def test_answers_do_not_wait_for_late_acknowledgements(client):
+def test_responses_do_not_wait_for_delayed_acks(client):
     with Sandbox(tasks=100, seconds=0, fail=0) as sandbox:
-        client.ask(sandbox, sandbox.task_ids)
+        client.query(sandbox, sandbox.task_ids)
         took = []
         for _ in range(11):
             started = time.monotonic()
-            client.ask(sandbox, sandbox.task_ids)
+            client.query(sandbox, sandbox.task_ids)
             took.append(time.monotonic() - started)
         assert statistics.median(took) < 0.035
 
 
-def test_each_server_has_its_own_chances(client):
+def test_each_server_samples_its_own_faults(client):
     def fates(downloads_between: int) -> list[int]:
         with Sandbox(tasks=1, faults=Faults(rate_limited=0.5)) as sandbox:
             found = []
             for _ in range(20):
-                found.append(client.ask(sandbox, []).status_code)
+                found.append(client.query(sandbox, []).status_code)
                 for _ in range(downloads_between):
                     client.get(sandbox.cdn_url)
             return found

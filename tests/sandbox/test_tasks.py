@@ -36,7 +36,7 @@ def test_finish_times_are_spread_from_four_tenths_of_the_time_to_all_of_it(clien
 )
 def test_a_share_of_the_tasks_fails(tasks, fail, failures):
     sandbox = Sandbox(tasks=tasks, fail=fail)
-    reasons = [task.fails for task in sandbox._library.tasks.values() if task.fails]
+    reasons = [task.failure_reason for task in sandbox._store.tasks.values() if task.failure_reason]
     assert len(reasons) == failures
 
 
@@ -44,22 +44,24 @@ def test_a_seed_gives_the_same_tasks_again():
     first, again, other = (Sandbox(tasks=9, seed=seed) for seed in (1, 1, 2))
     assert first.task_ids == again.task_ids != other.task_ids
     assert all(str(uuid.UUID(task_id)) == task_id for task_id in first.task_ids)
-    fates = [[(t.fails, t.seconds, t.prompt) for t in s._library.tasks.values()] for s in (first, again)]
+    fates = [
+        [(t.failure_reason, t.seconds, t.prompt) for t in s._store.tasks.values()] for s in (first, again)
+    ]
     assert fates[0] == fates[1]
 
 
-def test_a_failed_task_tells_its_reason_and_has_no_media(client):
+def test_a_failed_task_has_a_reason_and_no_media(client):
     with Sandbox(tasks=0) as sandbox:
-        task_id = sandbox.add_task(seconds=0, fails="Frame moderation failed")
+        task_id = sandbox.add_task(seconds=0, failure_reason="Frame moderation failed")
         task = client.tasks(sandbox)[task_id]
         assert (task["state"], task["failure_reason"]) == ("failed", "Frame moderation failed")
         assert task["video"] is task["thumbnail"] is task["artifact"] is None
 
 
-def test_a_task_can_be_missing_for_a_while_or_for_ever(client, clock):
+def test_a_task_can_be_missing_for_a_while_or_always(client, clock):
     with Sandbox(tasks=0, clock=clock) as sandbox:
-        late = sandbox.add_task(found_after=3, seconds=1)
-        sandbox.add_task(hidden=True)
+        late = sandbox.add_task(visible_after=3, seconds=1)
+        sandbox.add_task(never_visible=True)
         assert client.tasks(sandbox) == {}
         clock.move(3)
         assert list(client.tasks(sandbox)) == [late]
@@ -67,7 +69,7 @@ def test_a_task_can_be_missing_for_a_while_or_for_ever(client, clock):
         assert list(client.tasks(sandbox)) == [late]
 
 
-def test_a_link_can_come_later_than_completion(client, clock):
+def test_a_url_can_come_later_than_completion(client, clock):
     with Sandbox(tasks=0, clock=clock) as sandbox:
         task_id = sandbox.add_task(seconds=1, link_delay=2)
         clock.move(2.9)
@@ -79,7 +81,7 @@ def test_a_link_can_come_later_than_completion(client, clock):
 
 def test_a_state_word_can_be_chosen_and_a_task_replaced(client):
     with Sandbox(tasks=0) as sandbox:
-        task_id = sandbox.add_task(task_id="luma_gen_abc123", prompt="a fox", state_word="dreaming")
+        task_id = sandbox.add_task(task_id="luma_gen_abc123", prompt="a fox", raw_state="dreaming")
         task = client.tasks(sandbox)[task_id]
         assert (task["id"], task["state"], task["request"]["prompt"]) == (
             "luma_gen_abc123",
@@ -91,11 +93,11 @@ def test_a_state_word_can_be_chosen_and_a_task_replaced(client):
 
 
 @pytest.mark.parametrize("wrong", [{"tasks": -1}, {"fail": 1.1}, {"shape": "round"}, {"video_bytes": 100}])
-def test_impossible_sandboxes_are_refused(wrong):
+def test_invalid_arguments_are_rejected(wrong):
     with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         Sandbox(**wrong)
 
 
-def test_a_share_of_faults_is_a_share():
-    with pytest.raises(ValueError, match="cut_downloads is a share"):
-        Faults(cut_downloads=30)
+def test_a_share_of_faults_is_between_0_and_1():
+    with pytest.raises(ValueError, match="truncated_downloads is a share"):
+        Faults(truncated_downloads=30)

@@ -97,7 +97,7 @@ class Stack:
             ending.callback(self.stop_all)
             for part in self._parts:
                 self.start(part)
-            self.until(self._answers, "the api-server answers", 90)
+            self.until(self._is_responding, "the api-server responds", 90)
             yield
 
     def start(self, part: str) -> None:
@@ -149,9 +149,9 @@ class Stack:
     def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
         """Start a run as soon as the DAG is known."""
         self.until(lambda: self._request("PATCH", f"/dags/{dag_id}", {"is_paused": False}).ok, "the DAG", 90)
-        answer = self._request("POST", f"/dags/{dag_id}/dagRuns", {"conf": conf, "logical_date": None})
-        answer.raise_for_status()
-        return answer.json()["dag_run_id"]
+        response = self._request("POST", f"/dags/{dag_id}/dagRuns", {"conf": conf, "logical_date": None})
+        response.raise_for_status()
+        return response.json()["dag_run_id"]
 
     def mark_failed(self, dag_id: str, run_id: str, task_id: str, map_index: int) -> None:
         instance = task_id if map_index < 0 else f"{task_id}/{map_index}"
@@ -197,10 +197,10 @@ class Stack:
             capture_output=True,
         )
 
-    def _answers(self) -> bool:
+    def _is_responding(self) -> bool:
         try:
-            answer = requests.get(f"{self.api}/auth/token", timeout=5)
-            self._token = answer.json()["access_token"]
+            response = requests.get(f"{self.api}/auth/token", timeout=5)
+            self._token = response.json()["access_token"]
         except (requests.RequestException, ValueError, KeyError):
             return False
         return True
@@ -217,7 +217,7 @@ class Stack:
 
 @contextmanager
 def _postgres(folder: Path, port: int) -> Iterator[None]:
-    """Run PostgreSQL with files of its own; as the user postgres where we are root, which it refuses."""
+    """Run PostgreSQL with files of its own; as the user postgres if we are root, which it rejects."""
     tools = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     tool = str((tools[-1] if tools else Path(shutil.which("initdb") or "initdb").parent) / "{}")
     root = getpass.getuser() == "root"
@@ -275,7 +275,7 @@ def free_ports(number: int) -> list[int]:
 
 @contextmanager
 def redis(folder: Path, port: int) -> Iterator[str]:
-    """Run a Redis that keeps what it was told over a restart; give its address."""
+    """Run a Redis that keeps its data over a restart; yield its URL."""
     folder.mkdir(exist_ok=True)
     options = ("--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--appendonly", "yes")
     with subprocess.Popen(

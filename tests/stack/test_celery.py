@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.sandbox import Sandbox
-from airflow_provider_luma.sandbox.footage import video
+from airflow_provider_luma.sandbox.media import video
 from tests.stack.stack import Stack, free_ports, redis
 from tests.stores import s3_server
 
@@ -64,7 +64,7 @@ with DAG("thousand", schedule=None, params={"prompts": Param([], type="array")})
         task_id="wait", deferrable=True, poke_interval=5, timeout=1800, fail_when="never", **AGAIN
     ).expand(luma_task_ids=chunks(generate.output))
     LumaDownloadOperator.partial(
-        task_id="archive", destination="s3://s3@bucket/clips", manifest=True, max_parallel=2, **AGAIN
+        task_id="download", destination="s3://s3@bucket/clips", manifest=True, max_parallel=2, **AGAIN
     ).expand(luma_task_ids=wait.output)
 """
 
@@ -87,7 +87,7 @@ SETTINGS = {
 }
 
 
-class Troubles:
+class StackFaults:
     """What is done to the stack, each thing once, and written down."""
 
     def __init__(self, stack: Stack) -> None:
@@ -115,7 +115,7 @@ class Troubles:
 
 @pytest.mark.celery
 @pytest.mark.parametrize("kind", GENERATE)
-def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path, kind: str) -> None:
+def test_a_thousand_prompts_survive_kills_and_outages(tmp_path: Path, kind: str) -> None:
     relay_port, cdn_port, s3_port, redis_port = free_ports(4)
     prompts = [f"cat dance number {n}" + (" blacklisted" if n % 50 == 7 else "") for n in range(TASKS)]
     sandbox = Sandbox(tasks=0, seconds=60, relay_port=relay_port, cdn_port=cdn_port, video_bytes=BYTES)
@@ -135,7 +135,7 @@ def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path, kind:
             },
             PARTS,
         )
-        troubles = Troubles(stack)
+        faults = StackFaults(stack)
         clips = store.folder / "bucket/clips"
         dag = DAG.replace("GENERATE", f"generate = {GENERATE[kind]}")
         with stack.running({"thousand.py": dag}):
@@ -143,26 +143,28 @@ def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path, kind:
             stack.trigger("thousand", {"prompts": prompts})
             with Watch(stack, sandbox) as watch:
                 stack.until(lambda: len(sandbox.submits) >= TASKS * 0.2, "a fifth is submitted", 900)
-                troubles.kill("worker-1")
+                faults.kill("worker-1")
                 stack.until(lambda: len(sandbox.submits) >= TASKS * 0.4, "two fifths are submitted", 900)
-                troubles.outage("the relay", relay, lambda: sandbox, 30)
+                faults.outage("the relay", relay, lambda: sandbox, 30)
                 if kind == "batch":  # one of the two workers has the task
                     stack.until(lambda: len(sandbox.submits) >= TASKS * 0.5, "half is submitted", 900)
-                    troubles.kill("worker-2")
+                    faults.kill("worker-2")
                 stack.until(lambda: len(sandbox.submits) >= TASKS * 0.6, "three fifths are submitted", 900)
-                troubles.outage("Redis", broker, lambda: redis(tmp_path / "redis", redis_port), 5)
+                faults.outage("Redis", broker, lambda: redis(tmp_path / "redis", redis_port), 5)
                 stack.until(
                     lambda: ended_as(stack.states("wait"), "deferred") > 0,
                     "a sensor waits in a triggerer",
                     1800,
                 )
-                troubles.kill("triggerer-1")
-                stack.until(lambda: len(list(clips.glob("*.mp4"))) >= TASKS * 0.1, "clips are archived", 900)
-                troubles.outage("S3", s3, lambda: s3_server(tmp_path / "s3", s3_port), 20)
-                troubles.kill("worker-2")
+                faults.kill("triggerer-1")
+                stack.until(
+                    lambda: len(list(clips.glob("*.mp4"))) >= TASKS * 0.1, "clips are downloaded", 900
+                )
+                faults.outage("S3", s3, lambda: s3_server(tmp_path / "s3", s3_port), 20)
+                faults.kill("worker-2")
                 stack.until(lambda: ended(stack), "the run has ended", 1800)
             seconds = time.monotonic() - started
-            states = {task: stack.states(task) for task in ("generate", "wait", "archive")}
+            states = {task: stack.states(task) for task in ("generate", "wait", "download")}
             submits = [json.loads(v) if isinstance(v, str) else v for (v,) in stack.rows(SUBMITS)]
             summaries = [json.loads(v) if isinstance(v, str) else v for (v,) in stack.rows(SUMMARIES)]
         lines = [
@@ -171,20 +173,20 @@ def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path, kind:
             for line in manifest.read_text().splitlines()
         ]
     charged = Counter(body["user_prompt"] for body in sandbox.submits)
-    archived = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in clips.glob("*.mp4")}
+    downloaded = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in clips.glob("*.mp4")}
     failed = [task_id for summary in summaries for task_id in summary["failed"]]
-    doubtful, known = (ended_as(states["generate"], state) for state in ("failed", "success"))
+    unknown, known = (ended_as(states["generate"], state) for state in ("failed", "success"))
     if kind == "batch":
         assert known == 1
-        doubtful, known = len(submits[0]["unknown"]), submits[0]["created"]
+        unknown, known = len(submits[0]["unknown"]), submits[0]["created"]
     tries = sum(number * tries for counted in states.values() for (_, tries), number in counted.items())
     figures = {
         "prompts": TASKS,
         "charges": charged.total(),
         "charged twice": sum(number > 1 for number in charged.values()),
-        "submits of unknown outcome, which were not repeated": doubtful,
-        "videos downloaded": len(archived),
-        "of them complete and identical": sum(identical(*clip) for clip in archived.items()),
+        "submits of unknown outcome, which were not repeated": unknown,
+        "videos downloaded": len(downloaded),
+        "of them complete and identical": sum(identical(*clip) for clip in downloaded.items()),
         "failed generations, reported": len(failed),
         "requests to the relay": len(sandbox.requests),
         "of them status queries": sum(request.ids is not None for request in sandbox.requests),
@@ -197,16 +199,16 @@ def test_a_thousand_prompts_survive_what_befalls_the_stack(tmp_path: Path, kind:
     table = "\n".join(f"| {what} | {figure} |" for what, figure in figures.items())
     print(table)
     assert figures["charged twice"] == 0
-    assert doubtful + known == TASKS
-    assert doubtful <= TASKS * 0.05
-    assert len(archived) + len(failed) == known
-    assert all(identical(*clip) for clip in archived.items())
+    assert unknown + known == TASKS
+    assert unknown <= TASKS * 0.05
+    assert len(downloaded) + len(failed) == known
+    assert all(identical(*clip) for clip in downloaded.items())
     moved = Counter(line["id"] for line in lines if line["status"] in {"downloaded", "unchanged"})
-    assert moved == Counter(list(archived))
+    assert moved == Counter(list(downloaded))
     assert {path.suffix for path in clips.iterdir()} == {".mp4", ".json", ".jsonl"}
-    assert len(list(clips.glob("*.json"))) == len(archived)
+    assert len(list(clips.glob("*.json"))) == len(downloaded)
     if TASKS >= 1000:
-        write_figures(kind, table, troubles.log)
+        write_figures(kind, table, faults.log)
 
 
 SUBMITS = "select value from xcom where task_id = 'generate' and key = 'luma_submits'"
@@ -253,8 +255,8 @@ def identical(task_id: str, digest: str) -> bool:
     return digest == hashlib.sha256(b"".join(video(task_id, BYTES).chunks(0, BYTES))).hexdigest()
 
 
-def write_figures(kind: str, table: str, troubles: list[str]) -> None:
-    happened = "\n".join(f"{number}. {trouble}" for number, trouble in enumerate(troubles, 1))
+def write_figures(kind: str, table: str, faults: list[str]) -> None:
+    happened = "\n".join(f"{number}. {fault}" for number, fault in enumerate(faults, 1))
     title, submitted, name, last = PAGES[kind]
     (BENCHMARKS / name).write_text(
         f"""# {title}

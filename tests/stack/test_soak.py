@@ -40,7 +40,7 @@ with DAG("soaking", schedule=None, params={"ids": Param([], type="array"), "to":
         ).output.map(lambda task_id: [task_id])
     )
     LumaDownloadOperator(
-        task_id="archive", luma_task_ids="{{ params.ids | tojson }}", destination="{{ params.to }}"
+        task_id="download", luma_task_ids="{{ params.ids | tojson }}", destination="{{ params.to }}"
     ).set_upstream(wait)
 """
 
@@ -71,18 +71,18 @@ def test_nothing_grows(tmp_path: Path) -> None:
                 ids = [sandbox.add_task() for _ in range(CLIPS)]
                 stack.trigger("soaking", {"ids": ids, "to": f"s3://s3@bucket/{rounds}"})
                 rounds += 1
-                stack.until(lambda: finished(stack) == rounds, f"round {rounds} is archived", 300)  # noqa: B023
+                stack.until(lambda: finished(stack) == rounds, f"round {rounds} is downloaded", 300)  # noqa: B023
                 for part in WATCHED:
                     samples[part].append(held(stack.session(part), tmp_path / "temporary"))
                 print(" ", {part: samples[part][-1] for part in WATCHED}, flush=True)
             ((failed,),) = stack.rows("select count(*) from dag_run where state = 'failed'")
-        archived = len(list((s3.folder / "bucket").glob("*/*.mp4")))
+        downloaded = len(list((s3.folder / "bucket").glob("*/*.mp4")))
     lines = list(table(samples))
     print("\n".join(line for line, _ in lines))
     assert failed == 0
-    assert archived == rounds * CLIPS
+    assert downloaded == rounds * CLIPS
     if MINUTES >= 20:
-        write_figures(rounds, archived, [line for line, _ in lines])
+        write_figures(rounds, downloaded, [line for line, _ in lines])
     assert [line for line, grows in lines if grows] == []
 
 
@@ -135,16 +135,16 @@ def trend(values: list[float]) -> tuple[float, float]:
     return slope * steps[-1], (rest / (len(values) - 2) / spread) ** 0.5 * steps[-1]
 
 
-def write_figures(rounds: int, archived: int, lines: list[str]) -> None:
+def write_figures(rounds: int, downloaded: int, lines: list[str]) -> None:
     bounds = ", ".join(f"{allowed:g} {what}" for what, allowed in NOISE.items())
     FIGURES.write_text(
         f"""# Soak
 
 `make soak`: for {MINUTES:.0f} minutes a stack (CeleryExecutor, a worker of four processes, a triggerer)
 waited for {CLIPS} clips with as many deferred sensors and downloaded them to S3, again and again: {rounds}
-rounds, {archived} clips. After each round the resources of a part's processes were added up; the first third
-of the rounds fills caches and is left out. The last column is a line's rise over the rest, with its standard
-error. The run fails where a rise is beyond its error and above a bound: {bounds}.
+rounds, {downloaded} clips. After each round the resources of a part's processes were added up; the first
+third of the rounds fills caches and is left out. The last column is a line's rise over the rest, with its
+standard error. The run fails where a rise is beyond its error and above a bound: {bounds}.
 
 | part | resource | at first | at last | at most | trend |
 |---|---|---|---|---|---|

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_luma.sandbox import Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.stack.stack import Stack
 
 SENSORS = 300
@@ -51,7 +51,7 @@ def test_three_hundred_sensors_share_their_polls_and_survive(tmp_path: Path) -> 
             _check_that_polls_are_shared(sandbox)
 
             stack.mark_failed("waiting", run_id, "wait", 7)
-            sandbox.script(*[ScriptedAnswer(status=429, headers={"Retry-After": "1"})] * 20)
+            sandbox.script(*[ScriptedResponse(status=429, headers={"Retry-After": "1"})] * 20)
             time.sleep(2 * INTERVAL)
             assert stack.states("wait") == {("deferred", 1): SENSORS - 1, ("failed", 1): 1}
 

@@ -16,13 +16,13 @@ WIDTH = 640
 HEIGHT = 360
 DURATION = 2.0
 
-FILES = Path(__file__).parent / "media"
+FILES = Path(__file__).parent / "media_files"
 BLOCK = 64 * 1024
 BOX_HEADER = 16
 
 
 @dataclass(frozen=True)
-class Footage:
+class MediaFile:
     """
     The bytes of one file, made as they are read.
 
@@ -57,7 +57,7 @@ class Footage:
         return (f"{self.label} {number:012}\n".encode() + _noise())[skip:BLOCK]
 
 
-def video(task_id: str, size: int | None = None) -> Footage:
+def video(task_id: str, size: int | None = None) -> MediaFile:
     """
     Give a task's video: the clip, and after it an MP4 box that players skip and that carries the task id.
 
@@ -69,11 +69,11 @@ def video(task_id: str, size: int | None = None) -> Footage:
         raise ValueError(f"a video takes at least {len(clip) + BOX_HEADER + len(task_id)} bytes, not {size}")
     # Size 1 says that the true size is the 64 bits after the type: one form for videos of any size.
     box_header = struct.pack(">I4sQ", 1, b"free", BOX_HEADER + filler)
-    return Footage(clip + box_header, "video/mp4", filler, task_id)
+    return MediaFile(clip + box_header, "video/mp4", filler, task_id)
 
 
-def image(name: str) -> Footage:
-    return Footage(_file(name), "image/jpeg")
+def image(name: str) -> MediaFile:
+    return MediaFile(_file(name), "image/jpeg")
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What dag.test() cannot show: a worker that is told to end while it moves videos."""
+"""What dag.test() cannot show: a worker that is terminated while it downloads videos."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from airflow_provider_luma.operators.luma import LumaDownloadOperator
 
 with DAG("archiving", schedule=None, params={"ids": Param([], type="array"), "to": ""}) as dag:
     LumaDownloadOperator(
-        task_id="archive", luma_task_ids="{{ params.ids | tojson }}", destination="{{ params.to }}"
+        task_id="download", luma_task_ids="{{ params.ids | tojson }}", destination="{{ params.to }}"
     )
 """
 
 
 @pytest.mark.stack
 def test_a_download_that_is_marked_failed_ends_within_two_seconds_and_leaves_no_video(tmp_path: Path) -> None:
-    with Sandbox(tasks=8, seconds=0, fail=0, video_bytes=4 * GIB, faults=Faults(slow=0.5)) as sandbox:
+    with Sandbox(tasks=8, seconds=0, fail=0, video_bytes=4 * GIB, faults=Faults(latency=0.5)) as sandbox:
         connection = sandbox.connection
         connection["extra"]["timeout"] = 60
         stack = Stack(
@@ -39,14 +39,14 @@ def test_a_download_that_is_marked_failed_ends_within_two_seconds_and_leaves_no_
             run_id = stack.trigger("archiving", {"ids": sandbox.task_ids, "to": clips.as_uri()})
             stack.until(lambda: len(sandbox.downloads) == 8, "eight downloads are under way", 120)
             time.sleep(1)
-            stack.mark_failed("archiving", run_id, "archive", -1)
+            stack.mark_failed("archiving", run_id, "download", -1)
             stack.until(lambda: "Task killed!" in _log(tmp_path), "the worker has ended", 60)
             assert _writing_in(tmp_path) == []
         log = _log(tmp_path)
-        told = next(at for event, at in log.items() if event.endswith("Terminating process"))
+        terminated = next(at for event, at in log.items() if event.endswith("Terminating process"))
         stopped = log["Task failed with exception"]
-        print(f"{(stopped - told).total_seconds():.1f} s to stop")
-        assert (stopped - told).total_seconds() < 2
+        print(f"{(stopped - terminated).total_seconds():.1f} s to stop")
+        assert (stopped - terminated).total_seconds() < 2
         assert list(clips.glob("*.mp4")) == []  # claims stay
 
 

@@ -1,4 +1,4 @@
-"""Links to media that carry a signature and stop working, as those of object stores do."""
+"""Presigned URLs of media, which expire as those of object stores do."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ if TYPE_CHECKING:
 
     from airflow_provider_luma.sandbox.clock import Clock
 
-LONGEST_TTL = 7 * 24 * 3600
+MAX_TTL = 7 * 24 * 3600
 
 
-class Links:
+class PresignedURLs:
     """
-    Signs the CDN's URLs and recognises those to reject.
+    Signs the CDN's URLs and verifies them.
 
     :param clock: dates a URL, and decides whether it has expired.
-    :param ttl: seconds a link works; 7 days, the most that S3 gives a signed link, if None.
+    :param ttl: seconds for which a URL is valid; 7 days, the most that S3 allows, if None.
     """
 
     def __init__(self, clock: Clock, ttl: float | None = None) -> None:
         self.cdn_url = ""
         self._clock = clock
-        self._ttl = LONGEST_TTL if ttl is None else ttl
+        self._ttl = MAX_TTL if ttl is None else ttl
 
     def sign(self, task_id: str, names: tuple[str, ...], now: float) -> list[str]:
-        """Give the links to these files of a task."""
+        """Return the URLs of these files of a task."""
         query = f"X-Amz-Date={self._clock.iso(now)}&X-Amz-Expires={self._ttl}"
         folder = f"{self.cdn_url}/dream-machine/{quote(task_id, safe='')}"
         signature = _signature(task_id, query)
         return [f"{folder}/{name}?{query}&X-Amz-Signature={signature}" for name in names]
 
-    def refusal(self, task_id: str, query: Mapping[str, str], now: float) -> str | None:
-        """Say why a link with this query is turned away; None for one that works."""
+    def rejection(self, task_id: str, query: Mapping[str, str], now: float) -> str | None:
+        """Return why a URL with this query is rejected; None if it is valid."""
         date, ttl = query.get("X-Amz-Date", ""), query.get("X-Amz-Expires", "")
         signature = _signature(task_id, f"X-Amz-Date={date}&X-Amz-Expires={ttl}")
         if query.get("X-Amz-Signature") != signature:

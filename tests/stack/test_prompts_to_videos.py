@@ -1,4 +1,4 @@
-"""A hundred prompts through a real Airflow: submitted once each, waited for, archived, counted."""
+"""A hundred prompts through a real Airflow: submitted once each, waited for, downloaded, counted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedAnswer
+from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedResponse
 from tests.stack.stack import Stack
 from tests.stores import s3_server
 
@@ -37,7 +37,7 @@ with DAG("prompts", schedule=None, params={"prompts": Param([], type="array")}) 
         task_id="wait", luma_task_ids=submitted(generate.output), deferrable=True, poke_interval=3
     )
     LumaDownloadOperator(
-        task_id="archive", luma_task_ids=wait.output, destination="s3://s3@bucket/clips", manifest=True
+        task_id="download", luma_task_ids=wait.output, destination="s3://s3@bucket/clips", manifest=True
     )
 """
 
@@ -59,8 +59,10 @@ with DAG("watching", schedule=[clip], is_paused_upon_creation=False) as dag:
 
 
 @pytest.mark.stack
-def test_a_hundred_prompts_are_paid_once_each_and_archived(tmp_path: Path) -> None:
-    faults = Faults(submits_rate_limited=0.1, submits_refused=0.05, submits_lost=0.03, retry_after=0.5)
+def test_a_hundred_prompts_are_paid_once_each_and_downloaded(tmp_path: Path) -> None:
+    faults = Faults(
+        submits_rate_limited=0.1, submits_unavailable=0.05, submits_bad_gateway=0.03, retry_after=0.5
+    )
     with (
         Sandbox(tasks=3, fail=0, seconds=40, faults=faults, seed=1) as sandbox,
         s3_server(tmp_path / "s3") as s3,
@@ -74,7 +76,7 @@ def test_a_hundred_prompts_are_paid_once_each_and_archived(tmp_path: Path) -> No
         dags = {"prompts.py": GENERATE, "watching.py": WATCH.replace("IDS", repr(watched))}
         with stack.running(dags):
             stack.trigger("prompts", {"prompts": PROMPTS})
-            stack.until(lambda: stack.states("archive").keys() >= {("success", 1)}, "all is archived", 500)
+            stack.until(lambda: stack.states("download").keys() >= {("success", 1)}, "all is downloaded", 500)
             states = stack.states("generate")
             payloads = stack.until_rows(
                 "select value from xcom where dag_id = 'watching' and key = 'return_value'", len(watched)
@@ -105,9 +107,9 @@ with DAG("one", schedule=None) as dag:
 
 
 @pytest.mark.stack
-def test_a_worker_killed_before_the_answer_is_not_paid_for_twice(tmp_path: Path) -> None:
+def test_a_worker_killed_before_the_response_is_not_paid_for_twice(tmp_path: Path) -> None:
     with Sandbox(tasks=0) as sandbox:
-        sandbox.script_submits(ScriptedAnswer(delay=60), created=True)
+        sandbox.script_submits(ScriptedResponse(delay=60), created=True)
         stack = Stack(tmp_path, {"AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(sandbox.connection)})
         with stack.running({"one.py": ONE}):
             stack.trigger("one", {})

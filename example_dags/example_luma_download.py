@@ -22,7 +22,7 @@ from airflow_provider_luma.operators.luma import LumaDownloadOperator
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 
 with DAG(
-    dag_id="example_luma_archive",
+    dag_id="example_luma_download",
     schedule=None,
     catchup=False,
     doc_md=__doc__,

@@ -11,18 +11,18 @@ from starlette.responses import Response
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Scope, Send
 
-    from airflow_provider_luma.sandbox.faults import ScriptedAnswer
+    from airflow_provider_luma.sandbox.faults import ScriptedResponse
 
 
 @dataclass(frozen=True)
 class RecordedRequest:
     """
-    A request one of the two servers got.
+    A request that one of the two servers received.
 
     :param at: the clock's reading at the response.
     :param ids: the task ids of a well-formed status query; None in any other request.
     :param headers: with names in lower case.
-    :param status: of the response, which may still be under way.
+    :param status: of the response, which may not be sent yet.
     """
 
     at: float
@@ -35,32 +35,34 @@ class RecordedRequest:
 
 @dataclass(frozen=True)
 class Connection:
-    """One ASGI call: what starlette's responses are called with, and a way to hang up."""
+    """One ASGI call: what starlette's responses are called with, and a way to close the connection."""
 
     scope: Scope
     receive: Receive
     send: Send
 
-    async def deliver(self, response: Response, *, delay: float = 0.0, cut: bool = False) -> None:
+    async def deliver(self, response: Response, *, delay: float = 0.0, truncated: bool = False) -> None:
         """
         Send a response, unless the client leaves before.
 
         :param delay: seconds to wait first.
-        :param cut: close the connection when half of the body is sent; with no body, before any response.
+        :param truncated: close the connection when half of the body is sent; without a body, before any
+            response.
         """
-        if delay and await self._closes_within(delay):
+        if delay and await self._is_closed_within(delay):
             return
-        if cut:
-            await self._deliver_half(response)
+        if truncated:
+            await self._deliver_truncated(response)
         else:
             await response(self.scope, self.receive, self.send)
 
-    async def deliver_scripted(self, answer: ScriptedAnswer, *, delay: float = 0.0) -> None:
-        headers = dict(answer.headers)
-        response = Response(answer.content, answer.status, headers, media_type=answer.content_type)
-        await self.deliver(response, delay=delay + answer.delay, cut=answer.cut)
+    async def deliver_scripted(self, scripted: ScriptedResponse, *, delay: float = 0.0) -> None:
+        response = Response(
+            scripted.content, scripted.status, dict(scripted.headers), media_type=scripted.content_type
+        )
+        await self.deliver(response, delay=delay + scripted.delay, truncated=scripted.truncated)
 
-    async def _deliver_half(self, response: Response) -> None:
+    async def _deliver_truncated(self, response: Response) -> None:
         left = int(response.headers["content-length"]) // 2
 
         async def send_part(message: Message) -> None:
@@ -70,21 +72,21 @@ class Connection:
                 left -= len(message["body"])
             await self.send(message)
             if not left:
-                # Ends a stream here, which would else be made to its end in vain.
-                self.scope["hang_up"]()
+                # Stops a stream here, which would otherwise be generated to its end in vain.
+                self.scope["abort"]()
 
         if left:
             await response(self.scope, self.receive, send_part)
-        self.scope["hang_up"]()
-        await self._closed()
+        self.scope["abort"]()
+        await self._wait_closed()
 
-    async def _closes_within(self, seconds: float) -> bool:
+    async def _is_closed_within(self, seconds: float) -> bool:
         try:
-            await asyncio.wait_for(self._closed(), seconds)
+            await asyncio.wait_for(self._wait_closed(), seconds)
         except TimeoutError:
             return False
         return True
 
-    async def _closed(self) -> None:
+    async def _wait_closed(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
             pass

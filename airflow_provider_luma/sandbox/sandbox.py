@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Any, Self
 
 from starlette.middleware.gzip import GZipMiddleware
 
-from airflow_provider_luma.sandbox import footage
 from airflow_provider_luma.sandbox.account import RATES, Account, Billing
-from airflow_provider_luma.sandbox.answers import Answers
 from airflow_provider_luma.sandbox.cdn import Cdn
 from airflow_provider_luma.sandbox.clock import Clock
 from airflow_provider_luma.sandbox.faults import Faults
-from airflow_provider_luma.sandbox.links import Links
 from airflow_provider_luma.sandbox.loopback import Loopback
+from airflow_provider_luma.sandbox.media import video
+from airflow_provider_luma.sandbox.payloads import Payloads
+from airflow_provider_luma.sandbox.presigned_urls import PresignedURLs
 from airflow_provider_luma.sandbox.relay import Relay, Shape
-from airflow_provider_luma.sandbox.tasks import Library
+from airflow_provider_luma.sandbox.tasks import TaskStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from airflow_provider_luma.sandbox.faults import ScriptedAnswer
-    from airflow_provider_luma.sandbox.wire import RecordedRequest
+    from airflow_provider_luma.sandbox.delivery import RecordedRequest
+    from airflow_provider_luma.sandbox.faults import ScriptedResponse
 
 GZIP_LEVEL = 1
 
@@ -41,10 +41,10 @@ class Sandbox:
         word "forbidden" is rejected.
     :param fail: share of the tasks that fails, rounded to whole tasks; at least one if it is above 0.
     :param shape: of status responses: ``bare``, an array of tasks, or ``wrapped``, rows in an envelope.
-    :param api_key: the key requests must carry.
+    :param api_key: the key that requests must carry.
     :param faults: none by default.
     :param seed: decides the task ids, which tasks fail and which requests the faults affect.
-    :param host: the address both servers listen on, and that of the links.
+    :param host: the address both servers listen on, and that of the URLs.
     :param relay_port: port of the relay; a free one if 0.
     :param cdn_port: port of the CDN; a free one if 0.
     :param video_bytes: bytes of each video; about 65,000 if None.
@@ -87,19 +87,19 @@ class Sandbox:
         models: Collection[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        _check(tasks, fail, shape, video_bytes)
-        _check_money(balance, price, unit, billing, max_running)
+        _validate_tasks(tasks, fail, shape, video_bytes)
+        _validate_money(balance, price, unit, billing, max_running)
         self.base_url = ""
         self._host = host
         self._ports = (relay_port, cdn_port)
         self._seconds = seconds
         self._clock = Clock(clock)
-        self._library = Library(seed)
-        self._library.add_many(tasks, born=clock(), seconds=seconds, fail=fail)
-        self._links = Links(self._clock, link_ttl)
+        self._store = TaskStore(seed)
+        self._store.add_many(tasks, created_at=clock(), seconds=seconds, fail=fail)
+        self._urls = PresignedURLs(self._clock, link_ttl)
         self._relay = Relay(
-            self._library,
-            Answers(self._clock, self._links),
+            self._store,
+            Payloads(self._clock, self._urls),
             self._clock,
             shape=shape,
             api_key=api_key,
@@ -113,8 +113,8 @@ class Sandbox:
             seed=seed,
         )
         self._cdn = Cdn(
-            self._library,
-            self._links,
+            self._store,
+            self._urls,
             self._clock,
             video_bytes=video_bytes,
             faults=faults or Faults(),
@@ -132,10 +132,10 @@ class Sandbox:
     def start(self) -> None:
         """Return when both servers accept requests."""
         if self._loopback:
-            raise RuntimeError("the sandbox runs already")
+            raise RuntimeError("the sandbox is already running")
         relay = GZipMiddleware(self._relay, compresslevel=GZIP_LEVEL)
         self._loopback = Loopback(self._host, [(self._ports[0], relay), (self._ports[1], self._cdn)])
-        self.base_url, self._links.cdn_url = self._loopback.urls
+        self.base_url, self._urls.cdn_url = self._loopback.urls
 
     def stop(self) -> None:
         """Drop all connections, also those during a response, and leave no thread behind."""
@@ -145,12 +145,12 @@ class Sandbox:
 
     @property
     def cdn_url(self) -> str:
-        return self._links.cdn_url
+        return self._urls.cdn_url
 
     @property
     def task_ids(self) -> list[str]:
         """All task ids in the order of their creation, added and submitted ones included."""
-        return list(self._library.tasks)
+        return list(self._store.tasks)
 
     @property
     def connection(self) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class Sandbox:
 
     @property
     def api_key(self) -> str:
-        """The key requests must carry; may be changed while the sandbox runs, as when keys are rotated."""
+        """The key that requests must carry; may be changed while the sandbox runs, to rotate keys."""
         return self._relay.api_key
 
     @api_key.setter
@@ -173,7 +173,7 @@ class Sandbox:
 
     @property
     def faults(self) -> Faults:
-        """What goes wrong; may be changed while the sandbox runs."""
+        """The faults in force; may be changed while the sandbox runs."""
         return self._relay.faults
 
     @faults.setter
@@ -204,17 +204,17 @@ class Sandbox:
         """The bodies of all submits that created a task so far, each of which was charged."""
         return self._relay.submits
 
-    def script(self, *answers: ScriptedAnswer) -> None:
+    def script(self, *responses: ScriptedResponse) -> None:
         """Respond to the next requests to ``POST /luma/tasks`` with these, in order."""
-        self._relay.script.extend(answers)
+        self._relay.script.extend(responses)
 
-    def script_submits(self, *answers: ScriptedAnswer, created: bool = False) -> None:
+    def script_submits(self, *responses: ScriptedResponse, created: bool = False) -> None:
         """
         Respond to the next submits with these, in order.
 
         :param created: whether each creates a task, and is charged, all the same.
         """
-        self._relay.submit_script.extend((answer, created) for answer in answers)
+        self._relay.submit_script.extend((response, created) for response in responses)
 
     def clear_scripts(self) -> None:
         """Forget every scripted response that was not sent."""
@@ -222,9 +222,9 @@ class Sandbox:
         self._relay.submit_script.clear()
         self._cdn.script.clear()
 
-    def script_downloads(self, *answers: ScriptedAnswer) -> None:
+    def script_downloads(self, *responses: ScriptedResponse) -> None:
         """Respond to the next requests to the CDN with these, in order, whatever their path."""
-        self._cdn.script.extend(answers)
+        self._cdn.script.extend(responses)
 
     def add_task(
         self,
@@ -232,48 +232,48 @@ class Sandbox:
         task_id: str | None = None,
         prompt: str | None = None,
         seconds: float | None = None,
-        fails: str | None = None,
-        found_after: float = 0.0,
-        hidden: bool = False,
-        state_word: str | None = None,
+        failure_reason: str | None = None,
+        visible_after: float = 0.0,
+        never_visible: bool = False,
+        raw_state: str | None = None,
         link_delay: float = 0.0,
     ) -> str:
         """
-        Create a task now and give its id.
+        Create a task now and return its id.
 
         :param task_id: its id; a UUID if None. A task that has this id already is replaced.
         :param prompt: one of the sandbox's own if None.
         :param seconds: how long it takes; as long as the sandbox's slowest if None, 0 is over at once.
-        :param fails: the reason it fails with when its time is up; it completes if None.
-        :param found_after: seconds for which the relay leaves it out of its responses.
-        :param hidden: leave it out for ever.
-        :param state_word: sent as its state at all times, whatever the clock says.
+        :param failure_reason: the reason with which it fails when its time is up; it completes if None.
+        :param visible_after: seconds for which the relay leaves it out of its responses.
+        :param never_visible: never respond with it.
+        :param raw_state: sent as its state at all times, whatever the clock says.
         :param link_delay: seconds for which it is completed but has no media yet.
         """
-        task = self._library.add(
+        task = self._store.add(
             task_id=task_id,
             prompt=prompt,
-            born=self._clock.now(),
+            created_at=self._clock.now(),
             seconds=self._seconds if seconds is None else seconds,
-            fails=fails,
-            found_after=math.inf if hidden else found_after,
-            state_word=state_word,
+            failure_reason=failure_reason,
+            visible_after=math.inf if never_visible else visible_after,
+            raw_state=raw_state,
             link_delay=link_delay,
         )
         return task.id
 
 
-def _check(tasks: int, fail: float, shape: str, video_bytes: int | None) -> None:
+def _validate_tasks(tasks: int, fail: float, shape: str, video_bytes: int | None) -> None:
     if tasks < 0:
         raise ValueError(f"tasks is a number from 0 up, not {tasks}")
     if not 0 <= fail <= 1:
         raise ValueError(f"fail is a share from 0 to 1, not {fail}")
     if shape not in ("bare", "wrapped"):
         raise ValueError(f"shape is bare or wrapped, not {shape}")
-    footage.video("0" * 36, video_bytes)
+    video("0" * 36, video_bytes)
 
 
-def _check_money(
+def _validate_money(
     balance: float | None, price: float, unit: str, billing: str | None, max_running: int | None
 ) -> None:
     for name, amount in (("balance", balance), ("price", price)):
