@@ -22,7 +22,7 @@ Everything that can go wrong, sorted by what its reader can do about it.
     │   └── ObjectExistsError                an object has the name, and if_exists does not replace it
     └── TriggerEventError                    a trigger event is lost or invalid
 
-Nothing here imports Airflow. What a task raises so that Airflow does not retry in vain is in
+Nothing here imports Airflow. The exceptions of tasks that Airflow does not retry are in
 :mod:`airflow_provider_luma.airflow_exceptions`.
 """
 

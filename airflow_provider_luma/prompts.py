@@ -78,7 +78,7 @@ def warn_undocumented(generations: Iterable[Generation]) -> None:
     """Log each value that no documentation knows once, however many prompts have it."""
     found = Counter(message for generation in generations for message in generation.undocumented())
     for message, number in found.most_common(_MAX_WARNINGS):
-        log.warning("%d prompts: %s; it is sent all the same, as relays differ", number, message)
+        log.warning("%d prompts: %s; it is sent nevertheless, as relays differ", number, message)
     if len(found) > _MAX_WARNINGS:
         log.warning("And %d more values that no documentation knows", len(found) - _MAX_WARNINGS)
 

@@ -48,7 +48,7 @@ def start_thread(act: Callable[[], T], name: str = THREAD_PREFIX) -> tuple[Futur
     def run() -> None:
         try:
             future.set_result(act())
-        except BaseException as error:  # noqa: BLE001 - whoever waits raises it
+        except BaseException as error:  # noqa: BLE001 - the waiting thread raises it
             future.set_exception(error)
 
     thread = threading.Thread(target=run, name=name, daemon=True)

@@ -87,7 +87,7 @@ class Downloader:
         :param kind: one of :data:`..relay.task.MEDIA_KINDS`, which it must be.
         :param label: names the file in the log.
         :return: its media type, by its content.
-        :raises LinkExpiredError: when the link is gone, expired or missing for good.
+        :raises LinkExpiredError: when the URL is expired or missing, and no fresh one came.
         :raises UnsafeURLError: when it leads to an address that is not public.
         :raises DownloadError: when it does not lead to such media, or transient errors outlasted the budget.
         """
@@ -110,7 +110,7 @@ class Downloader:
         try:
             return retrying(self._attempt, link, file, kind, budget, deadline)
         except DownloadError as error:
-            if self.stopped.is_set():  # and not that it failed for good
+            if self.stopped.is_set():  # and not that the download failed
                 raise StoppedError from None
             raise budget.explain(error) from None
 

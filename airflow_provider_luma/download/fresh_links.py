@@ -3,7 +3,7 @@ Fresh URLs for many threads: those that need one at the same moment share one re
 
 The first thread opens a batch, waits ``COALESCE_SECONDS`` for others, and sends the request. They wait for
 it; a thread that comes later opens the next batch. An error is everybody's, as that of a request of their own
-would have been; but a request that the relay rejects for good is repeated for each id alone, so that no id is
+would have been; but a request that the relay rejects is repeated for each id alone, so that no id is
 an error because of another's.
 """
 

@@ -1,4 +1,4 @@
-"""The public shapes: what stands in XCom, in a sidecar record and in a manifest."""
+"""The public shapes of downloads: records, sidecar records, manifests and their summaries."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TaskDescription(TypedDict):
 
 class Record(TaskDescription):
     """
-    A task with its files, as the download operator returns it.
+    A task with its files.
 
     ``status`` is ``downloaded``, ``unchanged`` or ``partial``; ``error`` says why some files are absent.
     """
@@ -79,7 +79,7 @@ class ManifestRow(TypedDict):
 
 
 class DownloadSummary(TypedDict):
-    """The counts of a download task, in asset events and beside a manifest."""
+    """The counts of a download."""
 
     completed: int
     downloaded: int
@@ -92,7 +92,7 @@ class DownloadSummary(TypedDict):
 
 
 class DownloadManifest(DownloadSummary):
-    """The return value of a download task with a manifest: its URL, and the counts."""
+    """The URL of a manifest, and the counts."""
 
     manifest: str
 

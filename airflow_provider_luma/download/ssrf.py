@@ -113,7 +113,7 @@ def _check_address(host: str, address: IPAddress) -> None:
 def _unsafe(host: str, reason: str) -> UnsafeURLError:
     return UnsafeURLError(
         f"The URL leads to {clean_text(host, 100)}: {reason}. If that is right, "
-        "add the host to allowed_download_hosts in the connection's extra"
+        "add the host to allowed_download_hosts"
     )
 
 

@@ -39,10 +39,7 @@ class Report:
     @property
     def errors(self) -> dict[str, str]:
         """The reason of each id that another attempt may download."""
-        running = {
-            task_id: f"still {state.value}; wait for it with LumaTaskSensor"
-            for task_id, state in self._running.items()
-        }
+        running = {task_id: f"still {state.value}" for task_id, state in self._running.items()}
         return {task_id: str(error) for task_id, error in self.result.errors.items()} | running
 
     @property

@@ -82,7 +82,7 @@ class TaskDownloader:
 
     def download(self, task: LumaTask, name: str) -> TaskResult:
         """
-        Download what is not there yet. Whatever goes wrong is this task's error.
+        Download the missing files. Any error is this task's error only.
 
         Whatever hangs is abandoned, also a store, once each file has had ``download_timeout``.
         """

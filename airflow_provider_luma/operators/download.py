@@ -307,8 +307,10 @@ class LumaDownloadOperator(BaseOperator):
         lineage.update_outlet_events(context, self.outlets, store.uri("").rstrip("/"), report.summary)
 
     def _raise_on_failures(self, context: Context, report: Report, returned: Any) -> None:
-        """Fail for what is not downloaded; what is stands in XCom all the same."""
+        """Fail if anything is not downloaded; push the records also then."""
         messages = report.messages()
+        if report.summary["running"]:
+            messages.append("wait with LumaTaskSensor for tasks that are still running")
         for message in messages:
             self.log.warning("%s", message)
         has_errors = bool(report.errors)

@@ -16,7 +16,7 @@ from airflow_provider_luma.relay.text import clean_text
 log = logging.getLogger(__name__)
 
 # What is documented somewhere, by relays or by Luma itself. Relays follow Luma in their own ways, so anything
-# else is sent all the same.
+# else is sent with a warning.
 ASPECT_RATIOS = (
     *("1:1", "4:3", "3:4", "16:9", "9:16", "21:9", "9:21"),
     *("3:1", "2:1", "3:2", "2:3", "1:2", "1:3"),
@@ -112,9 +112,9 @@ class Generation:
             raise LumaValueError(f"The fields cannot be sent as JSON: {clean_text(str(error))}") from None
 
     def warn_undocumented(self) -> None:
-        """Log a warning for each value that no documentation knows; it is sent all the same."""
+        """Log a warning for each undocumented value, which is sent nevertheless."""
         for message in self.undocumented():
-            log.warning("%s; it is sent all the same, as relays differ", message)
+            log.warning("%s; it is sent nevertheless, as relays differ", message)
 
     def undocumented(self) -> list[str]:
         """Return a message for each value that no documentation knows."""

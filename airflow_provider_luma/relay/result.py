@@ -1,4 +1,4 @@
-"""The progress or outcome of a batch of tasks, and its messages in logs, errors and XCom."""
+"""The progress or outcome of a batch of tasks, its messages and its summary."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Outcome(StrEnum):
 
 class LumaSummary(TypedDict):
     """
-    The XCom ``luma_summary`` of a sensor.
+    The summary of a batch of tasks.
 
     ``completed`` is a count, ``failed`` has the reason of each failed id, ``missing`` and ``running`` have
     ids. ``failed_not_listed`` counts failures that are left out of ``failed``.
@@ -98,7 +98,7 @@ class BatchResult:
 
     def summary(self) -> LumaSummary:
         """
-        Return what goes into XCom as ``luma_summary``.
+        Return the summary, within 64 KB where the ids leave room.
 
         ``missing`` and ``running`` are complete, as they hold the user's own ids. ``failed`` gets what they
         leave of 64 KB, and 8 KB at the least. Where that is not enough for thousands of failures, their

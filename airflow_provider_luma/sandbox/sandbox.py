@@ -212,7 +212,7 @@ class Sandbox:
         """
         Respond to the next submits with these, in order.
 
-        :param created: whether each creates a task, and is charged, all the same.
+        :param created: whether each creates a task nevertheless, and is charged.
         """
         self._relay.submit_script.extend((response, created) for response in responses)
 

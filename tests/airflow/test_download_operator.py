@@ -125,7 +125,9 @@ def test_a_task_that_is_still_running_fails_with_airflows_retries_after_the_rest
     run = download([endless, good], tmp_path.as_uri(), fail_when="never")
     assert ended(run, "failed", tries=2)
     assert names(tmp_path) == {f"{good}.mp4"}
-    assert f"{endless}: still pending; wait for it with LumaTaskSensor" in capsys.readouterr().out
+    log = capsys.readouterr().out
+    assert f"{endless}: still pending" in log
+    assert "wait with LumaTaskSensor for tasks that are still running" in log
 
 
 def test_a_broken_download_fails_with_airflows_retries_after_the_rest(

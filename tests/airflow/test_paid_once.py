@@ -309,7 +309,7 @@ def test_a_store_that_fails_before_the_submit_is_named_and_may_be_retried(
 def test_a_success_that_airflow_rejected_was_not_returned(
     task: GenerateTask, sandbox: Sandbox, way_back: str
 ) -> None:
-    """As when it was cleared, or taken for dead, while it ran: success callbacks are called all the same."""
+    """As when it was cleared, or considered dead, while it ran: success callbacks are called nevertheless."""
     task.instance.is_success_recorded = False
     first = task.run()
     assert read_record(task).phase is Phase.CREATED  # type: ignore[union-attr]

@@ -112,7 +112,7 @@ def test_an_undocumented_value_is_sent_with_a_warning(
     assert caplog.records == []
     generation.warn_undocumented()
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.WARNING, f"{warning}; it is sent all the same, as relays differ") for warning in warnings
+        (logging.WARNING, f"{warning}; it is sent nevertheless, as relays differ") for warning in warnings
     ]
     sent = json.loads(generation.to_json())
     assert sent["user_prompt"] == generation.prompt
