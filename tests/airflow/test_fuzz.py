@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.hooks.luma import _EXTRA_READERS, RelaySettings
+from airflow_provider_luma.hooks.luma import _EXTRA_PARSERS, RelaySettings
 from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaGenerateOperator
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
 from tests.strategies import JSON, rejection
 
 KEY = "sk-of-the-connection"
-EXTRAS = st.fixed_dictionaries({}, optional=dict.fromkeys(_EXTRA_READERS, JSON)) | st.dictionaries(
+EXTRAS = st.fixed_dictionaries({}, optional=dict.fromkeys(_EXTRA_PARSERS, JSON)) | st.dictionaries(
     st.text(), JSON
 )
 
@@ -24,7 +24,7 @@ EXTRAS = st.fixed_dictionaries({}, optional=dict.fromkeys(_EXTRA_READERS, JSON))
 @given(st.none() | st.text(), st.none() | st.integers(0, 99999), EXTRAS)
 def test_a_connection_is_parsed_or_rejected_without_its_key(host: Any, port: Any, extra: Any) -> None:
     connection = Connection(conn_id="luma", conn_type="luma", host=host, port=port, password=KEY)
-    error = rejection(lambda: RelaySettings.from_connection(connection, extra).client())
+    error = rejection(lambda: RelaySettings.from_connection(connection, extra).create_client())
     assert error is None or KEY not in f"{error!r} {error}"
 
 

@@ -15,7 +15,7 @@ import pytest
 
 import airflow_provider_luma
 from airflow_provider_luma.get_provider_info import get_provider_info
-from airflow_provider_luma.hooks.luma import _EXTRA_READERS, LumaHook, RelaySettings
+from airflow_provider_luma.hooks.luma import _EXTRA_PARSERS, LumaHook, RelaySettings
 from tests.airflow.harness import AIRFLOW
 
 INFO = get_provider_info()
@@ -91,7 +91,7 @@ def test_the_hook_and_the_info_name_the_same_connection_type() -> None:
 def test_every_form_field_is_read_and_has_the_default_that_applies_without_it() -> None:
     defaults = {field.name: field.default for field in dataclasses.fields(RelaySettings)}
     fields = CONNECTION_TYPE["conn-fields"]
-    assert fields.keys() == _EXTRA_READERS.keys()
+    assert fields.keys() == _EXTRA_PARSERS.keys()
     for name, field in fields.items():
         assert (field["schema"]["default"] or ()) == (defaults[name] or ())
         assert field["label"]

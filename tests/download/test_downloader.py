@@ -491,7 +491,7 @@ def test_errors_say_what_failed_without_the_urls_secrets(file: StagedFile, not_t
     with raw_server(reset) as server:
         cases = {
             "DNS": "http://nowhere.invalid/x.mp4?sig=hush",
-            "connection refusing_url": refusing_url(),
+            "connection refused": refusing_url(),
             "TLS": not_tls,
             "connection reset": server.url,
         }
