@@ -17,13 +17,33 @@ _RUNNING = LumaTask("", TaskState.PROCESSING)
 
 
 class Round:
-    """Polls that began together."""
+    """
+    Polls that began together.
+
+    :ivar tasks: those that serve its requests.
+    """
 
     def __init__(self) -> None:
         self.rejection: Exception | None = None
         self.evidence = Evidence()
-        # While nothing is known of the relay, one request at a time finds out: it may be down.
-        self.probing = asyncio.Lock()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[None] | None] = set()
+
+    async def next_end(self) -> bool:
+        """
+        Wait until a request of this round ends; return False when there is none left to wait for.
+
+        Requests that wait here do not wait for each other.
+        """
+        current = asyncio.current_task()
+        self._waiting.add(current)
+        try:
+            others = {task for task in self.tasks if not task.done() and task not in self._waiting}
+            if others:
+                await asyncio.wait(others, return_when=asyncio.FIRST_COMPLETED)
+            return bool(others)
+        finally:
+            self._waiting.discard(current)
 
 
 class Request:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections import Counter
@@ -10,8 +11,10 @@ from contextlib import contextmanager
 
 import pytest
 
+from airflow_provider_luma.relay.isolation import MAX_PROBES
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.sandbox import Sandbox
+from airflow_provider_luma.triggers.event import LumaTaskEventTrigger
 from tests.airflow.test_poller import event_of, result_of, together, trigger
 from tests.airflow.test_poller_faults import connect_to
 from tests.airflow.waiting import Wait, answers, ended, summary
@@ -21,15 +24,15 @@ IDS = [f"id-{n:02}" for n in range(50)]
 
 
 @contextmanager
-def relay_that_fails_with(bad: str, status: int) -> Iterator[tuple[str, list[list[str]]]]:
-    """Serve a relay that fails every request for a bad id, and completes every other task."""
+def relay_that_fails_with(*bad: str, status: int) -> Iterator[tuple[str, list[list[str]]]]:
+    """Serve a relay that fails every request that holds a bad id, and completes every other task."""
     requests: list[list[str]] = []
 
     class Relay(Quiet):
         def do_POST(self) -> None:
             ids = self.read_json()["ids"]
             requests.append(ids)
-            if bad in ids:
+            if not {*ids}.isdisjoint(bad):
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.end_headers()
@@ -46,12 +49,66 @@ def relay_that_fails_with(bad: str, status: int) -> Iterator[tuple[str, list[lis
 def test_an_id_with_which_the_relay_fails_ends_its_own_trigger_alone(
     monkeypatch: pytest.MonkeyPatch, quick_retries: RetryPolicy, status: int
 ) -> None:
-    with relay_that_fails_with(IDS[17], status) as (url, requests):
+    with relay_that_fails_with(IDS[17], status=status) as (url, requests):
         connect_to(monkeypatch, url)
         events = together(*(event_of(trigger(task_id, timeout=300)) for task_id in IDS))
     assert Counter(event["status"] for event in events) == {"done": 49, "error": 1}
     assert events[17]["error"]["status"] == status
     assert len(requests) <= quick_retries.max_attempts + 16
+
+
+@pytest.mark.parametrize("status", [500, 400])
+def test_the_neighbours_of_two_bad_ids_are_not_affected(
+    monkeypatch: pytest.MonkeyPatch, quick_retries: RetryPolicy, status: int
+) -> None:
+    with relay_that_fails_with("bad-1", "bad-2", status=status) as (url, requests):
+        connect_to(monkeypatch, url)
+        events = together(
+            *(event_of(trigger(*ids, timeout=300)) for ids in (["bad-1"], IDS[:20], ["bad-2"])),
+        )
+    assert [event["status"] for event in events] == ["error", "done", "error"]
+    assert result_of(events[1], *IDS[:20])["completed"] == 20
+    assert len(requests) <= quick_retries.max_attempts + 40
+
+
+@pytest.mark.parametrize("status", [500, 400])
+def test_a_watcher_fires_for_the_good_ids_between_two_bad_ones(
+    monkeypatch: pytest.MonkeyPatch, quick_retries: RetryPolicy, status: int
+) -> None:
+    async def fired(number: int) -> list[str]:
+        waiting = LumaTaskEventTrigger(luma_task_ids=IDS[:10], poke_interval=1)
+        events = aiter(waiting.run())
+        return [(await anext(events)).payload["id"] for _ in range(number)]
+
+    with relay_that_fails_with(IDS[0], IDS[9], status=status) as (url, _):
+        connect_to(monkeypatch, url)
+        (ids,) = together(asyncio.wait_for(fired(8), 60))
+    assert sorted(ids) == IDS[1:9]
+
+
+@pytest.mark.parametrize("status", [500, 400])
+@pytest.mark.usefixtures("airflow_db", "quick_retries")
+def test_bad_ids_at_both_ends_of_a_request_leave_nothing_unknown_of_the_others(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    with relay_that_fails_with(IDS[0], IDS[29], status=status) as (url, _):
+        connect_to(monkeypatch, url, batch_size=30)
+        run = wait(IDS, retries=0)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(48, running=[IDS[0], IDS[29]])
+
+
+@pytest.mark.usefixtures("airflow_db", "quick_retries")
+def test_a_success_of_a_later_request_is_evidence_for_the_earlier_ones(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, *others = IDS
+    with relay_that_fails_with(bad, *others[:19], status=500) as (url, requests):
+        connect_to(monkeypatch, url, batch_size=20, max_in_flight=1)
+        run = wait(IDS, retries=0)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(30, running=IDS[:20])
+    assert len(requests) > 3 + MAX_PROBES + 2  # it went on with the first request after the others
 
 
 def test_a_huge_row_ends_its_own_trigger_alone(
@@ -69,7 +126,7 @@ def test_a_huge_row_ends_its_own_trigger_alone(
 def test_a_bad_id_leaves_nothing_unknown_of_the_others(
     wait: Wait, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    with relay_that_fails_with(IDS[17], status) as (url, _):
+    with relay_that_fails_with(IDS[17], status=status) as (url, _):
         connect_to(monkeypatch, url)
         run = wait(IDS, retries=0)
     assert ended(run, "failed")
@@ -107,5 +164,5 @@ def test_a_relay_that_is_down_is_asked_little_more_often(
     ids = [sandbox.add_task(seconds=0) for _ in range(50)]
     (event,) = together(event_of(trigger(*ids, timeout=300)))
     assert event["status"] == "error"
-    assert len(sandbox.requests) == 5 * quick_retries.max_attempts + 2
+    assert len(sandbox.requests) == 5 * quick_retries.max_attempts + MAX_PROBES
     assert result_of(event, *ids)["running"] == ids

@@ -10,7 +10,7 @@ from airflow_provider_luma.exceptions import (
     RelayTransientError,
 )
 from airflow_provider_luma.relay import LumaTask, TaskState
-from airflow_provider_luma.relay.isolation import MAX_REQUESTS, Evidence, Isolation
+from airflow_provider_luma.relay.isolation import MAX_PROBES, MAX_REQUESTS, Evidence, Isolation
 
 IDS = [f"id-{n}" for n in range(100)]
 INTERNAL = RelayTransientError("internal error", status=500)
@@ -18,21 +18,38 @@ REJECTED = RelayInvalidRequestError("no such id", status=400)
 
 
 class Relay:
-    """Fails every request that holds a bad id, and counts the requests."""
+    """Fails every request that holds a bad id, and counts the requests of one poll."""
 
-    def __init__(self, *bad, error=INTERNAL, evidence=None):
-        self.bad, self.error, self.evidence = set(bad), error, evidence or Evidence()
+    def __init__(self, *bad, error=INTERNAL):
+        self.bad, self.error, self.evidence = set(bad), error, Evidence()
         self.requests = 0
 
-    def isolate(self, ids=IDS, error=None):
+    def query(self, ids):
+        self.requests += 1
+        if self.bad & {*ids}:
+            return self.error
+        return {task_id: LumaTask(task_id, TaskState.COMPLETED) for task_id in ids}
+
+    def open(self, ids=IDS, error=None):
         isolation = Isolation(ids, error or self.error, self.evidence)
+        self.found = set()
+        self.go_on(isolation)
+        return isolation
+
+    def go_on(self, isolation):
         while (asked := isolation.next_ids()) is not None:
-            self.requests += 1
-            known = {task_id: LumaTask(task_id, TaskState.COMPLETED) for task_id in asked}
-            isolation.take(asked, self.error if self.bad & {*asked} else known)
-        covered = [task_id for ids, _ in isolation.outcomes for task_id in ids]
-        assert sorted(covered) == sorted(ids)  # each of them once
-        return {i for ids, outcome in isolation.outcomes if isinstance(outcome, Exception) for i in ids}
+            response = self.query(asked)
+            isolation.take(asked, response)
+            self.found |= set() if isinstance(response, Exception) else {*asked}
+
+    def isolate(self, ids=IDS, error=None):
+        """Return the ids that have an error, and keep in ``left`` those that are left to the next poll."""
+        isolation = self.open(ids, error)
+        isolation.finish()
+        failed = [task_id for some, _ in isolation.errors for task_id in some]
+        assert len({*failed, *self.found}) == len(failed) + len(self.found)
+        self.left = [task_id for task_id in ids if task_id not in {*failed, *self.found}]
+        return set(failed)
 
 
 @pytest.mark.parametrize("error", [INTERNAL, REJECTED], ids=["500", "400"])
@@ -40,6 +57,7 @@ class Relay:
 def test_one_bad_id_fails_alone(bad, error):
     relay = Relay(IDS[bad], error=error)
     assert relay.isolate() == {IDS[bad]}
+    assert relay.left == []
     assert relay.requests <= 16
 
 
@@ -49,28 +67,80 @@ def test_small_requests_are_told_apart(number):
         assert Relay(bad).isolate(IDS[:number]) == {bad}
 
 
-def test_several_bad_ids_fail_alone():
-    assert Relay(IDS[3], IDS[60], IDS[61]).isolate() == {IDS[3], IDS[60], IDS[61]}
-
-
-def test_a_bad_first_and_last_id_fail_alone_where_the_relay_has_responded_to_others():
-    relay = Relay(IDS[0], IDS[-1], evidence=Evidence(responds=True))
-    assert relay.isolate() == {IDS[0], IDS[-1]}
+@pytest.mark.parametrize("error", [INTERNAL, REJECTED], ids=["500", "400"])
+@pytest.mark.parametrize("number", range(1, MAX_PROBES + 1))
+def test_ids_no_more_than_the_probes_are_told_apart_whichever_are_bad(number, error):
+    ids = IDS[:number]
+    for mask in range(1, 2**number):
+        bad = {ids[n] for n in range(number) if mask >> n & 1}
+        relay = Relay(*bad, error=error)
+        assert relay.isolate(ids) == bad
+        assert relay.left == []
 
 
 @pytest.mark.parametrize("error", [INTERNAL, REJECTED], ids=["500", "400"])
-def test_a_relay_that_is_down_gets_two_more_requests_a_poll(error):
+@pytest.mark.parametrize("bad", [(3, 60, 61), (0, 99), (0, 49, 99)])
+def test_several_bad_ids_fail_alone(bad, error):
+    relay = Relay(*(IDS[n] for n in bad), error=error)
+    assert relay.isolate() == {IDS[n] for n in bad}
+    assert relay.left == []
+
+
+@pytest.mark.parametrize("number", [2, 6, 20])
+def test_rejections_alone_are_no_sign_of_a_relay_that_is_down(number):
+    for good in (0, number // 2, number - 1):
+        ids = IDS[:number]
+        assert Relay(*({*ids} - {ids[good]}), error=REJECTED).isolate(ids) == {*ids} - {ids[good]}
+
+
+@pytest.mark.parametrize(("error", "bound"), [(INTERNAL, MAX_PROBES), (REJECTED, MAX_REQUESTS)])
+def test_a_poll_in_which_nothing_succeeds_is_bounded(error, bound):
     relay = Relay(*IDS, error=error)
     for _ in range(10):
         assert relay.isolate() == {*IDS}
-    assert relay.requests == 2
+    assert relay.requests == bound
 
 
-@pytest.mark.parametrize("evidence", [Evidence(), Evidence(responds=True)])
-def test_the_number_of_requests_is_bounded(evidence):
-    relay = Relay(*IDS[1:-1], evidence=evidence)
-    assert {*IDS[1:-1]} <= relay.isolate()
+def test_a_relay_that_goes_down_during_a_poll_gets_a_bounded_number_of_requests():
+    relay = Relay(*IDS)
+    relay.evidence.take({})
+    for _ in range(10):
+        assert relay.isolate()
     assert relay.requests == MAX_REQUESTS
+
+
+def test_a_later_success_overturns_the_verdict():
+    relay = Relay(*IDS)
+    isolation = relay.open()
+    assert relay.requests == MAX_PROBES
+    assert isolation.is_open
+    probed = {task_id for ids, _ in isolation.errors for task_id in ids}
+    relay.bad = probed
+    relay.evidence.take({})
+    relay.go_on(isolation)
+    assert relay.found == {*IDS} - probed
+    assert not isolation.is_open
+
+
+@pytest.mark.parametrize("step", [2, 3, 6, 20])
+def test_many_bad_ids_fail_alone_in_as_many_polls_as_they_take(step):
+    bad, ids, failed = {*IDS[::step]}, IDS, set()
+    while ids:
+        relay = Relay(*bad)
+        relay.evidence.take({})
+        found_bad = relay.isolate(ids)
+        assert found_bad
+        assert relay.requests <= MAX_REQUESTS
+        failed |= found_bad
+        ids = relay.left
+    assert failed == bad
+
+
+def test_contiguous_bad_ids_hide_no_large_group():
+    relay = Relay(*IDS[:50])
+    relay.evidence.take({})
+    relay.isolate()
+    assert {*IDS[50:]} <= relay.found
 
 
 @pytest.mark.parametrize(
@@ -88,6 +158,6 @@ def test_what_is_not_about_ids_is_not_looked_into(error):
 
 
 def test_an_error_that_is_not_about_ids_ends_the_search():
-    relay = Relay("id-99", error=RelayAuthenticationError("key", status=401))
-    assert "id-98" in relay.isolate(error=INTERNAL)
-    assert relay.requests == 2
+    relay = Relay(*IDS, error=RelayAuthenticationError("key", status=401))
+    assert relay.isolate(error=INTERNAL) == {*IDS}
+    assert relay.requests == 1
