@@ -13,6 +13,10 @@ request already queries is not queried again: its subscription waits for that re
 for the one before, so a slow response delays nobody else. The poll of a subscription is over when every
 request that holds one of its ids has ended, so that no failed request hides a response.
 
+*Turns.* A response may be about 10,000 ids, and thousands of subscriptions may wait for it. It is given to them
+and wakes them in parts, between which the event loop gets a turn; its ids are no longer in flight then, so
+that a trigger that joins meanwhile has a request of its own.
+
 *Grid.* Polls keep to a grid of multiples of the interval, so that waits that began apart share requests. The
 grid is shifted by a hash of the API key: customers of one relay do not all poll in the same second.
 
@@ -60,7 +64,7 @@ from airflow_provider_luma.relay.isolation import Isolation, Response
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.triggers.rate_limiter import RateLimiter
-from airflow_provider_luma.triggers.request import Request, Round, query_slim
+from airflow_provider_luma.triggers.request import SLICE, Request, Round, Turns, query_slim
 from airflow_provider_luma.triggers.subscription import Subscription
 
 log = logging.getLogger(__name__)
@@ -74,8 +78,6 @@ _THREADS_PER_SLOT = 4
 
 # The clock may be set meanwhile, so no sleep is longer.
 _MAX_SLEEP = 60.0
-# After so many subscriptions of a round the event loop gets a turn.
-_SLICE = 200
 # Nobody waits for two relays, so that it matters only within an interval.
 _GRID_SECONDS = 3600
 
@@ -181,7 +183,7 @@ class Poller:
         now, round_, request = time.time(), Round(), None
         number = 0
         for index, subscription in enumerate(list(self.subscriptions), start=1):
-            if index % _SLICE == 0:
+            if index % SLICE == 0:
                 await asyncio.sleep(0)
             subscription.check_last_call(now, self._offset)
             if subscription.is_due(now) and subscription in self.subscriptions:
@@ -220,12 +222,13 @@ class Poller:
             await self._resolve(request)
         finally:
             self._forget(request, request.ids)
-        now = time.time()
-        for subscription in list(request.ids_by_subscription):
+        now, turns = time.time(), Turns()
+        for subscription, its_ids in list(request.ids_by_subscription.items()):
             if request in subscription.requests:
                 subscription.requests.discard(request)
                 if not subscription.requests:
                     self._finish_poll(subscription, now)
+            await turns.spend(len(its_ids))
 
     async def _resolve(self, request: Request) -> None:
         """Query the ids of a request; where it fails, deliver the response to each of them, or its error."""
@@ -260,14 +263,14 @@ class Poller:
         if isinstance(response, Exception):
             return
         self._forget(request, ids)
-        asked = frozenset(ids)
+        asked, turns = frozenset(ids), Turns()
         for subscription, its_ids in list(request.ids_by_subscription.items()):
             concerned = [task_id for task_id in its_ids if task_id in asked]
-            for start in range(0, len(concerned), _SLICE):
+            for start in range(0, len(concerned) or 1, SLICE):
+                part = concerned[start : start + SLICE]
                 if request in subscription.requests:
-                    subscription.take(concerned[start : start + _SLICE], response, time.time())
-                if start + _SLICE < len(concerned):
-                    await asyncio.sleep(0)
+                    subscription.take(part, response, time.time())
+                await turns.spend(len(part))
 
     def _deliver_error(self, request: Request, ids: Sequence[str], error: Exception) -> None:
         failed = frozenset(ids)
