@@ -13,9 +13,9 @@ request already queries is not queried again: its subscription waits for that re
 for the one before, so a slow response delays nobody else. The poll of a subscription is over when every
 request that holds one of its ids has ended, so that no failed request hides a response.
 
-*Turns.* A response may be about 10,000 ids, and thousands of subscriptions may wait for it. It is given to them
-and wakes them in parts, between which the event loop gets a turn; its ids are no longer in flight then, so
-that a trigger that joins meanwhile has a request of its own.
+*Turns.* A response may be about 10,000 ids, and thousands of subscriptions may wait for it. They are updated
+and woken in parts, between which the event loop gets a turn. Its ids are no longer in flight by then, so that
+a trigger that joins meanwhile gets a request of its own.
 
 *Grid.* Polls keep to a grid of multiples of the interval, so that waits that began apart share requests. The
 grid is shifted by a hash of the API key: customers of one relay do not all poll in the same second.

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -225,7 +226,7 @@ def test_many_triggers_of_one_response_leave_turns_to_the_event_loop(sandbox: Sa
 
     assert {event["status"] for event in asyncio.run(watched())} == {"done"}
     for numbers in (updated, ended):
-        assert max(later - earlier for earlier, later in zip(numbers, numbers[1:], strict=False)) <= 10
+        assert max(later - earlier for earlier, later in pairwise(numbers)) <= 10
 
 
 def test_a_reason_is_cleaned_once_however_many_wait_for_it(sandbox: Sandbox) -> None:
