@@ -55,6 +55,7 @@ class RelayError(LumaError):
     :param status: the HTTP status, ``None`` when there was no response.
     :param request_id: the relay's own id of the request, for its support.
     :param retry_after: ``Retry-After`` in seconds, ``None`` when the response has none.
+    :param was_sent: whether the request may have reached the relay, although there was no complete response.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class RelayError(LumaError):
         status: int | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
+        was_sent: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.request_id = request_id
         self.retry_after = retry_after
+        self.was_sent = was_sent or status is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what :func:`error_from_dict` needs to raise the same error in another process."""

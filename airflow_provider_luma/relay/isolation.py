@@ -144,6 +144,9 @@ class Isolation:
 
 
 def _is_about_ids(error: Exception) -> bool:
-    """Return whether the ids may be to blame: the relay has responded, with other than a rejected key."""
-    is_response = isinstance(error, RelayTransientError) and error.status is not None
-    return is_response or isinstance(error, RelayInvalidRequestError)
+    """Return whether the ids may be to blame: the relay got the request, and did not reject the key."""
+    return (
+        error.was_sent
+        if isinstance(error, RelayTransientError)
+        else isinstance(error, RelayInvalidRequestError)
+    )

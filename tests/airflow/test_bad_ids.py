@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,6 +70,57 @@ def test_the_neighbours_of_two_bad_ids_are_not_affected(
     assert [event["status"] for event in events] == ["error", "done", "error"]
     assert result_of(events[1], *IDS[:20])["completed"] == 20
     assert len(requests) <= quick_retries.max_attempts + 40
+
+
+@contextmanager
+def relay_that_breaks_with(bad: str, fault: str) -> Iterator[str]:
+    """Serve a relay whose response to every request that holds a bad id cannot be used."""
+
+    class Relay(Quiet):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            ids = self.read_json()["ids"]
+            body = json.dumps([{"id": task_id, "state": "completed"} for task_id in ids]).encode()
+            is_bad = bad in ids
+            self.close_connection = is_bad
+            if is_bad and fault == "no_response":
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            if is_bad and fault in {"gzip", "br"}:
+                self.send_header("Content-Encoding", fault)
+            self.end_headers()
+            self.wfile.write(body[:-5] if is_bad and fault in {"truncated", "endless"} else body)
+            while is_bad and fault == "endless" and not over.wait(0.1):
+                self.wfile.flush()
+
+    over = threading.Event()
+    with serving(Relay) as url:
+        yield url
+        over.set()
+
+
+@pytest.mark.parametrize("fault", ["no_response", "truncated", "gzip", "br", "endless"])
+def test_an_id_whose_response_cannot_be_used_ends_its_own_trigger_alone(
+    monkeypatch: pytest.MonkeyPatch, quick_retries: RetryPolicy, fault: str
+) -> None:
+    with relay_that_breaks_with("bad", fault) as url:
+        connect_to(monkeypatch, url, request_timeout=1)
+        bad, good = together(event_of(trigger("bad", timeout=300)), event_of(trigger(*IDS, timeout=300)))
+    assert (bad["status"], good["status"]) == ("error", "done")
+
+
+@pytest.mark.parametrize("fault", ["no_response", "gzip"])
+@pytest.mark.usefixtures("airflow_db", "quick_retries")
+def test_a_response_that_cannot_be_used_leaves_nothing_unknown_of_the_others(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    with relay_that_breaks_with(IDS[0], fault) as url:
+        connect_to(monkeypatch, url)
+        run = wait(IDS, retries=0)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(49, running=IDS[:1])
 
 
 @pytest.mark.parametrize("status", [500, 400])

@@ -15,6 +15,7 @@ from airflow_provider_luma.relay.isolation import MAX_PROBES, MAX_REQUESTS, Evid
 IDS = [f"id-{n}" for n in range(100)]
 INTERNAL = RelayTransientError("internal error", status=500)
 REJECTED = RelayInvalidRequestError("no such id", status=400)
+BROKEN_OFF = RelayTransientError("the response broke off", was_sent=True)
 
 
 class Relay:
@@ -52,7 +53,7 @@ class Relay:
         return set(failed)
 
 
-@pytest.mark.parametrize("error", [INTERNAL, REJECTED], ids=["500", "400"])
+@pytest.mark.parametrize("error", [INTERNAL, REJECTED, BROKEN_OFF], ids=["500", "400", "broken_off"])
 @pytest.mark.parametrize("bad", [0, 1, 42, 50, 98, 99])
 def test_one_bad_id_fails_alone(bad, error):
     relay = Relay(IDS[bad], error=error)
@@ -93,7 +94,9 @@ def test_rejections_alone_are_no_sign_of_a_relay_that_is_down(number):
         assert Relay(*({*ids} - {ids[good]}), error=REJECTED).isolate(ids) == {*ids} - {ids[good]}
 
 
-@pytest.mark.parametrize(("error", "bound"), [(INTERNAL, MAX_PROBES), (REJECTED, MAX_REQUESTS)])
+@pytest.mark.parametrize(
+    ("error", "bound"), [(INTERNAL, MAX_PROBES), (BROKEN_OFF, MAX_PROBES), (REJECTED, MAX_REQUESTS)]
+)
 def test_a_poll_in_which_nothing_succeeds_is_bounded(error, bound):
     relay = Relay(*IDS, error=error)
     for _ in range(10):
