@@ -16,6 +16,7 @@ The errors that ids can be to blame for, and what such an error shows of the rel
 
 ========================================  =============================================================
 a rejection (400, 404, 413, 422)          it is up, and others of its ids may be good
+``task_not_exist`` for several ids        the same: it does not know one of them, or none
 5xx, a response without a usable body     nothing, until a request of the poll succeeds: it may be down
 no connection, a rejected key, a limit    no id is to blame: the search ends
 ========================================  =============================================================
@@ -30,17 +31,25 @@ The bound of requests, counted for all failed requests of a poll together and an
 Ids that are not isolated by then have the error of their request if nothing has succeeded. Else they have
 none, and the next poll queries them again: without the ids that this one has isolated, since it finds at
 least one bad id. Up to ``MAX_PROBES`` ids are always told apart, as each of them is queried alone.
+
+``task_not_exist`` is the absence of an id only where it was queried alone. Of several ids it is never an
+error: the relay may know all but one, so that single ids are queried until this request has shown a task, and
+ids that were not isolated are neither absent nor seen.
 """
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from airflow_provider_luma.exceptions import RelayInvalidRequestError, RelayTransientError
+from airflow_provider_luma.exceptions import (
+    RelayInvalidRequestError,
+    RelayTaskNotFoundError,
+    RelayTransientError,
+)
 from airflow_provider_luma.relay.task import LumaTask
 
 Response: TypeAlias = Mapping[str, LumaTask] | Exception
@@ -54,8 +63,8 @@ class Evidence:
     """
     What the requests of one poll have shown of the relay.
 
-    :param succeeds: whether one of them has succeeded.
-    :param rejects: whether one of them was rejected, which a relay that is down does not do.
+    :param succeeds: whether one of them has shown a task.
+    :param rejects: whether one of them was rejected or has shown none, which no relay does that is down.
     :param requests: how many were sent to isolate ids since the last success.
     """
 
@@ -65,10 +74,10 @@ class Evidence:
 
     def take(self, response: Response) -> None:
         """Take in how a request of the poll ended."""
-        if not isinstance(response, Exception):
-            self.succeeds, self.requests = True, 0
-        elif isinstance(response, RelayInvalidRequestError):
+        if isinstance(response, RelayInvalidRequestError) or response == {}:
             self.rejects = True
+        elif not isinstance(response, Exception):
+            self.succeeds, self.requests = True, 0
 
     @property
     def is_used_up(self) -> bool:
@@ -94,6 +103,7 @@ class Isolation:
         self._evidence = evidence
         self._requests_left = MAX_REQUESTS
         self._suspects: deque[list[str]] = deque()
+        self._has_shown_task = False
         self.take(ids, response)
 
     @property
@@ -101,13 +111,22 @@ class Isolation:
         """Whether ids are left, and a success of another request would let it go on."""
         return bool(self._suspects) and self._requests_left > 0
 
+    @property
+    def undecided_ids(self) -> list[str]:
+        """The ids that have neither a response nor an error."""
+        return [task_id for ids in self._suspects for task_id in ids]
+
+    @property
+    def _is_about_unknown_ids(self) -> bool:
+        return isinstance(self._error, RelayTaskNotFoundError)
+
     def next_ids(self) -> Sequence[str] | None:
         """Return what to query next, once; ``None`` when nothing may be queried now."""
         if not self.is_open or self._evidence.is_used_up:
             return None
         self._requests_left -= 1
         self._evidence.requests += 1
-        if not self._evidence.succeeds:
+        if not (self._has_shown_task if self._is_about_unknown_ids else self._evidence.succeeds):
             return self._pop_probe()
         finds_good_ids = self._requests_left >= MAX_REQUESTS // 2
         return self._suspects.popleft() if finds_good_ids else self._suspects.pop()
@@ -116,6 +135,7 @@ class Isolation:
         """Take in the response to a query of ``ids``, or its error."""
         self._evidence.take(response)
         if not isinstance(response, Exception):
+            self._has_shown_task = self._has_shown_task or bool(response)
             return
         self._error = self._error or response
         if len(ids) > 1 and _is_about_ids(response):
@@ -129,7 +149,7 @@ class Isolation:
 
     def finish(self) -> None:
         """Decide about the ids that were not isolated: the next poll does, or they have the error."""
-        is_left_to_next_poll = self._evidence.succeeds and self.errors
+        is_left_to_next_poll = self._is_about_unknown_ids or (self._evidence.succeeds and self.errors)
         if self._error is not None and not is_left_to_next_poll:
             self.errors += [(ids, self._error) for ids in self._suspects]
         self._suspects.clear()
@@ -141,6 +161,32 @@ class Isolation:
         if not largest:
             self._suspects.remove(largest)
         return [probe]
+
+
+def find_tasks(
+    ids: Sequence[str],
+    error: RelayTaskNotFoundError,
+    query: Callable[[Sequence[str]], Mapping[str, LumaTask]],
+) -> dict[str, LumaTask]:
+    """
+    Return the tasks among ids that the relay does not all know.
+
+    :param error: that says so.
+    :param query: queries some of them.
+    :raises RelayTaskNotFoundError: when it takes too many requests.
+    """
+    isolation, tasks = Isolation(ids, error, Evidence()), dict[str, LumaTask]()
+    while (asked := isolation.next_ids()) is not None:
+        try:
+            found = query(asked)
+        except RelayTaskNotFoundError as still:
+            isolation.take(asked, still)
+        else:
+            isolation.take(asked, found)
+            tasks |= found
+    if isolation.undecided_ids:
+        raise error
+    return tasks
 
 
 def _is_about_ids(error: Exception) -> bool:

@@ -25,7 +25,7 @@ IDS = [f"id-{n:02}" for n in range(50)]
 
 
 @contextmanager
-def relay_that_fails_with(*bad: str, status: int) -> Iterator[tuple[str, list[list[str]]]]:
+def relay_that_fails_with(*bad: str, status: int, code: str = "") -> Iterator[tuple[str, list[list[str]]]]:
     """Serve a relay that fails every request that holds a bad id, and completes every other task."""
     requests: list[list[str]] = []
 
@@ -37,7 +37,7 @@ def relay_that_fails_with(*bad: str, status: int) -> Iterator[tuple[str, list[li
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.end_headers()
-                self.wfile.write(b'{"message": "no luck with this id"}')
+                self.wfile.write(json.dumps({"message": "no luck with this id", "code": code}).encode())
             else:
                 rows = [{"id": task_id, "state": "completed"} for task_id in ids]
                 self.answer(json.dumps(rows).encode(), "application/json")
@@ -70,6 +70,30 @@ def test_the_neighbours_of_two_bad_ids_are_not_affected(
     assert [event["status"] for event in events] == ["error", "done", "error"]
     assert result_of(events[1], *IDS[:20])["completed"] == 20
     assert len(requests) <= quick_retries.max_attempts + 40
+
+
+@pytest.mark.usefixtures("airflow_db")
+def test_an_unknown_id_of_a_relay_that_names_none_makes_no_other_missing(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with relay_that_fails_with("gone", status=400, code="task_not_exist") as (url, _):
+        connect_to(monkeypatch, url)
+        run = wait([*IDS, "gone"], missing_grace=0.5, fail_when="never")
+    assert ended(run, "success")
+    assert run.xcom("wait", "luma_summary") == summary(50, missing=["gone"])
+
+
+def test_an_unknown_id_of_a_relay_that_names_none_is_missing_in_its_own_trigger_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with relay_that_fails_with("gone-1", "gone-2", status=400, code="task_not_exist") as (url, _):
+        connect_to(monkeypatch, url)
+        events = together(
+            *(event_of(trigger(*ids, missing_grace=0.5)) for ids in (["gone-1"], IDS[:20], ["gone-2"]))
+        )
+    assert {event["status"] for event in events} == {"done"}
+    assert result_of(events[0], "gone-1")["missing"] == ["gone-1"]
+    assert result_of(events[1], *IDS[:20])["completed"] == 20
 
 
 @contextmanager

@@ -7,15 +7,17 @@ import pytest
 from airflow_provider_luma.exceptions import (
     RelayAuthenticationError,
     RelayInvalidRequestError,
+    RelayTaskNotFoundError,
     RelayTransientError,
 )
 from airflow_provider_luma.relay import LumaTask, TaskState
-from airflow_provider_luma.relay.isolation import MAX_PROBES, MAX_REQUESTS, Evidence, Isolation
+from airflow_provider_luma.relay.isolation import MAX_PROBES, MAX_REQUESTS, Evidence, Isolation, find_tasks
 
 IDS = [f"id-{n}" for n in range(100)]
 INTERNAL = RelayTransientError("internal error", status=500)
 REJECTED = RelayInvalidRequestError("no such id", status=400)
 BROKEN_OFF = RelayTransientError("the response broke off", was_sent=True)
+SHOWN = {"other": LumaTask("other", TaskState.COMPLETED)}
 
 
 class Relay:
@@ -106,7 +108,7 @@ def test_a_poll_in_which_nothing_succeeds_is_bounded(error, bound):
 
 def test_a_relay_that_goes_down_during_a_poll_gets_a_bounded_number_of_requests():
     relay = Relay(*IDS)
-    relay.evidence.take({})
+    relay.evidence.take(SHOWN)
     for _ in range(10):
         assert relay.isolate()
     assert relay.requests == MAX_REQUESTS
@@ -119,7 +121,7 @@ def test_a_later_success_overturns_the_verdict():
     assert isolation.is_open
     probed = {task_id for ids, _ in isolation.errors for task_id in ids}
     relay.bad = probed
-    relay.evidence.take({})
+    relay.evidence.take(SHOWN)
     relay.go_on(isolation)
     assert relay.found == {*IDS} - probed
     assert not isolation.is_open
@@ -130,7 +132,7 @@ def test_many_bad_ids_fail_alone_in_as_many_polls_as_they_take(step):
     bad, ids, failed = {*IDS[::step]}, IDS, set()
     while ids:
         relay = Relay(*bad)
-        relay.evidence.take({})
+        relay.evidence.take(SHOWN)
         found_bad = relay.isolate(ids)
         assert found_bad
         assert relay.requests <= MAX_REQUESTS
@@ -141,7 +143,7 @@ def test_many_bad_ids_fail_alone_in_as_many_polls_as_they_take(step):
 
 def test_contiguous_bad_ids_hide_no_large_group():
     relay = Relay(*IDS[:50])
-    relay.evidence.take({})
+    relay.evidence.take(SHOWN)
     relay.isolate()
     assert {*IDS[50:]} <= relay.found
 
@@ -164,3 +166,56 @@ def test_an_error_that_is_not_about_ids_ends_the_search():
     relay = Relay(*IDS, error=RelayAuthenticationError("key", status=401))
     assert relay.isolate(error=INTERNAL) == {*IDS}
     assert relay.requests == 1
+
+
+class Forgetful(Relay):
+    """Responds ``task_not_exist`` to every request that holds an unknown id; alone such an id is absent."""
+
+    def query(self, ids):
+        self.requests += 1
+        if len(ids) > 1 and self.bad & {*ids}:
+            return RelayTaskNotFoundError("task_not_exist", status=400)
+        return {task_id: LumaTask(task_id, TaskState.COMPLETED) for task_id in ids if task_id not in self.bad}
+
+    def asked(self, ids):
+        response = self.query(ids)
+        if isinstance(response, Exception):
+            raise response
+        return response
+
+
+UNKNOWN = RelayTaskNotFoundError("task_not_exist", status=400)
+
+
+@pytest.mark.parametrize("step", [100, 50, 34])
+def test_an_unknown_id_makes_no_other_absent(step):
+    relay = Forgetful(*IDS[::step])
+    assert relay.isolate(error=UNKNOWN) == set()
+    assert relay.found == {*IDS}  # each of them was shown, or is absent alone
+    assert relay.left == []
+    assert {*find_tasks(IDS, UNKNOWN, relay.asked)} == {*IDS} - relay.bad
+
+
+def test_ids_that_are_all_unknown_cost_a_bounded_number_of_requests_a_poll():
+    relay = Forgetful(*IDS)
+    relay.evidence.take(SHOWN)
+    for _ in range(10):
+        assert relay.isolate(error=UNKNOWN) == set()
+    assert relay.requests == MAX_REQUESTS
+
+
+def test_more_unknown_ids_than_a_poll_can_isolate_are_left_to_the_next():
+    ids, polls, relay = IDS, 0, None
+    while ids:
+        relay = Forgetful(*IDS[::5])
+        assert relay.isolate(ids, error=UNKNOWN) == set()
+        assert relay.found
+        ids, polls = relay.left, polls + 1
+    assert polls < 20
+
+
+def test_a_single_query_of_unknown_ids_that_takes_too_many_requests_raises():
+    relay = Forgetful(*IDS)
+    with pytest.raises(RelayTaskNotFoundError):
+        find_tasks(IDS, UNKNOWN, relay.asked)
+    assert relay.requests == MAX_REQUESTS
