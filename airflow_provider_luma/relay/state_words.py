@@ -25,10 +25,12 @@ TERMINAL_STATES = frozenset({TaskState.COMPLETED, TaskState.FAILED})
 
 # The documented words, those of the wrapped rows (NOT_START, SUCCESS, ...), of the official API (queued,
 # dreaming), of the gateways in between and of related relays (succeed, done, timed_out).
+# Relays separate them as they like: "in-progress", "IN_PROGRESS", "Timed Out".
+_SEPARATORS = re.compile(r"[\s_-]+")
 _STATE_OF_WORD: Mapping[str, TaskState] = {
-    word: state
+    _SEPARATORS.sub("", word): state
     for state, words in {
-        TaskState.PENDING: "pending queued submitted not_start",
+        TaskState.PENDING: "pending queued in_queue submitted not_start not_started",
         TaskState.PROCESSING: "processing in_progress dreaming running",
         TaskState.COMPLETED: "completed complete success succeeded succeed done finished",
         TaskState.FAILED: "failed fail failure error cancelled canceled rejected moderated expired "
@@ -45,7 +47,7 @@ _RULES_OUT_A_VIDEO = re.compile(
 
 def is_known(word: str) -> bool:
     """Return whether a word is documented."""
-    return word.lower() in _STATE_OF_WORD
+    return _fold(word) in _STATE_OF_WORD
 
 
 def parse_state(row: Json) -> tuple[TaskState, str]:
@@ -83,5 +85,9 @@ def _state_words(row: Json) -> Iterator[str]:
 
 def _meaning(word: str) -> TaskState | None:
     """Return what a word means; an undocumented one that ends in "ing" is what a relay does just now."""
-    word = word.lower()
+    word = _fold(word)
     return _STATE_OF_WORD.get(word) or (TaskState.PROCESSING if word.endswith("ing") else None)
+
+
+def _fold(word: str) -> str:
+    return _SEPARATORS.sub("", word.lower())
