@@ -102,7 +102,7 @@ class Wait:
         query = _Query(client, last_call, last_call if patient or is_last else 0.0)
         isolations: list[Isolation] = []
         try:
-            self._query_all(query, client.batches(self.batch.pending_ids), isolations)
+            self._query_all(query, self._batches(client), isolations)
         except RelayRateLimitError as error:
             self.not_before = time.time() + (error.retry_after or 0)
             self._log.info("%s", error)
@@ -113,6 +113,12 @@ class Wait:
                 isolation.finish()
         if errors := [error for isolation in isolations for _, error in isolation.errors]:
             raise most_telling_error(errors)
+
+    def _batches(self, client: RelayClient) -> list[Sequence[str]]:
+        """Return the ids of each request, from another on at each reschedule: a 429 may end every poll."""
+        batches = list(client.batches(self.batch.pending_ids))
+        first = self._store.reschedules % max(len(batches), 1)
+        return batches[first:] + batches[:first]
 
     def _query_all(
         self, query: _Query, batches: Iterable[Sequence[str]], isolations: list[Isolation]

@@ -69,8 +69,8 @@ def relay_that_drips(good: dict[str, Any], drips: int) -> Iterator[tuple[str, li
         over.set()
 
 
-def connect_to(monkeypatch: pytest.MonkeyPatch, host: str, **extra: Any) -> None:
-    connection = {"conn_type": "luma", "host": host, "password": "sk-any", "extra": extra}
+def connect_to(monkeypatch: pytest.MonkeyPatch, host: str, *, key: str = "sk-any", **extra: Any) -> None:
+    connection = {"conn_type": "luma", "host": host, "password": key, "extra": extra}
     monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", json.dumps(connection))
 
 
