@@ -11,6 +11,7 @@ Everything that can go wrong, sorted by what its reader can do about it.
     │   │   ├── RelayPermissionError         403: the account or the key lacks permission
     │   │   │   └── RelayInsufficientBalanceError  402, or any rejection for insufficient quota
     │   │   └── RelayInvalidRequestError     400, 404, 413, 422: the relay does not accept this request
+    │   │       └── RelayTaskNotFoundError   task_not_exist: it does not know all ids of a query
     │   ├── SubmitOutcomeUnknownError        a submit that may have created and charged for a task
     │   ├── RelayRateLimitError              429
     │   └── RelayTransientError              connection, timeout, truncated or invalid response, 408, 5xx
@@ -55,6 +56,7 @@ class RelayError(LumaError):
     :param status: the HTTP status, ``None`` when there was no response.
     :param request_id: the relay's own id of the request, for its support.
     :param retry_after: ``Retry-After`` in seconds, ``None`` when the response has none.
+    :param was_sent: whether the request may have reached the relay, although there was no complete response.
     """
 
     def __init__(
@@ -64,11 +66,13 @@ class RelayError(LumaError):
         status: int | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
+        was_sent: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.request_id = request_id
         self.retry_after = retry_after
+        self.was_sent = was_sent or status is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what :func:`error_from_dict` needs to raise the same error in another process."""
@@ -98,6 +102,10 @@ class RelayInsufficientBalanceError(RelayPermissionError):
 
 class RelayInvalidRequestError(RelayPermanentError):
     """400, 404, 413, 422: the relay does not accept this request."""
+
+
+class RelayTaskNotFoundError(RelayInvalidRequestError):
+    """``task_not_exist``: the relay does not know at least one of the ids of a query."""
 
 
 class SubmitOutcomeUnknownError(RelayError):
@@ -151,6 +159,7 @@ _RELAY_ERRORS: dict[str, type[RelayError]] = {
         RelayPermissionError,
         RelayInsufficientBalanceError,
         RelayInvalidRequestError,
+        RelayTaskNotFoundError,
         SubmitOutcomeUnknownError,
         RelayRateLimitError,
         RelayTransientError,

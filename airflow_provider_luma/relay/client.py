@@ -6,15 +6,17 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from urllib.parse import quote
 
 from tenacity import Retrying
 
-from airflow_provider_luma.exceptions import RelayError
+from airflow_provider_luma.exceptions import RelayError, RelayTaskNotFoundError
 from airflow_provider_luma.relay.account import Account
 from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.generation import Generation
+from airflow_provider_luma.relay.isolation import find_tasks
 from airflow_provider_luma.relay.money import Money
 from airflow_provider_luma.relay.responses import (
     parse_models,
@@ -128,11 +130,16 @@ class RelayClient:
         Yield each batch of ids with its tasks as they come, so that a later error loses nothing.
 
         :param max_delay: seconds that may be spent in all on rate limits.
+        :raises RelayTaskNotFoundError: when the relay does not know most ids of a batch, and says only so.
         :raises RelayRateLimitError: when a rate limit exceeds the rest of ``max_delay``.
         """
         deadline = time.monotonic() + max_delay
         for batch in self.batches(read_task_ids(ids)):
-            yield batch, self.query(batch, max_delay=max(deadline - time.monotonic(), 0.0))
+            query = partial(self.query, max_delay=max(deadline - time.monotonic(), 0.0))
+            try:
+                yield batch, query(batch)
+            except RelayTaskNotFoundError as error:
+                yield batch, find_tasks(batch, error, query)
 
     def batches(self, ids: Sequence[str]) -> Iterator[Sequence[str]]:
         """Split ids into the batches of one request each."""
@@ -172,17 +179,21 @@ class RelayClient:
         Send one request, once.
 
         :param exchange: from :meth:`exchange`, by which another thread may abort the request.
-        :raises RelayError: for anything but a list of tasks.
+        :raises RelayTaskNotFoundError: when the relay says of several ids that it does not know them all.
+        :raises RelayError: for anything else but a list of tasks.
         """
-        tasks = self._session.observe(
-            lambda: parse_tasks(
-                parse_rows(
-                    self._session.request("POST", "/luma/tasks", {"ids": list(ids)}, exchange=exchange)
-                )
-            )
-        )
+        tasks = self._session.observe(lambda: self._query_tasks(ids, exchange))
         self._warn_unknown_states(tasks)
         return {task_id: tasks[task_id] for task_id in ids if task_id in tasks}
+
+    def _query_tasks(self, ids: Sequence[str], exchange: Exchange | None) -> dict[str, LumaTask]:
+        response = self._session.request("POST", "/luma/tasks", {"ids": list(ids)}, exchange=exchange)
+        try:
+            return parse_tasks(parse_rows(response))
+        except RelayTaskNotFoundError:
+            if len(ids) == 1:
+                return {}
+            raise
 
     def ping(self) -> None:
         """

@@ -1,33 +1,61 @@
 """
 Which ids of a failed request are to blame, so that one bad id affects no other.
 
-A relay may fail a complete request for one of its ids: it rejects the id, has an internal error with it, or
-its response is too large. The ids of a request that failed in such a way are queried
-again in smaller requests, each sent once, until each bad id stands alone::
+A relay may fail a complete request for one of its ids: it rejects the id, has an internal error with it, its
+response breaks off or is too large. The ids of a request that failed in such a way are queried again in
+smaller requests, each sent once::
 
-    failed ──relay responds to others──▶ halving ──▶ every id has its tasks or its own error
-       └─────nothing is known──────────▶ first id, last id ──one has a response──▶ halving
-                                                 └──────────both fail────────────▶ all have the error
+    failed ──a request of the poll has succeeded──▶ halving ──▶ each id has its tasks or its own error
+       └────none has──▶ single ids, at random ──one succeeds──▶ halving
+                                └──none of them does──▶ open, until another request of the poll succeeds
 
-One bad id among 100 costs up to 16 more requests, and no failed request costs more than ``MAX_REQUESTS``; ids
-that are not isolated by then keep its error. A relay that is down costs a poll two more requests for each
-one that runs at once, where each failed request has had its several attempts: once two single ids have
-failed, the other failed requests of that poll are not looked into.
+Halving queries the largest groups first, as they hold the most good ids, and with the second half of its
+requests the smallest, so that bad ids are found in every poll.
+
+The errors that ids can be to blame for, and what such an error shows of the relay:
+
+========================================  =============================================================
+a rejection (400, 404, 413, 422)          it is up, and others of its ids may be good
+``task_not_exist`` for several ids        the same: it does not know one of them, or none
+5xx, a response without a usable body     nothing, until a request of the poll succeeds: it may be down
+no connection, a rejected key, a limit    no id is to blame: the search ends
+========================================  =============================================================
+
+The bound of requests, counted for all failed requests of a poll together and anew from each success on:
+
+- a relay that is up: ``MAX_REQUESTS`` in a row that fail; so this is also the cost of a poll for a relay that
+  rejects every id, or that goes down during the poll;
+- a relay of which nothing else is known: ``MAX_PROBES``;
+- one failed request: ``MAX_REQUESTS`` in any case. One bad id among 100 costs up to 16.
+
+Ids that are not isolated by then have the error of their request if nothing has succeeded. Else they have
+none, and the next poll queries them again: without the ids that this one has isolated, since it finds at
+least one bad id. Up to ``MAX_PROBES`` ids are always told apart, as each of them is queried alone.
+
+``task_not_exist`` is the absence of an id only where it was queried alone. Of several ids it is never an
+error: the relay may know all but one, so that single ids are queried until this request has shown a task, and
+ids that were not isolated are neither absent nor seen.
 """
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from airflow_provider_luma.exceptions import RelayInvalidRequestError, RelayTransientError
+from airflow_provider_luma.exceptions import (
+    RelayInvalidRequestError,
+    RelayTaskNotFoundError,
+    RelayTransientError,
+)
 from airflow_provider_luma.relay.task import LumaTask
 
 Response: TypeAlias = Mapping[str, LumaTask] | Exception
 
 MAX_REQUESTS = 40
+MAX_PROBES = 5
 
 
 @dataclass
@@ -35,85 +63,136 @@ class Evidence:
     """
     What the requests of one poll have shown of the relay.
 
-    :param responds: whether it has responded to one of them.
-    :param fails_alone: whether two single ids have failed, too, and nothing was responded to.
+    :param succeeds: whether one of them has shown a task.
+    :param rejects: whether one of them was rejected or has shown none, which no relay does that is down.
+    :param requests: how many were sent to isolate ids since the last success.
     """
 
-    responds: bool = False
-    fails_alone: bool = False
+    succeeds: bool = False
+    rejects: bool = False
+    requests: int = 0
+
+    def take(self, response: Response) -> None:
+        """Take in how a request of the poll ended."""
+        if isinstance(response, RelayInvalidRequestError) or response == {}:
+            self.rejects = True
+        elif not isinstance(response, Exception):
+            self.succeeds, self.requests = True, 0
 
     @property
-    def is_known(self) -> bool:
-        """Say whether another request need not find out if the relay responds at all."""
-        return self.responds or self.fails_alone
+    def is_used_up(self) -> bool:
+        """Whether no request may be sent before another one succeeds."""
+        return self.requests >= (MAX_REQUESTS if self.succeeds or self.rejects else MAX_PROBES)
 
 
 class Isolation:
     """
-    Tells apart the ids of a request that failed: query :meth:`next_ids` and :meth:`take` the response.
+    Tells apart the ids of a request, if it failed; :attr:`errors` are those that remain.
+
+    Query :meth:`next_ids` and :meth:`take` the response until it returns ``None``; again while the isolation
+    :attr:`is_open`, when other requests of the poll have succeeded; and :meth:`finish` with the poll.
 
     :param ids: of the request.
-    :param error: with which it failed.
+    :param response: to the request, or its error.
     :param evidence: of the poll; it is kept up to date.
     """
 
-    def __init__(self, ids: Sequence[str], error: Exception, evidence: Evidence) -> None:
-        self.outcomes: list[tuple[Sequence[str], Response]] = []
-        self._error = error
+    def __init__(self, ids: Sequence[str], response: Response, evidence: Evidence) -> None:
+        self.errors: list[tuple[Sequence[str], Exception]] = []
+        self._error: Exception | None = None
         self._evidence = evidence
         self._requests_left = MAX_REQUESTS
-        self._suspects: deque[Sequence[str]] = deque([ids])
-        self._probes_failed = 0
-        if not _is_about_ids(error) or len(ids) == 1 or (evidence.fails_alone and not evidence.responds):
-            self._give_up()
-        elif evidence.responds:
-            self._halve(self._suspects.popleft())
-        else:
-            whole = self._suspects.popleft()
-            self._suspects += [whole[:1], whole[-1:]]
-            self._halve(whole[1:-1])
+        self._suspects: deque[list[str]] = deque()
+        self._has_shown_task = False
+        self.take(ids, response)
 
     @property
-    def errors(self) -> list[Exception]:
-        return [response for _, response in self.outcomes if isinstance(response, Exception)]
+    def is_open(self) -> bool:
+        """Whether ids are left, and a success of another request would let it go on."""
+        return bool(self._suspects) and self._requests_left > 0
+
+    @property
+    def undecided_ids(self) -> list[str]:
+        """The ids that have neither a response nor an error."""
+        return [task_id for ids in self._suspects for task_id in ids]
+
+    @property
+    def _is_about_unknown_ids(self) -> bool:
+        return isinstance(self._error, RelayTaskNotFoundError)
 
     def next_ids(self) -> Sequence[str] | None:
-        """Return what to query next, once; ``None`` when :attr:`outcomes` has every id."""
-        if self._suspects and not self._requests_left:
-            self._give_up()
-        if not self._suspects:
+        """Return what to query next, once; ``None`` when nothing may be queried now."""
+        if not self.is_open or self._evidence.is_used_up:
             return None
         self._requests_left -= 1
-        return self._suspects.popleft()
+        self._evidence.requests += 1
+        if not (self._has_shown_task if self._is_about_unknown_ids else self._evidence.succeeds):
+            return self._pop_probe()
+        finds_good_ids = self._requests_left >= MAX_REQUESTS // 2
+        return self._suspects.popleft() if finds_good_ids else self._suspects.pop()
 
     def take(self, ids: Sequence[str], response: Response) -> None:
         """Take in the response to a query of ``ids``, or its error."""
+        self._evidence.take(response)
         if not isinstance(response, Exception):
-            self._evidence.responds = True
-            self.outcomes.append((ids, response))
+            self._has_shown_task = self._has_shown_task or bool(response)
             return
+        self._error = self._error or response
         if len(ids) > 1 and _is_about_ids(response):
-            self._halve(ids)
+            middle = (len(ids) + 1) // 2
+            self._suspects += [list(ids[:middle]), list(ids[middle:])]
             return
-        self.outcomes.append((ids, response))
-        self._probes_failed += not self._evidence.responds
+        self.errors.append((ids, response))
         if not _is_about_ids(response):
-            self._error = response
-            self._give_up()
-        elif self._probes_failed == 2 and not self._evidence.responds:
-            self._evidence.fails_alone = True
-            self._give_up()
+            self.errors += [(suspects, response) for suspects in self._suspects]
+            self._suspects.clear()
 
-    def _halve(self, ids: Sequence[str]) -> None:
-        middle = (len(ids) + 1) // 2
-        self._suspects += [half for half in (ids[:middle], ids[middle:]) if half]
-
-    def _give_up(self) -> None:
-        self.outcomes += [(ids, self._error) for ids in self._suspects]
+    def finish(self) -> None:
+        """Decide about the ids that were not isolated: the next poll does, or they have the error."""
+        is_left_to_next_poll = self._is_about_unknown_ids or (self._evidence.succeeds and self.errors)
+        if self._error is not None and not is_left_to_next_poll:
+            self.errors += [(ids, self._error) for ids in self._suspects]
         self._suspects.clear()
+
+    def _pop_probe(self) -> list[str]:
+        """Take an id out of the largest group, so that the probes are spread."""
+        largest = max(self._suspects, key=len)
+        probe = largest.pop(random.randrange(len(largest)))  # noqa: S311
+        if not largest:
+            self._suspects.remove(largest)
+        return [probe]
+
+
+def find_tasks(
+    ids: Sequence[str],
+    error: RelayTaskNotFoundError,
+    query: Callable[[Sequence[str]], Mapping[str, LumaTask]],
+) -> dict[str, LumaTask]:
+    """
+    Return the tasks among ids that the relay does not all know.
+
+    :param error: that says so.
+    :param query: queries some of them.
+    :raises RelayTaskNotFoundError: when it takes too many requests.
+    """
+    isolation, tasks = Isolation(ids, error, Evidence()), dict[str, LumaTask]()
+    while (asked := isolation.next_ids()) is not None:
+        try:
+            found = query(asked)
+        except RelayTaskNotFoundError as still:
+            isolation.take(asked, still)
+        else:
+            isolation.take(asked, found)
+            tasks |= found
+    if isolation.undecided_ids:
+        raise error
+    return tasks
 
 
 def _is_about_ids(error: Exception) -> bool:
-    """Return whether the ids may be to blame: the relay has responded, with other than a rejected key."""
-    is_response = isinstance(error, RelayTransientError) and error.status is not None
-    return is_response or isinstance(error, RelayInvalidRequestError)
+    """Return whether the ids may be to blame: the relay got the request, and did not reject the key."""
+    return (
+        error.was_sent
+        if isinstance(error, RelayTransientError)
+        else isinstance(error, RelayInvalidRequestError)
+    )

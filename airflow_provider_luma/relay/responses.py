@@ -17,6 +17,7 @@ from airflow_provider_luma.exceptions import (
     RelayPermanentError,
     RelayPermissionError,
     RelayRateLimitError,
+    RelayTaskNotFoundError,
     RelayTransientError,
 )
 from airflow_provider_luma.relay.decode import MAX_VALUES, count_values, decode_json
@@ -64,6 +65,7 @@ def parse_rows(response: RelayResponse) -> list[Any]:
     """
     Return the rows of a response to a query; none when the relay knows none of the ids.
 
+    :raises RelayTaskNotFoundError: when it does not know at least one of them, and says no more.
     :raises RelayError: of the kind that the status, the code or the form of the response stands for.
     """
     if count_values(response.body) > MAX_VALUES:
@@ -71,7 +73,11 @@ def parse_rows(response: RelayResponse) -> list[Any]:
     body = parse_json(response)
     message, code = message_and_code(body)
     if code == _NO_SUCH_TASK:
-        return []
+        raise RelayTaskNotFoundError(
+            f"{subject(response)} does not know all of these ids: {message}",
+            status=response.status,
+            request_id=request_id(response),
+        )
     if response.status >= 300:
         raise status_error(response, body)
     if is_html(response):
@@ -89,7 +95,10 @@ def parse_task_or_none(response: RelayResponse) -> LumaTask | None:
     """
     if response.status == 404 and isinstance(parse_json(response), Mapping):
         return None
-    return next(iter(parse_tasks(parse_rows(response)).values()), None)
+    try:
+        return next(iter(parse_tasks(parse_rows(response)).values()), None)
+    except RelayTaskNotFoundError:
+        return None
 
 
 def parse_models(response: RelayResponse) -> list[str] | None:

@@ -39,7 +39,9 @@ def iter_reasons(row: Json) -> Iterator[Any]:
     luma = luma_object(row)
     for name in ("failure_reason", "fail_reason", "error", "error_message", "failure_code"):
         for holder in (luma, row):
-            yield holder.get(name)
+            reason = holder.get(name)
+            is_empty = isinstance(reason, Mapping) and not any(reason.values())  # {"code": 0, "message": ""}
+            yield None if is_empty else reason
 
 
 def iter_parts(row: Json, *names: str) -> Iterator[Json]:

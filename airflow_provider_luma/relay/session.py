@@ -124,7 +124,9 @@ class RelaySession:
                 ValueError,  # of a host that nobody can look up
             ) as error:
                 status = error.status if isinstance(error, ResponseTooLargeError) else None
-                raise RelayTransientError(self._no_response(error, exchange), status=status) from error
+                raise RelayTransientError(
+                    self._no_response(error, exchange), status=status, was_sent=exchange.may_have_been_sent
+                ) from error
 
     def validate_submit(self, path: str, body: bytes) -> None:
         """

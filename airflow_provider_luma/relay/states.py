@@ -25,10 +25,12 @@ TERMINAL_STATES = frozenset({TaskState.COMPLETED, TaskState.FAILED})
 
 # The documented names, those of the wrapped rows (NOT_START, SUCCESS, ...), of the official API (queued,
 # dreaming), of the gateways in between and of related relays (succeed, done, timed_out).
+# Relays separate their words as they like: "in-progress", "IN_PROGRESS", "Timed Out".
+_SEPARATORS = re.compile(r"[\s_-]+")
 _STATE_ALIASES: Mapping[str, TaskState] = {
-    name: state
+    _SEPARATORS.sub("", name): state
     for state, names in {
-        TaskState.PENDING: "pending queued submitted not_start",
+        TaskState.PENDING: "pending queued in_queue submitted not_start not_started",
         TaskState.PROCESSING: "processing in_progress dreaming running",
         TaskState.COMPLETED: "completed complete success succeeded succeed done finished",
         TaskState.FAILED: "failed fail failure error cancelled canceled rejected moderated expired "
@@ -45,7 +47,7 @@ _RULES_OUT_A_VIDEO = re.compile(
 
 def is_documented(raw_state: str) -> bool:
     """Return whether a relay documents the state."""
-    return raw_state.lower() in _STATE_ALIASES
+    return _fold(raw_state) in _STATE_ALIASES
 
 
 def parse_state(row: Json) -> tuple[TaskState, str]:
@@ -85,5 +87,9 @@ def _iter_raw_states(row: Json) -> Iterator[str]:
 
 def _state_of(raw_state: str) -> TaskState | None:
     """Return the state of a name; an undocumented one that ends in "ing" is one of a running task."""
-    name = raw_state.lower()
+    name = _fold(raw_state)
     return _STATE_ALIASES.get(name) or (TaskState.PROCESSING if name.endswith("ing") else None)
+
+
+def _fold(raw_state: str) -> str:
+    return _SEPARATORS.sub("", raw_state.lower())

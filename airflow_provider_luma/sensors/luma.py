@@ -25,7 +25,7 @@ from airflow_provider_luma.airflow_version import (
     TaskDeferralTimeout,
 )
 from airflow_provider_luma.arguments import FailWhen, validate_number
-from airflow_provider_luma.exceptions import RelayError, error_from_dict
+from airflow_provider_luma.exceptions import RelayAuthenticationError, RelayError, error_from_dict
 from airflow_provider_luma.relay.batch import read_task_ids
 from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.schedule import PollSchedule
@@ -133,7 +133,7 @@ class LumaTaskSensor(BaseSensorOperator):
         error: Exception | None = None
         try:
             with fail_without_retry():
-                wait.poll(self.hook.client, self._deadline(wait), patient=patient)
+                self._poll(wait, patient=patient)
         except AirflowFailException:
             raise
         except Exception as caught:
@@ -148,6 +148,18 @@ class LumaTaskSensor(BaseSensorOperator):
         if self._time_left(wait) <= 0:
             raise self._timeout_error(error)
         return PokeReturnValue(is_done=False)
+
+    def _poll(self, wait: Wait, *, patient: bool) -> None:
+        """Poll, and where the relay rejects a key that was rotated meanwhile, again with the new one."""
+        try:
+            wait.poll(self.hook.client, self._deadline(wait), patient=patient)
+        except RelayAuthenticationError:
+            settings = self.hook.settings
+            del self.hook
+            if self.hook.settings == settings:
+                raise
+            self.log.info("The connection %r has changed; polling with its new settings", self.luma_conn_id)
+            wait.poll(self.hook.client, self._deadline(wait), patient=patient)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> list[str]:
         """

@@ -24,11 +24,13 @@ class WaitStore:
     A store that fails costs no more than a repeated query, so its errors are logged and not raised. A record
     with absences says how often the task had been rescheduled, as the next process must know whether it is
     that of the poll before.
+
+    :ivar reschedules: how often the task has been rescheduled.
     """
 
     def __init__(self, context: Context) -> None:
         self._store: Any = context.get("task_state_store")
-        self._reschedules = context.get("task_reschedule_count") or 0
+        self.reschedules = context.get("task_reschedule_count") or 0
         self._saved: Any = None
 
     @property
@@ -46,12 +48,12 @@ class WaitStore:
 
     def is_of_last_poll(self, record: Mapping[str, Any]) -> bool:
         """Return whether no other process has polled since a record with absences was saved."""
-        return bool(record.get("reschedules") == self._reschedules - 1)
+        return bool(record.get("reschedules") == self.reschedules - 1)
 
     def save(self, batch: TaskBatch, logged_at: float, not_before: float) -> None:
         record = {"state": batch.dump(), "logged_at": logged_at, "not_before": not_before}
         if batch.has_absences:
-            record["reschedules"] = self._reschedules
+            record["reschedules"] = self.reschedules
         if record != self._saved:
             self._try("set", WAIT_KEY, record)
             self._saved = record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,31 +100,43 @@ class Wait:
                 return
             time.sleep(self.not_before - now)
         query = _Query(client, last_call, last_call if patient or is_last else 0.0)
-        errors: list[Exception] = []
-        evidence = Evidence()
+        isolations: list[Isolation] = []
         try:
-            for ids in client.batches(self.batch.pending_ids):
-                # The relay has had its retries; the other batches get an attempt each.
-                once = any(isinstance(error, RelayTransientError) for error in errors)
-                errors += self._query(query, ids, evidence, once=once)
+            self._query_all(query, self._batches(client), isolations)
         except RelayRateLimitError as error:
             self.not_before = time.time() + (error.retry_after or 0)
             self._log.info("%s", error)
         except TimeoutError as cut:
             self._log.info("The poll was ended with the wait: %s", cut)
-        if errors:
+        else:
+            for isolation in isolations:
+                isolation.finish()
+        if errors := [error for isolation in isolations for _, error in isolation.errors]:
             raise most_specific_error(errors)
 
-    def _query(self, query: _Query, ids: Sequence[str], evidence: Evidence, *, once: bool) -> list[Exception]:
-        """Query a batch, and after an error its ids in smaller ones; return the errors that remain."""
-        response = self._take(ids, query(ids, once=once))
-        if not isinstance(response, Exception):
-            evidence.responds = True
-            return []
-        isolation = Isolation(ids, response, evidence)
+    def _batches(self, client: RelayClient) -> list[Sequence[str]]:
+        """Return the ids of each request, from another on at each reschedule: a 429 may end every poll."""
+        batches = list(client.batches(self.batch.pending_ids))
+        first = self._store.reschedules % max(len(batches), 1)
+        return batches[first:] + batches[:first]
+
+    def _query_all(
+        self, query: _Query, batches: Iterable[Sequence[str]], isolations: list[Isolation]
+    ) -> None:
+        """Query batches, and add the isolation of each."""
+        evidence, once = Evidence(), False
+        for ids in batches:
+            response = self._take(ids, query(ids, once=once))
+            isolations.append(Isolation(ids, response, evidence))
+            self._isolate(query, isolations[-1])
+            # The relay has had its retries; the other batches get an attempt each.
+            once = once or isinstance(response, RelayTransientError)
+        for isolation in isolations:  # as a later batch may have succeeded
+            self._isolate(query, isolation)
+
+    def _isolate(self, query: _Query, isolation: Isolation) -> None:
         while (suspects := isolation.next_ids()) is not None:
             isolation.take(suspects, self._take(suspects, query(suspects, once=True)))
-        return isolation.errors
 
     def _take(self, ids: Sequence[str], response: Response) -> Response:
         if not isinstance(response, Exception):

@@ -13,11 +13,16 @@ request already queries is not queried again: its subscription waits for that re
 for the one before, so a slow response delays nobody else. The poll of a subscription is over when every
 request that holds one of its ids has ended, so that no failed request hides a response.
 
+*Turns.* A response may be about 10,000 ids, and thousands of subscriptions may wait for it. They are updated
+and woken in parts, between which the event loop gets a turn. Its ids are no longer in flight by then, so that
+a trigger that joins meanwhile gets a request of its own.
+
 *Grid.* Polls keep to a grid of multiples of the interval, so that waits that began apart share requests. The
 grid is shifted by a hash of the API key: customers of one relay do not all poll in the same second.
 
 *Isolation.* The ids of a request that failed are queried again in smaller ones, so that a bad id, or one with
-a huge row, fails its own subscription alone (:mod:`~airflow_provider_luma.relay.isolation`).
+a huge row, fails its own subscription alone (:mod:`~airflow_provider_luma.relay.isolation`). Where nothing
+shows yet that the relay is up, a failed request waits for the others of its round.
 
 *Pause and pace.* A 429 pauses every request of the connection, and ``max_requests_per_minute`` spaces them
 out (:class:`RateLimiter`). ``max_in_flight`` requests run at once, each in a thread; a request that waits
@@ -59,7 +64,7 @@ from airflow_provider_luma.relay.isolation import Isolation, Response
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.triggers.rate_limiter import RateLimiter
-from airflow_provider_luma.triggers.request import Request, Round, query_slim
+from airflow_provider_luma.triggers.request import SLICE, Request, Round, Turns, query_slim
 from airflow_provider_luma.triggers.subscription import Subscription
 
 log = logging.getLogger(__name__)
@@ -73,8 +78,6 @@ _THREADS_PER_SLOT = 4
 
 # The clock may be set meanwhile, so no sleep is longer.
 _MAX_SLEEP = 60.0
-# After so many subscriptions of a round the event loop gets a turn.
-_SLICE = 200
 # Nobody waits for two relays, so that it matters only within an interval.
 _GRID_SECONDS = 3600
 
@@ -180,7 +183,7 @@ class Poller:
         now, round_, request = time.time(), Round(), None
         number = 0
         for index, subscription in enumerate(list(self.subscriptions), start=1):
-            if index % _SLICE == 0:
+            if index % SLICE == 0:
                 await asyncio.sleep(0)
             subscription.check_last_call(now, self._offset)
             if subscription.is_due(now) and subscription in self.subscriptions:
@@ -209,6 +212,7 @@ class Poller:
 
     def _launch(self, request: Request) -> None:
         request.task = asyncio.create_task(self._serve(request))
+        request.round.tasks.add(request.task)
         self._tasks.add(request.task)
         request.task.add_done_callback(self._tasks.discard)
 
@@ -218,56 +222,61 @@ class Poller:
             await self._resolve(request)
         finally:
             self._forget(request, request.ids)
-        now = time.time()
-        for subscription in list(request.ids_by_subscription):
+        now, turns = time.time(), Turns()
+        for subscription, its_ids in list(request.ids_by_subscription.items()):
             if request in subscription.requests:
                 subscription.requests.discard(request)
                 if not subscription.requests:
                     self._finish_poll(subscription, now)
+            await turns.spend(len(its_ids))
 
     async def _resolve(self, request: Request) -> None:
         """Query the ids of a request; where it fails, deliver the response to each of them, or its error."""
         response = await self._query(request.round, request.ids, self._client.retry)
-        if not isinstance(response, Exception):
-            request.round.evidence.responds = True
-            await self._deliver(request, request.ids, response)
-            return
-        async with request.round.probing:
-            isolation = Isolation(request.ids, response, request.round.evidence)
-            while not request.round.evidence.is_known and await self._isolate(request, isolation):
-                pass
-        while await self._isolate(request, isolation):
+        isolation = Isolation(request.ids, response, request.round.evidence)
+        await self._deliver_tasks(request, request.ids, response)
+        while await self._isolate(request, isolation) or await self._may_go_on(request, isolation):
             pass
-        for ids, outcome in isolation.outcomes:
-            if isinstance(outcome, Exception):
-                await self._deliver(request, ids, outcome)
+        isolation.finish()
+        for ids, error in isolation.errors:
+            self._deliver_error(request, ids, error)
 
     async def _isolate(self, request: Request, isolation: Isolation) -> bool:
-        """Query some ids of a request that failed; return False when there are none left to query."""
+        """Query some ids of a request that failed; return False when none may be queried now."""
         ids = isolation.next_ids()
         if ids is None:
             return False
         response = await self._query(request.round, ids, self._client.retry.once())
         isolation.take(ids, response)
-        if not isinstance(response, Exception):  # at once, as the deadline of some may come first
-            self._forget(request, ids)
-            await self._deliver(request, ids, response)
+        await self._deliver_tasks(request, ids, response)  # at once, as the deadline of some may come first
         return True
 
-    async def _deliver(self, request: Request, ids: Sequence[str], response: Response) -> None:
-        """Give a response to the subscriptions that wait for it, in slices: it may be about 10,000 ids."""
-        asked = frozenset(ids)
+    async def _may_go_on(self, request: Request, isolation: Isolation) -> bool:
+        """Wait until another request of the round lets an isolation go on; return False when none does."""
+        while isolation.is_open and request.round.evidence.is_used_up:
+            if not await request.round.next_end():
+                return False
+        return isolation.is_open
+
+    async def _deliver_tasks(self, request: Request, ids: Sequence[str], response: Response) -> None:
+        """Give tasks to the subscriptions that wait for them, in slices: they may be 10,000."""
+        if isinstance(response, Exception):
+            return
+        self._forget(request, ids)
+        asked, turns = frozenset(ids), Turns()
         for subscription, its_ids in list(request.ids_by_subscription.items()):
             concerned = [task_id for task_id in its_ids if task_id in asked]
-            if isinstance(response, Exception):
-                if concerned and request in subscription.requests:
-                    subscription.note(response)
-                continue
-            for start in range(0, len(concerned), _SLICE):
+            for start in range(0, len(concerned) or 1, SLICE):
+                part = concerned[start : start + SLICE]
                 if request in subscription.requests:
-                    subscription.take(concerned[start : start + _SLICE], response, time.time())
-                if start + _SLICE < len(concerned):
-                    await asyncio.sleep(0)
+                    subscription.take(part, response, time.time())
+                await turns.spend(len(part))
+
+    def _deliver_error(self, request: Request, ids: Sequence[str], error: Exception) -> None:
+        failed = frozenset(ids)
+        for subscription, its_ids in request.ids_by_subscription.items():
+            if request in subscription.requests and not failed.isdisjoint(its_ids):
+                subscription.note(error)
 
     def _forget(self, request: Request, ids: Sequence[str]) -> None:
         for task_id in ids:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from airflow_provider_luma.relay.isolation import MAX_PROBES
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.sandbox import Sandbox
+from airflow_provider_luma.triggers.event import LumaTaskEventTrigger
 from tests.airflow.test_poller import event_of, result_of, together, trigger
 from tests.airflow.test_poller_faults import connect_to
 from tests.airflow.waiting import Wait, ended, responses, summary
@@ -21,19 +25,19 @@ IDS = [f"id-{n:02}" for n in range(50)]
 
 
 @contextmanager
-def relay_that_fails_with(bad: str, status: int) -> Iterator[tuple[str, list[list[str]]]]:
-    """Serve a relay that fails every request for a bad id, and completes every other task."""
+def relay_that_fails_with(*bad: str, status: int, code: str = "") -> Iterator[tuple[str, list[list[str]]]]:
+    """Serve a relay that fails every request that holds a bad id, and completes every other task."""
     requests: list[list[str]] = []
 
     class Relay(Quiet):
         def do_POST(self) -> None:
             ids = self.read_json()["ids"]
             requests.append(ids)
-            if bad in ids:
+            if not {*ids}.isdisjoint(bad):
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
                 self.end_headers()
-                self.wfile.write(b'{"message": "no luck with this id"}')
+                self.wfile.write(json.dumps({"message": "no luck with this id", "code": code}).encode())
             else:
                 rows = [{"id": task_id, "state": "completed"} for task_id in ids]
                 self.respond(json.dumps(rows).encode(), "application/json")
@@ -46,12 +50,141 @@ def relay_that_fails_with(bad: str, status: int) -> Iterator[tuple[str, list[lis
 def test_an_id_on_which_the_relay_fails_ends_only_its_own_trigger(
     monkeypatch: pytest.MonkeyPatch, quick_retries: RetryPolicy, status: int
 ) -> None:
-    with relay_that_fails_with(IDS[17], status) as (url, requests):
+    with relay_that_fails_with(IDS[17], status=status) as (url, requests):
         connect_to(monkeypatch, url)
         events = together(*(event_of(trigger(task_id, timeout=300)) for task_id in IDS))
     assert Counter(event["status"] for event in events) == {"done": 49, "error": 1}
     assert events[17]["error"]["status"] == status
     assert len(requests) <= quick_retries.max_attempts + 16
+
+
+@pytest.mark.parametrize("status", [500, 400])
+def test_the_neighbours_of_two_bad_ids_are_not_affected(
+    monkeypatch: pytest.MonkeyPatch, quick_retries: RetryPolicy, status: int
+) -> None:
+    with relay_that_fails_with("bad-1", "bad-2", status=status) as (url, requests):
+        connect_to(monkeypatch, url)
+        events = together(
+            *(event_of(trigger(*ids, timeout=300)) for ids in (["bad-1"], IDS[:20], ["bad-2"])),
+        )
+    assert [event["status"] for event in events] == ["error", "done", "error"]
+    assert result_of(events[1], *IDS[:20])["completed"] == 20
+    assert len(requests) <= quick_retries.max_attempts + 40
+
+
+@pytest.mark.usefixtures("airflow_db")
+def test_an_unknown_id_of_a_relay_that_names_none_makes_no_other_missing(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with relay_that_fails_with("gone", status=400, code="task_not_exist") as (url, _):
+        connect_to(monkeypatch, url)
+        run = wait([*IDS, "gone"], missing_grace=0.5, fail_when="never")
+    assert ended(run, "success")
+    assert run.xcom("wait", "luma_summary") == summary(50, missing=["gone"])
+
+
+def test_an_unknown_id_of_a_relay_that_names_none_is_missing_in_its_own_trigger_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with relay_that_fails_with("gone-1", "gone-2", status=400, code="task_not_exist") as (url, _):
+        connect_to(monkeypatch, url)
+        events = together(
+            *(event_of(trigger(*ids, missing_grace=0.5)) for ids in (["gone-1"], IDS[:20], ["gone-2"]))
+        )
+    assert {event["status"] for event in events} == {"done"}
+    assert result_of(events[0], "gone-1")["missing"] == ["gone-1"]
+    assert result_of(events[1], *IDS[:20])["completed"] == 20
+
+
+@contextmanager
+def relay_that_breaks_with(bad: str, fault: str) -> Iterator[str]:
+    """Serve a relay whose response to every request that holds a bad id cannot be used."""
+
+    class Relay(Quiet):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            ids = self.read_json()["ids"]
+            body = json.dumps([{"id": task_id, "state": "completed"} for task_id in ids]).encode()
+            is_bad = bad in ids
+            self.close_connection = is_bad
+            if is_bad and fault == "no_response":
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            if is_bad and fault in {"gzip", "br"}:
+                self.send_header("Content-Encoding", fault)
+            self.end_headers()
+            self.wfile.write(body[:-5] if is_bad and fault in {"truncated", "endless"} else body)
+            while is_bad and fault == "endless" and not over.wait(0.1):
+                self.wfile.flush()
+
+    over = threading.Event()
+    with serving(Relay) as url:
+        yield url
+        over.set()
+
+
+@pytest.mark.parametrize("fault", ["no_response", "truncated", "gzip", "br", "endless"])
+def test_an_id_whose_response_cannot_be_used_ends_its_own_trigger_alone(
+    monkeypatch: pytest.MonkeyPatch, quick_retries: RetryPolicy, fault: str
+) -> None:
+    with relay_that_breaks_with("bad", fault) as url:
+        connect_to(monkeypatch, url, request_timeout=1)
+        bad, good = together(event_of(trigger("bad", timeout=300)), event_of(trigger(*IDS, timeout=300)))
+    assert (bad["status"], good["status"]) == ("error", "done")
+
+
+@pytest.mark.parametrize("fault", ["no_response", "gzip"])
+@pytest.mark.usefixtures("airflow_db", "quick_retries")
+def test_a_response_that_cannot_be_used_leaves_nothing_unknown_of_the_others(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    with relay_that_breaks_with(IDS[0], fault) as url:
+        connect_to(monkeypatch, url)
+        run = wait(IDS, retries=0)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(49, running=IDS[:1])
+
+
+@pytest.mark.parametrize("status", [500, 400])
+def test_a_watcher_fires_for_the_good_ids_between_two_bad_ones(
+    monkeypatch: pytest.MonkeyPatch, quick_retries: RetryPolicy, status: int
+) -> None:
+    async def fired(number: int) -> list[str]:
+        waiting = LumaTaskEventTrigger(luma_task_ids=IDS[:10], poke_interval=1)
+        events = aiter(waiting.run())
+        return [(await anext(events)).payload["id"] for _ in range(number)]
+
+    with relay_that_fails_with(IDS[0], IDS[9], status=status) as (url, _):
+        connect_to(monkeypatch, url)
+        (ids,) = together(asyncio.wait_for(fired(8), 60))
+    assert sorted(ids) == IDS[1:9]
+
+
+@pytest.mark.parametrize("status", [500, 400])
+@pytest.mark.usefixtures("airflow_db", "quick_retries")
+def test_bad_ids_at_both_ends_of_a_request_leave_nothing_unknown_of_the_others(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    with relay_that_fails_with(IDS[0], IDS[29], status=status) as (url, _):
+        connect_to(monkeypatch, url, batch_size=30)
+        run = wait(IDS, retries=0)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(48, running=[IDS[0], IDS[29]])
+
+
+@pytest.mark.usefixtures("airflow_db", "quick_retries")
+def test_a_success_of_a_later_request_is_evidence_for_the_earlier_ones(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, *others = IDS
+    with relay_that_fails_with(bad, *others[:19], status=500) as (url, requests):
+        connect_to(monkeypatch, url, batch_size=20, max_in_flight=1)
+        run = wait(IDS, retries=0)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(30, running=IDS[:20])
+    assert len(requests) > 3 + MAX_PROBES + 2  # it went on with the first request after the others
 
 
 def test_a_huge_row_ends_only_its_own_trigger(
@@ -69,7 +202,7 @@ def test_a_huge_row_ends_only_its_own_trigger(
 def test_a_bad_id_hides_no_outcome_of_the_others(
     wait: Wait, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    with relay_that_fails_with(IDS[17], status) as (url, _):
+    with relay_that_fails_with(IDS[17], status=status) as (url, _):
         connect_to(monkeypatch, url)
         run = wait(IDS, retries=0)
     assert ended(run, "failed")
@@ -107,5 +240,5 @@ def test_a_relay_that_is_down_gets_few_extra_requests(
     ids = [sandbox.add_task(seconds=0) for _ in range(50)]
     (event,) = together(event_of(trigger(*ids, timeout=300)))
     assert event["status"] == "error"
-    assert len(sandbox.requests) == 5 * quick_retries.max_attempts + 2
+    assert len(sandbox.requests) == 5 * quick_retries.max_attempts + MAX_PROBES
     assert result_of(event, *ids)["running"] == ids

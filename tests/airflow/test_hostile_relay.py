@@ -12,7 +12,9 @@ import pytest
 
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.airflow.harness import AIRFLOW
+from tests.airflow.test_poller_faults import connect_to
 from tests.airflow.waiting import Wait, ended, responses, summary
+from tests.serving import Quiet, serving
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
 
@@ -166,6 +168,54 @@ def test_a_retry_after_of_a_day_does_not_outlast_the_timeout(wait: Wait, sandbox
     assert ended(run, "failed")
     assert run.xcom("wait", "luma_summary") == summary(0, running=[endless])
     assert time.monotonic() - started < 60
+
+
+def test_a_rate_limit_that_ends_every_poll_leaves_no_id_out_for_good(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[float] = []
+
+    class Relay(Quiet):
+        def do_POST(self) -> None:
+            ids = self.read_json()["ids"]
+            if len([at for at in served if time.monotonic() - at < 2]) >= 2:
+                self.send_response(429)
+                self.send_header("Retry-After", "2")
+                self.end_headers()
+                return
+            served.append(time.monotonic())
+            rows = [{"id": task_id, "state": "completed" if task_id == "c" else "running"} for task_id in ids]
+            self.respond(json.dumps(rows).encode(), "application/json")
+
+    with serving(Relay) as url:
+        connect_to(monkeypatch, url, batch_size=1)
+        run = wait(["a", "b", "c"], timeout=12)
+    assert ended(run, "failed")
+    assert run.xcom("wait", "luma_summary") == summary(1, running=["a", "b"])
+
+
+def test_a_key_that_is_rotated_during_the_wait_is_read_again(
+    wait: Wait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str] = []
+
+    class Relay(Quiet):
+        def do_POST(self) -> None:
+            ids = self.read_json()["ids"]
+            keys.append(self.headers["Authorization"])
+            if len(keys) == 3:
+                connect_to(monkeypatch, url, key="sk-rotated")
+                self.send_response(401)
+                self.end_headers()
+                return
+            rows = [{"id": task_id, "state": "completed" if len(keys) > 4 else "running"} for task_id in ids]
+            self.respond(json.dumps(rows).encode(), "application/json")
+
+    with serving(Relay) as url:
+        connect_to(monkeypatch, url)
+        run = wait(["a"])
+    assert ended(run, "success")
+    assert keys == ["Bearer sk-any"] * 3 + ["Bearer sk-rotated"] * 2
 
 
 def test_a_timeout_names_the_running_ids(wait: Wait, sandbox: Sandbox, capsys: Any) -> None:

@@ -11,15 +11,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
+from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.relay import TaskBatch
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from airflow_provider_luma.triggers.poller import _grid_offset
+from airflow_provider_luma.triggers.request import query_slim
 from tests.airflow.test_poller import event_of, nothing_is_left, result_of, together, trigger
 
 
@@ -66,8 +69,8 @@ def relay_that_drips(good: dict[str, Any], drips: int) -> Iterator[tuple[str, li
         over.set()
 
 
-def connect_to(monkeypatch: pytest.MonkeyPatch, host: str, **extra: Any) -> None:
-    connection = {"conn_type": "luma", "host": host, "password": "sk-any", "extra": extra}
+def connect_to(monkeypatch: pytest.MonkeyPatch, host: str, *, key: str = "sk-any", **extra: Any) -> None:
+    connection = {"conn_type": "luma", "host": host, "password": key, "extra": extra}
     monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", json.dumps(connection))
 
 
@@ -205,6 +208,33 @@ def test_ten_thousand_different_reasons_delay_no_other_trigger(
     longest = min(lag(trigger(*ids)) for _ in range(3))
     gc.unfreeze()
     assert longest < 0.1
+
+
+def test_many_triggers_of_one_response_leave_turns_to_the_event_loop(sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=0, failure_reason="x" * 290) for _ in range(100)]
+    triggers = [trigger(*ids) for _ in range(100)]
+    updated, ended = [0], [0]
+
+    async def watched() -> list[dict[str, Any]]:
+        waits = [asyncio.create_task(event_of(waiting)) for waiting in triggers]
+        while ended[-1] < len(waits):
+            await asyncio.sleep(0)
+            batches = [waiting._batch for waiting in triggers]
+            updated.append(sum(batch is not None and not batch.pending_count for batch in batches))
+            ended.append(sum(wait.done() for wait in waits))
+        return [await wait for wait in waits]
+
+    assert {event["status"] for event in asyncio.run(watched())} == {"done"}
+    for numbers in (updated, ended):
+        assert max(later - earlier for earlier, later in pairwise(numbers)) <= 10
+
+
+def test_a_reason_is_cleaned_once_however_many_wait_for_it(sandbox: Sandbox) -> None:
+    task_id = sandbox.add_task(seconds=0, failure_reason="see https://relay.example/a?key=b " * 20)
+    client = LumaHook().client
+    task = query_slim(client, [task_id], client.exchange())[task_id]
+    assert task.failure_reason
+    assert task.failure_reason is task.failure_reason
 
 
 def lag(waiting: LumaTaskTrigger) -> float:

@@ -16,6 +16,7 @@ from airflow_provider_luma.exceptions import (
     RelayInvalidRequestError,
     RelayPermissionError,
     RelayRateLimitError,
+    RelayTaskNotFoundError,
     RelayTransientError,
 )
 from airflow_provider_luma.relay import TaskState
@@ -97,8 +98,12 @@ def test_compressed_responses_are_parsed(query):
         {"error": {"message": "task_not_exist", "code": "task_not_exist"}},
     ],
 )
-def test_a_task_that_does_not_exist_is_absent_and_no_error(query, status, body):
-    assert query(status, body) == {}
+def test_one_task_that_does_not_exist_is_absent_and_several_may_not_all_be(
+    sandbox, client, error_of, status, body
+):
+    sandbox.script(ScriptedResponse(status, body))
+    assert client.query_once(["a"]) == {}
+    assert type(error_of(status, body)) is RelayTaskNotFoundError
 
 
 STATUSES = [

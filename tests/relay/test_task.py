@@ -111,8 +111,8 @@ def test_the_id_is_the_luma_id_and_never_the_number_of_a_row(row, task_id):
 @pytest.mark.parametrize(
     ("words", "state"),
     [
-        ("pending queued submitted not_start", TaskState.PENDING),
-        ("processing in_progress dreaming running unknown", TaskState.PROCESSING),
+        ("pending queued submitted not_start IN_QUEUE not-started", TaskState.PENDING),
+        ("processing in_progress in-progress InProgress dreaming running unknown", TaskState.PROCESSING),
         ("completed complete success succeeded succeed done finished", TaskState.COMPLETED),
         ("failed failure error cancelled canceled rejected expired timeout timed_out", TaskState.FAILED),
     ],
@@ -483,3 +483,24 @@ def test_a_number_too_large_for_a_column_is_absent(number):
 def test_the_largest_numbers_are_kept():
     task = parse_task(BARE | {"video": {"width": 2**31 - 1, "height": 752.0, "duration": 31_536_000}})
     assert (task.video.width, task.video.height, task.duration) == (2**31 - 1, 752, 31_536_000)
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        ("in progress", TaskState.PROCESSING),
+        ("Timed Out", TaskState.FAILED),
+        ("not started", TaskState.PENDING),
+    ],
+)
+def test_a_known_word_is_known_with_any_separator_and_a_link_does_not_complete_it(word, state):
+    task = parse_task({"id": "a", "state": word, "video_url": "https://cdn.example/submitted.mp4"})
+    assert task.state is state
+    assert task.is_known_state
+
+
+@pytest.mark.parametrize("error", [{}, {"code": 0, "message": ""}, {"message": None}])
+def test_an_error_object_without_content_speaks_against_no_video(error):
+    row = {"id": "a", "state": "ok_ready", "error": error, "video": {"url": "https://cdn.example/a.mp4"}}
+    assert parse_task(row).state is TaskState.COMPLETED
+    assert parse_task(row | {"state": "failed"}).failure_reason == "the relay gave no reason"
