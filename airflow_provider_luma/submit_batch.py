@@ -115,6 +115,7 @@ class SubmitBatch:
         # Guards what follows, and the gate.
         self._changed = threading.Condition()
         self._waiting: list[int] = []
+        self._removed = 0
         self._rejected: dict[int, str] = {}
         self._stopped_by: str | None = None
         self._error: Exception | None = None
@@ -122,6 +123,7 @@ class SubmitBatch:
     def run(self, max_parallel: int) -> None:
         """Submit until nothing is left to, or something stops the batch; see :meth:`submits`."""
         self._waiting = plan_submits(self._journal, self._generations)
+        self._removed = len(self._journal.removed())
         futures: list[Future[None]] = []
         try:
             self._start(futures, min(max_parallel, len(self._waiting)))
@@ -223,7 +225,7 @@ class SubmitBatch:
         if self._limits.max_generations is None:
             return False
         begun = len(self._generations) - len(self._waiting) - len(self._rejected)
-        return begun >= self._limits.max_generations
+        return begun + self._removed >= self._limits.max_generations
 
     def _submit(self, position: int, permission: Pass) -> None:
         submit = DurableSubmit(self._journal.ledger(position), f"for prompt {position}")

@@ -2,10 +2,11 @@
 The journal of a batch: a record for each prompt, saved in groups.
 
 The phases, and what a later try does with each, are those of :mod:`airflow_provider_luma.submit_record`. Each
-record has a *slot*, which is the position of its prompt until the list of prompts is edited; then the prompts
-find their records again, see :func:`assign_slots`. The records of neighbours form a *segment*, a JSON value
-below 64 KB. Beside the segments is the *head*, with what belongs to the whole batch. The batch is *returned*
-by one write to the head: from then on a record counts as returned that was created no later.
+prompt has a *slot* for its record, which is its position until the list of prompts is edited; then they find
+their slots again, see :mod:`airflow_provider_luma.submit_slots`. Neighbouring slots form a *segment*, a JSON
+value below 64 KB: the records, and the shortened fingerprints of the prompts for which they are. Beside the
+segments is the *head*, with what belongs to the whole batch. The batch is *returned* by one write to the
+head, which begins another *round*: from then on a record of an earlier round counts as returned.
 
 Saving is a *group commit*: one flush runs at a time, see :mod:`airflow_provider_luma.group_commit`.
 
@@ -13,7 +14,8 @@ Saving is a *group commit*: one flush runs at a time, see :mod:`airflow_provider
 act                                 after a crash behind it
 ==================================  =====================================================================
 all prompts are validated           no head: the next try submits all
-the head is saved                   no records: the next try submits all
+the fingerprints are saved          no records: the next try submits all
+the head is saved                   likewise
 a flush saves ``sending``           unknown outcomes are reported, of at most ``max_parallel`` prompts
 the requests leave                  likewise
 a response arrives                  likewise
@@ -31,16 +33,23 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_luma.exceptions import SubmitRecordError
 from airflow_provider_luma.group_commit import GroupCommit
 from airflow_provider_luma.relay.text import clean_text
-from airflow_provider_luma.submit_record import Ledger, Phase, SubmitRecord, fingerprint_of
+from airflow_provider_luma.submit_record import (
+    Action,
+    Ledger,
+    Phase,
+    SubmitRecord,
+    fingerprint_of,
+    next_action,
+)
+from airflow_provider_luma.submit_slots import assign_slots, shorten
 from airflow_provider_luma.task_state import StatePlace, TaskState, load_record, save_record
 
 if TYPE_CHECKING:
@@ -53,7 +62,7 @@ HEAD_KEY = "luma_submits"
 SEGMENT_SIZE = 64
 
 # Of a reason in JSON, so that a segment of nothing but reasons stays below 64 KB.
-_MAX_REASON_BYTES = 600
+_MAX_REASON_BYTES = 570
 
 
 @dataclass(frozen=True)
@@ -62,14 +71,18 @@ class Head:
     What belongs to the whole batch.
 
     :param slots: how many there are.
-    :param returned: ``max_tries`` of the task instance when Airflow recorded its success.
+    :param prompts: how many the list of the last try had.
+    :param round: how often Airflow recorded a success.
+    :param returned: ``max_tries`` of the task instance when it last did.
     """
 
-    slots: int
+    slots: int = 0
+    prompts: int = 0
+    round: int = 0
     returned: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"version": VERSION, "slots": self.slots, "returned": self.returned}
+        return {"version": VERSION, **vars(self)}
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
@@ -79,10 +92,13 @@ class Head:
         :raises SubmitRecordError: when it is something else.
         """
         _check_version(data)
-        slots, returned = data.get("slots"), data.get("returned")
-        if type(slots) is not int or slots < 0 or type(returned) not in {int, type(None)}:
+        head = cls(data.get("slots"), data.get("prompts"), data.get("round"), data.get("returned"))
+        counts = (head.slots, head.prompts, head.round)
+        if any(type(number) is not int or number < 0 for number in counts) or (
+            type(head.returned) not in {int, type(None)}
+        ):
             raise SubmitRecordError("it is no head of a journal")
-        return cls(slots, returned)
+        return head
 
 
 class Journal:
@@ -99,27 +115,48 @@ class Journal:
         self.place = place
         self.max_tries = max_tries
         self._head_state = place.open(HEAD_KEY, "head")
-        earlier = load_record(self._head_state, Head.from_dict)
-        self._head = earlier or Head(0)
+        self._head = load_record(self._head_state, Head.from_dict) or Head()
         self._records: dict[int, SubmitRecord] = {}
+        self._fingerprints: dict[int, str] = {}
         self._segments: dict[int, TaskState | None] = {}
         self._commits = GroupCommit(self._save_segment)
         self._open_segments(max(self._head.slots, len(generations)))
-        recorded = {slot: record.fingerprint for slot, record in self._records.items()}
-        self._slots = assign_slots([fingerprint_of(generation) for generation in generations], recorded)
-        slots = max(self._slots, default=-1) + 1
-        self._open_segments(slots)
-        if earlier is None or earlier.slots < slots:
-            self._save_head(replace(self._head, slots=slots))
+        self._slots = self._assign_slots([shorten(fingerprint_of(item)) for item in generations])
+
+    def _assign_slots(self, fingerprints: Sequence[str]) -> list[int]:
+        """Find the slot of each prompt, and save which prompts the new slots are for."""
+        recorded = {slot: shorten(record.fingerprint) for slot, record in self._records.items()}
+        slots = assign_slots(
+            fingerprints,
+            self._fingerprints | recorded,
+            bound={slot for slot in self._records if self._is_bound(slot)},
+            was_as_long=len(fingerprints) == self._head.prompts,
+        )
+        self._open_segments(max(slots, default=-1) + 1)
+        for slot, fingerprint in zip(slots, fingerprints, strict=True):
+            if slot not in self._fingerprints:
+                self._fingerprints[slot] = fingerprint
+                self._commits.add(_segment_of(slot))
+        self.save_rest()
+        head = replace(
+            self._head, slots=max([self._head.slots - 1, *slots], default=-1) + 1, prompts=len(fingerprints)
+        )
+        if head != self._head:
+            self._save_head(head)
+        return slots
+
+    def _is_bound(self, slot: int) -> bool:
+        """Say whether a slot's prompt was paid for, or may have been, by an earlier try of this round."""
+        return next_action(self._record_in(slot), self.max_tries) in {Action.RECONNECT, Action.REPORT}
 
     def record(self, position: int) -> SubmitRecord | None:
         """Return the record of a prompt, ``None`` while there is none."""
         return self._record_in(self._slots[position])
 
     def removed(self) -> list[SubmitRecord]:
-        """Return the records of prompts that the batch does not have any more."""
-        slots = self._records.keys() - set(self._slots)
-        return [record for slot in sorted(slots) if (record := self._record_in(slot)) is not None]
+        """Return the records of prompts that were paid for, or may have been, and are not in the list now."""
+        slots = sorted(self._records.keys() - set(self._slots))
+        return [self._records[slot] for slot in slots if self._is_bound(slot)]
 
     def ledger(self, position: int) -> PromptLedger:
         """Return the record of one prompt as :class:`DurableSubmit` takes it."""
@@ -135,7 +172,7 @@ class Journal:
 
     def mark_returned(self) -> None:
         """Save that the ids were returned."""
-        self._save_head(replace(self._head, returned=self.max_tries))
+        self._save_head(replace(self._head, round=self._head.round + 1, returned=self.max_tries))
 
     def save_rest(self) -> None:
         """Save what a flush that failed has left."""
@@ -144,6 +181,8 @@ class Journal:
     def save(self, position: int, record: SubmitRecord) -> None:
         """Save the record of a prompt; one that cannot begin was not sent."""
         slot = self._slots[position]
+        if record.phase is Phase.SENDING:
+            record = replace(record, round=self._head.round)
         self._records[slot] = replace(record, reason=_fit_reason(record.reason))
         try:
             self._commits.commit(_segment_of(slot))
@@ -156,24 +195,28 @@ class Journal:
 
     def _record_in(self, slot: int) -> SubmitRecord | None:
         record, returned = self._records.get(slot), self._head.returned
-        is_created = record is not None and record.phase is Phase.CREATED
-        if record is not None and is_created and returned is not None and record.max_tries <= returned:
-            return record.at(Phase.RETURNED, returned)
-        return record
+        if record is None or record.phase is not Phase.CREATED or returned is None:
+            return record
+        return record.at(Phase.RETURNED, returned) if (record.round or 0) < self._head.round else record
 
     def _open_segments(self, slots: int) -> None:
         """Read the segments of so many slots; they may be there without a head, if somebody deleted it."""
         for number in range(len(self._segments), -(-slots // SEGMENT_SIZE)):
             state = self._segments[number] = self.place.open(f"{HEAD_KEY}_{number}", str(number))
-            self._records |= load_record(state, lambda data, number=number: _read_segment(data, number)) or {}  # type: ignore[misc]
+            segment = load_record(state, partial(_parse_segment, number=number))
+            if segment is not None:
+                self._fingerprints |= segment[0]
+                self._records |= segment[1]
 
     def _save_segment(self, number: int) -> None:
+        slots = _slots_of(number)
         records = {
-            str(slot): record.to_dict()
-            for slot in _slots_of(number)
-            if (record := self._records.get(slot)) is not None
+            str(slot): record.to_dict() for slot in slots if (record := self._records.get(slot)) is not None
         }
-        save_record(self._segments[number], {"version": VERSION, "records": records})
+        prompts = [self._fingerprints.get(slot) for slot in slots]
+        save_record(
+            self._segments[number], {"version": VERSION, "prompts": _join(prompts), "records": records}
+        )
 
     def _save_head(self, head: Head) -> None:
         save_record(self._head_state, head.to_dict())
@@ -200,32 +243,6 @@ class PromptLedger(Ledger):
         self._journal.save(self._position, record)
 
 
-def assign_slots(fingerprints: Sequence[str], recorded: Mapping[int, str]) -> list[int]:
-    """
-    Return the slot of each prompt.
-
-    A prompt takes its own position's record, if it is what was submitted there; else the record of the same
-    prompt elsewhere, as the list was edited; else, as prompts may render differently with each try, that of
-    its own position, unless another prompt has it; else a slot without a record.
-
-    :param fingerprints: of the prompts, in their order.
-    :param recorded: the fingerprints of the records, by slot.
-    """
-    slots = {position: position for position, own in enumerate(fingerprints) if recorded.get(position) == own}
-    moved: dict[str, list[int]] = defaultdict(list)
-    for slot in sorted(recorded.keys() - slots.keys(), reverse=True):
-        moved[recorded[slot]].append(slot)
-    for position, own in enumerate(fingerprints):
-        if position not in slots and moved[own]:
-            slots[position] = moved[own].pop()
-    taken = set(slots.values())
-    unused = count(max([len(fingerprints) - 1, *recorded]) + 1)
-    return [
-        slots.get(position, position if position not in taken else next(unused))
-        for position in range(len(fingerprints))
-    ]
-
-
 def _segment_of(slot: int) -> int:
     return slot // SEGMENT_SIZE
 
@@ -234,14 +251,22 @@ def _slots_of(segment: int) -> range:
     return range(segment * SEGMENT_SIZE, (segment + 1) * SEGMENT_SIZE)
 
 
-def _read_segment(data: Any, number: int) -> dict[int, SubmitRecord]:
+def _parse_segment(data: Any, number: int) -> tuple[dict[int, str], dict[int, SubmitRecord]]:
+    """Return the fingerprints of the prompts, and the records, by slot."""
     _check_version(data)
-    if not isinstance(records := data.get("records"), Mapping):
+    records, prompts = data.get("records"), data.get("prompts")
+    if not isinstance(records, Mapping) or not isinstance(prompts, str):
         raise SubmitRecordError("it is no segment of a journal")
-    expected = {str(slot): slot for slot in _slots_of(number)}
+    slots = _slots_of(number)
+    expected = {str(slot): slot for slot in slots}
     if strangers := records.keys() - expected.keys():
         raise SubmitRecordError(f"it has a record of the slot {clean_text(min(strangers), 80)!r}")
-    return {expected[key]: SubmitRecord.from_dict(record) for key, record in records.items()}
+    fingerprints = {slot: part for slot, part in zip(slots, prompts.split(","), strict=False) if part}
+    return fingerprints, {expected[key]: SubmitRecord.from_dict(record) for key, record in records.items()}
+
+
+def _join(fingerprints: Sequence[str | None]) -> str:
+    return ",".join(part or "" for part in fingerprints).rstrip(",")
 
 
 def _check_version(data: Any) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from airflow_provider_luma.submit_record import Action, Phase, SubmitRecord, fingerprint_of
+from airflow_provider_luma.submit_record import Action, SubmitRecord, fingerprint_of
 from airflow_provider_luma.submit_result import first_positions
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def _warn_of_changes(journal: Journal, generations: Sequence[Generation], positi
 
 def _warn_of_removed(removed: Sequence[SubmitRecord]) -> None:
     """Name the Luma tasks of prompts that were taken out of the list since an earlier try."""
-    ids = [record.id for record in removed if record.phase is Phase.CREATED and record.id]
-    doubts = sum(record.phase in {Phase.SENDING, Phase.REPORTED} for record in removed)
+    ids = [record.id for record in removed if record.id]
+    doubts = len(removed) - len(ids)
     if ids:
         log.warning(
             "%d prompts were submitted and are not in the list any more; their Luma tasks are not among the "

@@ -88,6 +88,7 @@ class SubmitRecord:
     :param id: the Luma task's, once it is known.
     :param reason: why the phase was reached, for people.
     :param quota: the charge in the relay's own quota, where the relay reports it.
+    :param round: of a batch: after how many of its successes this was submitted.
     """
 
     phase: Phase
@@ -96,6 +97,7 @@ class SubmitRecord:
     id: str | None = None
     reason: str | None = None
     quota: float | None = None
+    round: int | None = None
 
     @classmethod
     def sending(cls, generation: Generation, max_tries: int) -> Self:
@@ -136,11 +138,12 @@ class SubmitRecord:
                 data.get("id"),
                 clean_text(data.get("reason"), _MAX_REASON_CHARS) or None,
                 number(data.get("quota")),
+                data.get("round"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SubmitRecordError(f"it is no record of a submit: {clean_text(repr(error), 80)}") from None
-        if type(record.max_tries) is not int:
-            raise SubmitRecordError("its max_tries is no integer")
+        if type(record.max_tries) is not int or type(record.round) not in {int, type(None)}:
+            raise SubmitRecordError("its max_tries or its round is no integer")
         if not isinstance(record.fingerprint, str):
             raise SubmitRecordError("its fingerprint is no text")
         if record.id is None and record.phase in _WITH_ID:

@@ -53,9 +53,13 @@ class SubmitManifestRow(TypedDict):
 
 
 class SubmitManifest(TypedDict):
-    """The return value of a batch of submits with a manifest: its URL, and the count of created tasks."""
+    """
+    The return value of a batch of submits with a manifest: its URL, and the count of created tasks.
 
-    manifest: str
+    Without a URL when the try ended before it wrote the manifest.
+    """
+
+    manifest: str | None
     created: int
 
 

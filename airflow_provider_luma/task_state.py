@@ -70,20 +70,23 @@ class AirflowTaskState:
     def __init__(self, store: Any, key: str) -> None:
         self._store = store
         self._key = key
-        self._seen: Any = None
+        # What may be there: a write whose response was lost may have arrived, or not.
+        self._expected: list[Any] = [None]
 
     def __str__(self) -> str:
         return f"the key {self._key!r} of the task state store"
 
     def load(self) -> Any:
-        self._seen = self._store.get(self._key)
-        return self._seen
+        record = self._store.get(self._key)
+        self._expected = [record]
+        return record
 
     def save(self, record: dict[str, Any]) -> None:
-        if self._store.get(self._key) not in (self._seen, None):  # None: it was cleared meanwhile
+        if self._store.get(self._key) not in (*self._expected, None):  # None: it was cleared meanwhile
             raise SubmitRecordError(_WRITTEN_MEANWHILE)
+        self._expected.append(record)
         self._store.set(self._key, record, retention=NEVER_EXPIRE)
-        self._seen = record
+        self._expected = [record]
 
 
 class ObjectTaskState:

@@ -7,8 +7,8 @@ The submits, and what a crash in them leaves: :mod:`airflow_provider_luma.submit
 ==================================  =====================================================================
 act                                 after a crash behind it
 ==================================  =====================================================================
-the XCom ``luma_submits`` is pushed the next try reconnects to all that were created
-the manifest is written             likewise
+the XComs are pushed                the next try reconnects to all that were created
+the manifest is written             likewise; XCom does not name it yet
 ``execute`` returns                 likewise
 Airflow records the success         the task is a success; cleared, it reconnects once
 ``returned`` is saved               the task is a success; cleared, it submits all again
@@ -144,9 +144,11 @@ class LumaGenerateBatchOperator(GenerationOperator):
             batch.run(self.max_parallel)
         finally:
             submits = batch.submits()
-            returned = self._push(context, place, submits, len(generations))
+            returned = self._push(context, submits, len(generations))
         if self.manifest and not self._is_killed:  # a stop has no time for it
-            self._write_manifest(place, submits, len(generations))
+            url = self._write_manifest(place, submits, len(generations))
+            returned = {"manifest": url, "created": len(submits.ids)}
+            context["ti"].xcom_push("return_value", returned)
         if not place.is_durable and not submits.ids and not submits.unknown:
             retries.restore()
         self._raise_on_failures(submits, len(generations))
@@ -206,19 +208,18 @@ class LumaGenerateBatchOperator(GenerationOperator):
             return None
         return f"the balance of {balance} is below min_balance={self.min_balance:g}"
 
-    def _push(
-        self, context: Context, place: StatePlace, submits: BatchSubmits, prompts: int
-    ) -> list[str] | SubmitManifest:
+    def _push(self, context: Context, submits: BatchSubmits, prompts: int) -> list[str] | SubmitManifest:
         """Push the results, also when the task fails; return the return value."""
         returned: list[str] | SubmitManifest = list(submits.ids.values())
-        if self.manifest:
-            returned = {"manifest": place.open_manifest()[1], "created": len(submits.ids)}
+        if self.manifest:  # there may be one of an earlier try, with the rows of the list as it was
+            returned = {"manifest": None, "created": len(submits.ids)}
         context["ti"].xcom_push(XCOM_SUBMITS_KEY, submits.summary())
         context["ti"].xcom_push("return_value", returned)
         self.log.info("%s", submits.describe(prompts))
         return returned
 
-    def _write_manifest(self, place: StatePlace, submits: BatchSubmits, prompts: int) -> None:
+    def _write_manifest(self, place: StatePlace, submits: BatchSubmits, prompts: int) -> str:
+        """Write the manifest, and return its URL."""
         manifest, url = place.open_manifest()
         try:
             manifest.read()  # that of an earlier try is replaced
@@ -228,6 +229,7 @@ class LumaGenerateBatchOperator(GenerationOperator):
                 f"The manifest {redact_text(url)} cannot be written: {type(error).__name__}: "
                 f"{clean_text(str(error))}. The ids are in the journal; a retry finds them"
             ) from error
+        return url
 
     def _raise_on_failures(self, submits: BatchSubmits, prompts: int) -> None:
         text = submits.describe(prompts)

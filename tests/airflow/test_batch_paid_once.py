@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
+from airflow_provider_luma.exceptions import SubmitRecordError
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.submit_journal import HEAD_KEY, SEGMENT_SIZE, Head
 from airflow_provider_luma.submit_record import ACTIONS, Action, Phase, SubmitRecord
-from airflow_provider_luma.task_state import object_name
+from airflow_provider_luma.task_state import AirflowTaskState, object_name
 from tests.airflow.tries import KILLED, BatchTask, Store
 
 # Each line takes a try of its own; `make test-kills` takes them all.
@@ -61,8 +62,9 @@ def test_each_phase_leads_to_the_action_in_its_row(
         begun = SubmitRecord.sending(Generation(PROMPTS[1]), 0)
         kept = Phase.CREATED if phase is Phase.RETURNED else phase
         record = begun.at(kept, 0, id=CREATED_BEFORE if kept is Phase.CREATED else None, reason="as said")
-        store.set(HEAD_KEY, Head(2, returned=0 if phase is Phase.RETURNED else None).to_dict())
-        store.set(f"{HEAD_KEY}_0", {"version": 1, "records": {"1": record.to_dict()}})
+        returned = {"round": 1, "returned": 0} if phase is Phase.RETURNED else {}
+        store.set(HEAD_KEY, Head(slots=2, prompts=2, **returned).to_dict())
+        store.set(f"{HEAD_KEY}_0", {"version": 1, "prompts": "", "records": {"1": record.to_dict()}})
     if is_cleared:
         task.clear()
     ids = task.run()
@@ -286,6 +288,106 @@ def test_an_unknown_outcome_moves_with_its_prompt(
     assert charges(sandbox) == Counter([*PROMPTS, "dog dance"])
 
 
+def test_the_rest_of_a_list_is_the_rest(store: Store, sandbox: Sandbox) -> None:
+    """A batch that stopped is given only what was left, or that and more."""
+    for length, edited in ((4, PROMPTS[2:]), (4, [*PROMPTS[2:], "dog dance", "bird song"])):
+        store.wipe()
+        before = len(sandbox.submits)
+        task = BatchTask(store, prompts=PROMPTS[:length], max_parallel=1, max_generations=2)
+        assert len(task.run_without_recording()) == 2
+        task.clear()
+        task.arguments["max_generations"] = None
+        ids = _with_prompts(task, edited).run_without_recording()
+        assert prompts_of(sandbox, ids) == edited
+        assert charges(sandbox, before) == Counter([*PROMPTS[:2], *edited])
+
+
+def test_a_replaced_prompt_among_others_that_moved_is_a_new_one(store: Store, sandbox: Sandbox) -> None:
+    sandbox.script_submits(ScriptedResponse(status=400, body={"code": "invalid_request", "message": "no"}))
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
+    task.run_without_recording()
+    edited = [PROMPTS[2], "dog dance", PROMPTS[3]]
+    ids = _with_prompts(task, edited).run_without_recording()
+    assert prompts_of(sandbox, ids) == edited
+    assert charges(sandbox) == Counter([*PROMPTS[1:], "dog dance"])
+
+
+def test_a_list_of_another_length_and_of_other_prompts_is_an_error(store: Store, sandbox: Sandbox) -> None:
+    task = BatchTask(store, prompts=PROMPTS)
+    task.run_without_recording()
+    with pytest.raises(LumaNonRetryableError, match="Do the prompts render differently with each try"):
+        _with_prompts(task, ["dog dance"]).run()
+    assert len(sandbox.submits) == len(PROMPTS)
+
+
+def test_prompts_that_render_differently_with_each_try_are_paid_for_once(
+    store: Store, sandbox: Sandbox
+) -> None:
+    task = BatchTask(store, prompts=PROMPTS)
+    first = task.run_without_recording()
+    for number in range(2):
+        assert _with_prompts(task, [f"{prompt} {number}" for prompt in PROMPTS]).run() == first
+    assert len(sandbox.submits) == len(PROMPTS)
+
+
+def test_of_equal_prompts_the_one_that_was_paid_for_stays(store: Store, sandbox: Sandbox) -> None:
+    sandbox.script_submits(ScriptedResponse(status=400, body={"code": "invalid_request", "message": "no"}))
+    task = BatchTask(store, prompts=["cat", "cat", "dog"], max_parallel=1)
+    first = task.run_without_recording()
+    assert _with_prompts(task, ["cat", "dog"]).run() == first
+    assert charges(sandbox) == Counter(["cat", "dog"])
+
+
+@pytest.mark.parametrize("max_tries", [2, 0])
+def test_retries_that_are_lowered_do_not_make_new_tasks_old_ones(
+    store: Store, sandbox: Sandbox, max_tries: int
+) -> None:
+    """Clearing sets ``max_tries`` from the try number and the DAG's retries, so that it may fall."""
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
+    task.instance.max_tries = 3
+    first = task.run()
+    task.instance.max_tries = max_tries
+    second = task.run_without_recording()
+    assert not set(first) & set(second)
+    assert task.run_without_recording() == second
+    task.clear()
+    assert task.run() == second
+    assert charges(sandbox) == Counter([*PROMPTS, *PROMPTS])
+
+
+def test_removed_prompts_count_for_max_generations(store: Store, sandbox: Sandbox) -> None:
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1, max_generations=2)
+    task.run_without_recording()
+    _with_prompts(task, PROMPTS[1:]).run_without_recording()
+    assert len(sandbox.submits) == 2
+    assert task.submits["not_submitted"] == 2
+
+
+def test_a_write_whose_response_was_lost_is_no_other_process(tmp_path: Path) -> None:
+    store = LossyStore(tmp_path / "s.json")
+    state = AirflowTaskState(store, "key")
+    assert state.load() is None
+    store.lost = 1
+    with pytest.raises(ConnectionError):
+        state.save({"id": 1})
+    state.save({"id": 2})
+    store.set("key", {"id": 3})
+    with pytest.raises(SubmitRecordError, match="another process has written it meanwhile"):
+        state.save({"id": 4})
+
+
+class LossyStore(Store):
+    """Takes a write, and loses its response."""
+
+    lost = 0
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        super().set(key, value, retention=retention)
+        self.lost -= 1
+        if self.lost == 0:
+            raise ConnectionError("the api-server went away")
+
+
 def _with_prompts(task: BatchTask, prompts: list[str]) -> BatchTask:
     task.arguments["prompts"] = prompts
     return task
@@ -321,7 +423,7 @@ class FailingStore(Store):
 
 def test_an_id_that_is_not_saved_at_once_is_saved_at_the_end(tmp_path: Path, sandbox: Sandbox) -> None:
     store = FailingStore(tmp_path / "s.json")
-    store.failing = range(3, 5)  # the head and ``sending`` are saved, ``created`` is not
+    store.failing = range(4, 6)  # all is saved until ``sending``, ``created`` is not
     task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
     with pytest.raises(Exception, match="the api-server is gone") as error:
         task.run()
@@ -335,7 +437,7 @@ def test_an_id_that_cannot_be_saved_at_all_is_in_the_error_and_reported_by_a_ret
     tmp_path: Path, sandbox: Sandbox
 ) -> None:
     store = FailingStore(tmp_path / "s.json")
-    store.failing = range(3, 100)
+    store.failing = range(4, 100)
     task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
     with pytest.raises(LumaNonRetryableError) as error:
         task.run()
@@ -349,7 +451,7 @@ def test_an_id_that_cannot_be_saved_at_all_is_in_the_error_and_reported_by_a_ret
 
 def test_nothing_is_sent_before_its_record_is_saved(tmp_path: Path, sandbox: Sandbox) -> None:
     store = FailingStore(tmp_path / "s.json")
-    store.failing = range(2, 100)
+    store.failing = range(3, 100)
     task = BatchTask(store, prompts=PROMPTS)
     with pytest.raises(Exception, match="the api-server is gone"):
         task.run()

@@ -497,6 +497,18 @@ def test_a_manifest_that_cannot_be_written_loses_no_xcom(sandbox: Sandbox, tmp_p
     with pytest.raises(LumaError, match=r"The manifest .* cannot be written"):
         task.run()
     assert task.instance.xcoms["luma_submits"]["created"] == len(sandbox.submits) == 3
+    assert task.instance.xcoms["return_value"] == {"manifest": None, "created": 3}
+
+
+def test_a_stopped_try_names_no_manifest_of_an_earlier_one(sandbox: Sandbox, tmp_path: Path) -> None:
+    """That one has the rows of the list as it was."""
+    task = BatchTask(None, prompts=CATS[:3], manifest=True, state_path=tmp_path.as_uri())
+    task.run_without_recording()
+    operator, context = task._prepared({"prompts": CATS[1:4]})
+    operator.on_kill()
+    with pytest.raises(LumaError, match="2 of 3"):
+        operator.execute(context)  # type: ignore[arg-type]
+    assert task.instance.xcoms["return_value"] == {"manifest": None, "created": 2}
 
 
 @pytest.mark.parametrize(
