@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow.providers.common.compat.sdk import BaseHook
 
@@ -56,6 +56,7 @@ class RelaySettings:
     verify: bool | str = True
     proxies: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     allowed_download_hosts: tuple[str, ...] = ()
+    task_page: str | None = None
     state_path: str | None = None
 
     @classmethod
@@ -69,6 +70,10 @@ class RelaySettings:
             base_url=read_base_url(connection.host or DEFAULT_BASE_URL, connection.port),
             **{key: _read_extra(name, key, given[key]) for key in _EXTRA_READERS if key in given},
         )
+
+    def page_of(self, task_id: str) -> str | None:
+        """Return the URL of the relay's own page of a task, where the connection names one."""
+        return self.task_page and self.task_page.replace("{id}", quote(task_id, safe=""))
 
     def client(self, retry: RetryPolicy | None = None, *, max_connections: int | None = None) -> RelayClient:
         return RelayClient(
@@ -280,6 +285,13 @@ def _host_names(value: Any) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in value if name.strip())
 
 
+def _page_template(value: Any) -> str:
+    template = str(value).strip()
+    if urlsplit(template).scheme not in {"http", "https"} or "{id}" not in template:
+        raise ValueError(f"must be an http(s) URL with {{id}} in it, not {template!r:.200}")
+    return template
+
+
 _EXTRA_READERS: Mapping[str, Callable[[Any], Any]] = {
     "timeout": _seconds,
     "request_timeout": _seconds,
@@ -290,5 +302,6 @@ _EXTRA_READERS: Mapping[str, Callable[[Any], Any]] = {
     "verify": _flag_or_path,
     "proxies": _proxies,
     "allowed_download_hosts": _host_names,
+    "task_page": _page_template,
     "state_path": str,
 }

@@ -61,8 +61,8 @@ class LumaGenerateOperator(GenerationOperator):
     at ``state_path``. A retry after the worker died, and a task that is cleared before it succeeded,
     reconnect to the same Luma task. A task that is cleared after it succeeded submits again.
 
-    Pushes ``{"id", "state", "response"}`` as the XCom ``luma_task``; ``state`` and ``response`` are ``None``
-    after a try that reconnected. A Luma task cannot be cancelled: relays document no way to.
+    Pushes ``{"id", "state", "response"}`` as the XCom ``luma_task``, with ``page`` where the connection names
+    the relay's own page of a task; ``state`` and ``response`` are ``None`` after a try that reconnected. A Luma task cannot be cancelled: relays document no way to.
 
     .. seealso::
         :doc:`generate`, whose section *Durable execution* says what each kind of clear does.
@@ -163,7 +163,7 @@ class LumaGenerateOperator(GenerationOperator):
             self.log.warning(
                 "The fields of this task render differently from what was submitted as Luma task %s", task_id
             )
-        context["ti"].xcom_push(XCOM_TASK_KEY, {"id": task_id, "state": None, "response": None})
+        self._push_task(context, {"id": task_id, "state": None, "response": None})
         return task_id
 
     def _submit(self, context: Context, ledger: SubmitLedger) -> str:
@@ -180,8 +180,12 @@ class LumaGenerateOperator(GenerationOperator):
             task = submit(DurableSubmit(ledger).submit, client.submit_once, generation)
         if ledger.place.may_be_lost_by_a_clear:
             self.log.info("Should this task fail from here on: %s, and it reconnects", ledger.clear_hint)
-        context["ti"].xcom_push(XCOM_TASK_KEY, _xcom_of(task))
+        self._push_task(context, _xcom_of(task))
         return task.id
+
+    def _push_task(self, context: Context, value: dict[str, str | None]) -> None:
+        page = self.hook.settings.page_of(str(value["id"]))
+        context["ti"].xcom_push(XCOM_TASK_KEY, {**value, **({"page": page} if page else {})})
 
     def _submitted_id(self, context: Context, ledger: SubmitLedger) -> str:
         if ledger.record is not None and ledger.record.id is not None:
@@ -294,7 +298,7 @@ def _mark_returned(context: Context) -> None:
         ledger.mark(Phase.RETURNED)
 
 
-def _xcom_of(task: LumaTask) -> dict[str, str]:
+def _xcom_of(task: LumaTask) -> dict[str, str | None]:
     return {
         "id": task.id,
         "state": task.state.value,
