@@ -31,8 +31,9 @@ from airflow.api_fastapi.core_api.security import requires_access_dag
 from airflow.models.taskinstancekey import TaskInstanceKey
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exception_handlers import http_exception_handler
-from fastapi.responses import FileResponse, RedirectResponse, Response
+from fastapi.responses import RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
 
 from airflow_provider_luma.ui.local_file import file_response, open_below
 from airflow_provider_luma.ui.media_paths import (
@@ -50,12 +51,13 @@ from airflow_provider_luma.ui.records import find_uri
 
 MOUNT = "/luma"
 
-_STATIC = Path(__file__).parent / "static"
+_HERE = Path(__file__).parent
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 log = logging.getLogger(__name__)
 
+_templates = Jinja2Templates(directory=_HERE / "templates")
 _may_read_xcom = Depends(requires_access_dag(method="GET", access_entity=DagAccessEntity.XCOM))
 
 
@@ -65,22 +67,23 @@ def create_app() -> FastAPI:
     app.add_api_route(
         "/media/{dag_id}", media, methods=["GET", "HEAD"], dependencies=[_may_read_xcom], response_model=None
     )
-    app.mount("/static", StaticFiles(directory=_STATIC))
+    app.mount("/static", StaticFiles(directory=_HERE / "static"))
     app.add_exception_handler(HTTPException, _to_login)
     return app
 
 
-def clips(dag_id: str) -> Response:
+def clips(request: Request, dag_id: str) -> Response:
     """Return the page, which is the same for every Dag but for where its media may come from."""
     origins = sorted({origin for path in get_media_paths(dag_id) if (origin := _origin(path))})
-    return FileResponse(
-        _STATIC / "gallery.html",
+    return _templates.TemplateResponse(
+        request,
+        "gallery.html",
+        {"root": _root(request)},
         headers={
             **_SAFE_HEADERS,
             "Content-Security-Policy": _content_security_policy(origins),
             "Cache-Control": "no-store",
         },
-        media_type="text/html",
     )
 
 
@@ -168,10 +171,14 @@ def _disposition(location: Location, clip_id: str, *, is_download: bool) -> str:
     return f'attachment; filename="{_NOT_A_NAME.sub("-", clip_id)[:100].strip(".-") or "clip"}.{suffix}"'
 
 
+def _root(request: Request) -> str:
+    """Return the path of Airflow itself, as [api] base_url has it."""
+    return str(request.scope.get("root_path", "")).removesuffix(MOUNT).rstrip("/")
+
+
 async def _to_login(request: Request, error: Any) -> Response:
     """Send a browser without a session from the page to Airflow's login, and back."""
     if error.status_code == 401 and "/clips/" in request.url.path:
         here = quote(str(request.url), safe="")
-        base = request.scope.get("root_path", "").removesuffix(MOUNT)
-        return RedirectResponse(f"{base}/api/v2/auth/login?next={here}", 307)
+        return RedirectResponse(f"{_root(request)}/api/v2/auth/login?next={here}", 307)
     return await http_exception_handler(request, error)

@@ -1,0 +1,98 @@
+"""Dag runs whose clips the gallery shows: real runs on the sandbox, and one that attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from airflow_provider_luma.sandbox import Sandbox
+from tests.airflow.harness import Run, run_source
+
+PROMPTS = [
+    "a paper boat crossing a puddle after the rain",
+    "steam rising from a bowl of ramen, close up",
+    "a lighthouse in a storm, seen from the sea",
+    "blacklisted words, which the relay rejects",
+    "two foxes chasing each other through fresh snow",
+    "<img src=x onerror=alert(1)> a cat & a <b>dog</b>",
+]
+
+_MAKE_CLIPS = """
+    from airflow.sdk import DAG
+    from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaGenerateOperator
+    from airflow_provider_luma.sensors.luma import LumaTaskSensor
+
+    with DAG({dag_id!r}, schedule=None) as dag:
+        generate = LumaGenerateOperator.partial(task_id="generate", aspect_ratio="16:9").expand(
+            prompt={prompts!r}
+        )
+        wait = LumaTaskSensor(
+            task_id="wait", luma_task_ids=generate.output, fail_when="all", poke_interval=1, timeout=600
+        )
+        LumaDownloadOperator(
+            task_id="download",
+            luma_task_ids=wait.output,
+            destination={destination!r},
+            media={media!r},
+        )
+"""
+
+_DOWNLOAD = """
+    from airflow.sdk import DAG
+    from airflow_provider_luma.operators.luma import LumaDownloadOperator
+
+    with DAG({dag_id!r}, schedule=None) as dag:
+        LumaDownloadOperator(
+            task_id="download", luma_task_ids={ids!r}, destination={destination!r},
+            media=["video", "thumbnail"], fail_when="never",
+        )
+"""
+
+_BY_HAND = """
+    from airflow.sdk import DAG, task
+
+    with DAG({dag_id!r}, schedule=None) as dag:
+        @task
+        def download():
+            return {records!r}
+
+        download()
+"""
+
+
+def make_clips(
+    dag_id: str, destination: str, prompts: Sequence[str] = PROMPTS, media: Sequence[str] = ("video", "thumbnail")
+) -> Run:
+    """Generate, wait and download, of which one prompt fails."""
+    return run_source(
+        dag_id,
+        _MAKE_CLIPS.format(dag_id=dag_id, prompts=list(prompts), destination=destination, media=list(media)),
+    )
+
+
+def download_clips(dag_id: str, sandbox: Sandbox, destination: str) -> Run:
+    """Download all clips of a sandbox."""
+    return run_source(
+        dag_id, _DOWNLOAD.format(dag_id=dag_id, ids=sandbox.task_ids, destination=destination)
+    )
+
+
+def write_by_hand(dag_id: str, records: Sequence[object]) -> Run:
+    """Push what the author of a Dag wrote, instead of what the operator found."""
+    return run_source(dag_id, _BY_HAND.format(dag_id=dag_id, records=list(records)))
+
+
+def record(clip_id: str, uri: object, **files: str) -> dict[str, object]:
+    """Return a record as an author writes it."""
+    return {
+        "id": clip_id,
+        "state": "completed",
+        "prompt": clip_id,
+        "video": {"uri": uri},
+        **{kind: {"uri": value} for kind, value in files.items()},
+        "status": "downloaded",
+    }
+
+
+def folder_of(uri: str) -> Path:
+    return Path(uri.removeprefix("file://"))
