@@ -1,13 +1,14 @@
 """
 The links on the page of a task instance.
 
-The plugin registers them, so that the api-server makes them when the page is shown: also while a task runs or is
-deferred, and when it failed or its worker died. Links that operators declare are made by the worker, at the end.
+The plugin registers them, so that the api-server makes them when the page is shown: also while a task runs
+or is deferred, and when it failed or its worker died. Links that operators declare are made by the worker, at
+the end.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
 import attrs
@@ -20,9 +21,6 @@ from airflow_provider_luma.operators.luma import (
     LumaGenerateOperator,
 )
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
-
-if TYPE_CHECKING:
-    from airflow.models.taskinstancekey import TaskInstanceKey
 
 
 @attrs.define()
@@ -40,7 +38,7 @@ class ClipsLink(BaseOperatorLink):
     def name(self) -> str:
         return "Clips"
 
-    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
         base = urlsplit(conf.get("api", "base_url", fallback="") or "").path.rstrip("/")
         parts = (ti_key.dag_id, ti_key.run_id, ti_key.task_id, str(ti_key.map_index))
         return "/".join([base, "luma", "clips", *(quote(part, safe="") for part in parts)])
@@ -56,10 +54,10 @@ class RelayPageLink(BaseOperatorLink):
     def name(self) -> str:
         return "Relay"
 
-    def get_link(self, operator: Any, *, ti_key: TaskInstanceKey) -> str:
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
         from airflow_provider_luma.ui.records import load_xcom
 
         pushed = load_xcom(ti_key, XCOM_TASK_KEY)
         page = pushed.get("page") if isinstance(pushed, dict) else None
-        is_web = isinstance(page, str) and urlsplit(page).scheme in {"http", "https"}
-        return page if is_web else ""
+        # Anybody may have pushed it: a script is no page.
+        return page if isinstance(page, str) and urlsplit(page).scheme in {"http", "https"} else ""

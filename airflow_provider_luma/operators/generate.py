@@ -62,7 +62,8 @@ class LumaGenerateOperator(GenerationOperator):
     reconnect to the same Luma task. A task that is cleared after it succeeded submits again.
 
     Pushes ``{"id", "state", "response"}`` as the XCom ``luma_task``, with ``page`` where the connection names
-    the relay's own page of a task; ``state`` and ``response`` are ``None`` after a try that reconnected. A Luma task cannot be cancelled: relays document no way to.
+    the relay's own page of a task; ``state`` and ``response`` are ``None`` after a try that reconnected. A
+    Luma task cannot be cancelled: relays document no way to.
 
     .. seealso::
         :doc:`generate`, whose section *Durable execution* says what each kind of clear does.

@@ -63,7 +63,9 @@ _may_read_xcom = Depends(requires_access_dag(method="GET", access_entity=DagAcce
 
 def create_app() -> FastAPI:
     app = FastAPI(title="Luma clips", openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_api_route("/clips/{dag_id}/{rest:path}", clips, dependencies=[_may_read_xcom], response_model=None)
+    app.add_api_route(
+        "/clips/{dag_id}/{rest:path}", clips, dependencies=[_may_read_xcom], response_model=None
+    )
     app.add_api_route(
         "/media/{dag_id}", media, methods=["GET", "HEAD"], dependencies=[_may_read_xcom], response_model=None
     )
@@ -133,7 +135,9 @@ def _redirect(path: MediaPath, location: Location, content_type: str, dispositio
         url = presign(path, "/".join(location.segments), content_type, disposition)
     except Exception as error:  # whatever the store's provider raises
         log.exception("No presigned URL for [%s] %s", SECTION, OPTION)
-        raise HTTPException(502, "The connection of this path cannot sign URLs; see the api-server's log") from error
+        raise HTTPException(
+            502, "The connection of this path cannot sign URLs; see the api-server's log"
+        ) from error
     return RedirectResponse(url, 307, headers={**_SAFE_HEADERS, "Cache-Control": "no-store"})
 
 

@@ -76,9 +76,11 @@ def read_media_paths(setting: str, dag_id: str) -> list[MediaPath]:
     """Read the setting; ``{dag_id}`` stands for the Dag's own folder."""
     paths = []
     for entry in filter(None, map(str.strip, setting.split(","))):
-        parsed = _split(entry.replace("{dag_id}", dag_id).rstrip("/"))
+        parsed = _split(entry.rstrip("/").replace("{dag_id}", dag_id))
         if parsed is None or (parsed[0].kind == LOCAL and not parsed[0].segments):
-            log.error("[%s] %s: %r is no path that the gallery can serve for %r", SECTION, OPTION, entry, dag_id)
+            log.error(
+                "[%s] %s: %r is no path that the gallery can serve for %r", SECTION, OPTION, entry, dag_id
+            )
             continue
         paths.append(MediaPath(*parsed))
     return paths
@@ -92,7 +94,9 @@ def locate(uri: str) -> Location | None:
 
 def content_type_of(location: Location) -> str | None:
     """Return the type that an object is served as, by its name; ``None`` for what is never served."""
-    return _CONTENT_TYPES.get(PurePosixPath(location.segments[-1]).suffix.lower()) if location.segments else None
+    return (
+        _CONTENT_TYPES.get(PurePosixPath(location.segments[-1]).suffix.lower()) if location.segments else None
+    )
 
 
 def _split(uri: str) -> tuple[Location, str | None] | None:
@@ -101,7 +105,13 @@ def _split(uri: str) -> tuple[Location, str | None] | None:
     kind = _KINDS.get(scheme)
     authority, _, key = rest.partition("/")
     conn_id, _, bucket = authority.rpartition("@")
-    if not separator or kind is None or not uri.isprintable() or "\\" in uri or (kind == LOCAL) == bool(bucket):
+    if (
+        not separator
+        or kind is None
+        or not uri.isprintable()
+        or "\\" in uri
+        or (kind == LOCAL) == bool(bucket)
+    ):
         return None
     segments = tuple(key.split("/")) if key else ()
     if any(segment in {"", ".", ".."} for segment in segments) or bucket in {".", ".."}:

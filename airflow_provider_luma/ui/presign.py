@@ -32,7 +32,9 @@ def presign(path: MediaPath, key: str, content_type: str, disposition: str) -> s
     :raises Exception: what the store's provider raises, when its credentials cannot sign.
     """
     kind, bucket, _ = path.location
-    return _signer(kind, path.conn_id, bucket, int(time.time() / _KEPT_SECONDS))(key, content_type, disposition)
+    return _signer(kind, path.conn_id, bucket, int(time.time() / _KEPT_SECONDS))(
+        key, content_type, disposition
+    )
 
 
 def origin_of(path: MediaPath) -> str | None:

@@ -61,7 +61,10 @@ _BY_HAND = """
 
 
 def make_clips(
-    dag_id: str, destination: str, prompts: Sequence[str] = PROMPTS, media: Sequence[str] = ("video", "thumbnail")
+    dag_id: str,
+    destination: str,
+    prompts: Sequence[str] = PROMPTS,
+    media: Sequence[str] = ("video", "thumbnail"),
 ) -> Run:
     """Generate, wait and download, of which one prompt fails."""
     return run_source(
@@ -72,9 +75,7 @@ def make_clips(
 
 def download_clips(dag_id: str, sandbox: Sandbox, destination: str) -> Run:
     """Download all clips of a sandbox."""
-    return run_source(
-        dag_id, _DOWNLOAD.format(dag_id=dag_id, ids=sandbox.task_ids, destination=destination)
-    )
+    return run_source(dag_id, _DOWNLOAD.format(dag_id=dag_id, ids=sandbox.task_ids, destination=destination))
 
 
 def write_by_hand(dag_id: str, records: Sequence[object]) -> Run:
