@@ -63,30 +63,18 @@ _may_read_xcom = Depends(requires_access_dag(method="GET", access_entity=DagAcce
 
 def create_app() -> FastAPI:
     app = FastAPI(title="Luma clips", openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_api_route(
-        "/clips/{dag_id}/{rest:path}", clips, dependencies=[_may_read_xcom], response_model=None
-    )
-    app.add_api_route(
-        "/media/{dag_id}", media, methods=["GET", "HEAD"], dependencies=[_may_read_xcom], response_model=None
-    )
+    guarded: Any = {"dependencies": [_may_read_xcom], "response_model": None}
+    app.add_api_route("/clips/{dag_id}/{rest:path}", clips, **guarded)
+    app.add_api_route("/media/{dag_id}", media, methods=["GET", "HEAD"], **guarded)
     app.mount("/static", StaticFiles(directory=_HERE / "static"))
-    app.add_exception_handler(HTTPException, _to_login)
+    app.add_exception_handler(HTTPException, _explain)
     return app
 
 
 def clips(request: Request, dag_id: str) -> Response:
     """Return the page, which is the same for every Dag but for where its media may come from."""
     origins = sorted({origin for path in get_media_paths(dag_id) if (origin := _origin(path))})
-    return _templates.TemplateResponse(
-        request,
-        "gallery.html",
-        {"root": _root(request)},
-        headers={
-            **_SAFE_HEADERS,
-            "Content-Security-Policy": _content_security_policy(origins),
-            "Cache-Control": "no-store",
-        },
-    )
+    return _page(request, "gallery.html", origins)
 
 
 def media(
@@ -175,14 +163,26 @@ def _disposition(location: Location, clip_id: str, *, is_download: bool) -> str:
     return f'attachment; filename="{_NOT_A_NAME.sub("-", clip_id)[:100].strip(".-") or "clip"}.{suffix}"'
 
 
+def _page(request: Request, name: str, origins: list[str], status: int = 200) -> Response:
+    headers = {
+        **_SAFE_HEADERS,
+        "Content-Security-Policy": _content_security_policy(origins),
+        "Cache-Control": "no-store",
+    }
+    return _templates.TemplateResponse(request, name, {"root": _root(request)}, status, headers)
+
+
 def _root(request: Request) -> str:
     """Return the path of Airflow itself, as [api] base_url has it."""
     return str(request.scope.get("root_path", "")).removesuffix(MOUNT).rstrip("/")
 
 
-async def _to_login(request: Request, error: Any) -> Response:
-    """Send a browser without a session from the page to Airflow's login, and back."""
-    if error.status_code == 401 and "/clips/" in request.url.path:
+async def _explain(request: Request, error: Any) -> Response:
+    """Respond to a browser with pages: without a session with Airflow's login, which leads back."""
+    is_page = request.url.path.startswith(f"{_root(request)}{MOUNT}/clips/")
+    if is_page and error.status_code == 401:
         here = quote(str(request.url), safe="")
         return RedirectResponse(f"{_root(request)}/api/v2/auth/login?next={here}", 307)
+    if is_page and error.status_code == 403:
+        return _page(request, "forbidden.html", [], 403)
     return await http_exception_handler(request, error)

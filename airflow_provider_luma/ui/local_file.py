@@ -69,13 +69,14 @@ def file_response(
         "ETag": etag,
         "Content-Encoding": "identity",  # else Airflow compresses it on its way
     }
-    whole = asked.get("if-range", etag) != etag
-    first, last = (0, size - 1) if whole else _parse_range(asked.get("range", ""), size)
-    if first >= size and size:
+    is_current = asked.get("if-range", etag) == etag
+    wanted = _parse_range(asked.get("range", ""), size) if is_current else None
+    first, last = wanted or (0, size - 1)
+    if wanted and first >= size:
         file.close()
         return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{size}"})
-    status = 206 if "range" in asked and (first, last) != (0, size - 1) else 200
-    if status == 206:
+    status = 206 if wanted else 200
+    if wanted:
         headers["Content-Range"] = f"bytes {first}-{last}/{size}"
     headers["Content-Length"] = str(last - first + 1)
     if method == "HEAD":
@@ -84,15 +85,17 @@ def file_response(
     return StreamingResponse(_read(file, first, last), status, headers, content_type)
 
 
-def _parse_range(text: str, size: int) -> tuple[int, int]:
-    """Return the first and last byte; all of them for anything but one range."""
+def _parse_range(text: str, size: int) -> tuple[int, int] | None:
+    """Return the first and last byte; ``None`` for anything but one range, which is then ignored."""
     match = _RANGE.fullmatch(text.strip())
     if match is None or match.groups() == ("", ""):
-        return 0, size - 1
+        return None
     first, last = match.groups()
-    if not first:
-        return max(size - int(last), 0) if int(last) else size, size - 1
-    return int(first), min(int(last), size - 1) if last and int(last) >= int(first) else size - 1
+    if not first:  # the last so many bytes
+        return (max(size - int(last), 0) if int(last) else size), size - 1
+    if last and int(last) < int(first):
+        return None
+    return int(first), min(int(last or size), size - 1)
 
 
 def _read(file: FileIO, first: int, last: int) -> Iterator[bytes]:

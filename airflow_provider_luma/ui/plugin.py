@@ -1,8 +1,8 @@
 """
 The plugin that adds the gallery to Airflow's UI.
 
-Every process of Airflow loads plugins, also each one that runs a task. So this module is light, and the app is
-built where it is asked for: in the api-server.
+Every process of Airflow loads plugins, also each one that runs a task. So this module is light, and the app
+is built where it is asked for: in the api-server.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 from airflow.providers.common.compat.sdk import AirflowPlugin
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class _Lazy:
-    """A list of the plugin's, of the class and of its instances, that is made when it is read."""
+    """A list of the plugin, of its class and instances alike, that is made when it is read."""
 
     def __init__(self, make: Callable[[], list[Any]]) -> None:
         self._make = cache(make)
@@ -46,9 +46,16 @@ def _create_links() -> list[Any]:
     return [ClipsLink(), RelayPageLink()]
 
 
+def _create_views() -> list[dict[str, Any]]:
+    return [
+        _view("luma-run-clips", "dag_run"),
+        _view("luma-clips", "task_instance", "/{TASK_ID}/{MAP_INDEX}"),
+    ]
+
+
 def _view(route: str, destination: str, rest: str = "") -> dict[str, Any]:
-    # Relative to the base of Airflow's page, so that it holds below a path of [api] base_url, too. A path without
-    # a query, as Airflow 3.1 does not quote what it fills in: "+" means itself in a path.
+    # Relative to the base of Airflow's page, so that it holds below a path of [api] base_url, too. A path
+    # without a query, as Airflow 3.1 does not quote what it fills in: "+" means itself in a path.
     return {"name": "Clips", "href": _RUN + rest, "destination": destination, "url_route": route}
 
 
@@ -58,9 +65,6 @@ class LumaPlugin(AirflowPlugin):
     name = "luma"
 
     if HAS_UI_PLUGINS:
-        fastapi_apps: ClassVar[Any] = _Lazy(_create_apps)
-        operator_extra_links: ClassVar[Any] = _Lazy(_create_links)
-        external_views: ClassVar[list[Any]] = [
-            _view("luma-run-clips", "dag_run"),
-            _view("luma-clips", "task_instance", "/{TASK_ID}/{MAP_INDEX}"),
-        ]
+        fastapi_apps: Any = _Lazy(_create_apps)
+        operator_extra_links: Any = _Lazy(_create_links)
+        external_views: Any = _Lazy(_create_views)

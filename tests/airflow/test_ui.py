@@ -177,13 +177,13 @@ def test_a_thumbnail_is_a_file_of_its_own(get: Get) -> None:
 @pytest.mark.parametrize(
     ("asked", "status", "first", "last"),
     [
-        ("bytes=0-", 200, 0, -1),
+        ("bytes=0-", 206, 0, -1),
         ("bytes=100-199", 206, 100, 199),
         ("bytes=100-", 206, 100, -1),
         ("bytes=-100", 206, -100, -1),
         ("bytes=100-99999999999", 206, 100, -1),
         ("bytes=0-1,5-6", 200, 0, -1),
-        ("bytes=5-3", 206, 5, -1),
+        ("bytes=5-3", 200, 0, -1),
         ("lines=1-2", 200, 0, -1),
         ("bytes=-", 200, 0, -1),
     ],
@@ -252,7 +252,7 @@ def test_a_wildcard_for_the_dag_finds_nothing(get: Get, dag_id: str) -> None:
 
 
 def test_a_second_dag_id_in_the_query_changes_nothing(get: Get) -> None:
-    assert get("ours", "neighbour", **{"dag_id": "made_by_hand?dag_id=others_clips"}).status_code == 403
+    assert get("ours", "neighbour", dag_id="made_by_hand?dag_id=others_clips").status_code == 403
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,9 +68,15 @@ def make_clips(
     media: Sequence[str] = ("video", "thumbnail"),
 ) -> Run:
     """Generate, wait and download, of which one prompt fails."""
-    return run_source(
-        dag_id,
-        _MAKE_CLIPS.format(dag_id=dag_id, prompts=list(prompts), destination=destination, media=list(media)),
+    return run_source(dag_id, clips_source(dag_id, destination, prompts, media))
+
+
+def clips_source(
+    dag_id: str, destination: str, prompts: Sequence[str], media: Sequence[str] = ("video",)
+) -> str:
+    """Return the file of a Dag that generates, waits and downloads."""
+    return textwrap.dedent(_MAKE_CLIPS).format(
+        dag_id=dag_id, prompts=list(prompts), destination=destination, media=list(media)
     )
 
 
@@ -95,5 +102,17 @@ def record(clip_id: str, uri: object, **files: str) -> dict[str, object]:
     }
 
 
-def folder_of(uri: str) -> Path:
-    return Path(uri.removeprefix("file://"))
+def attacks(clips: str, secret: Path) -> list[dict[str, object]]:
+    """Return what an author writes to read what is not theirs, and to run a script in the viewer's browser."""
+    html = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    return [
+        record("passwd", "file:///etc/passwd.mp4"),
+        record("outside", secret.as_uri()),
+        record("dots", f"{clips}/../{secret.name}"),
+        record("other-bucket", "s3://gallery@my-bucket/clips/x.mp4"),
+        record("other-key", "s3://gallery@bucket/private/x.mp4"),
+        record("web", "https://example.com/x.mp4"),
+        record("script", "javascript:alert(3)//x.mp4"),
+        record(html, f"{clips}/{html}.mp4")
+        | {"prompt": html, "error": html, "status": "partial", "state": html},
+    ]
