@@ -72,6 +72,24 @@ def test_every_module_on_disk_is_listed_and_can_be_imported(kind: str) -> None:
         importlib.import_module(module)
 
 
+def test_the_links_and_the_plugin_are_those_that_airflow_loads() -> None:
+    from airflow.utils.module_loading import import_string
+
+    from airflow_provider_luma.ui.plugin import LumaPlugin
+
+    (plugin,) = INFO["plugins"]
+    (point,) = [point for point in entry_points(group="airflow.plugins") if point.name == "luma"]
+    assert point.load() is import_string(plugin["plugin-class"]) is LumaPlugin
+    assert plugin["name"] == LumaPlugin.name
+    listed = {import_string(name) for name in INFO["extra-links"]}
+    # Airflow 3.0 has no tabs: the plugin is there, and empty.
+    assert {type(link) for link in LumaPlugin().operator_extra_links} == (
+        listed if AIRFLOW >= (3, 1) else set()
+    )
+    assert len(LumaPlugin.external_views) == (2 if AIRFLOW >= (3, 1) else 0)
+    assert len(LumaPlugin().fastapi_apps) == (1 if AIRFLOW >= (3, 1) else 0)
+
+
 def test_integration_names_agree() -> None:
     names = {entry["integration-name"] for entry in INFO["integrations"]}
     used = {
@@ -134,6 +152,8 @@ print("RESULT" + json.dumps([widgets, LumaHook.get_ui_field_behaviour()]))
     ("command", "words"),
     [
         (["providers", "get", "airflow-provider-luma"], [airflow_provider_luma.__version__]),
+        (["providers", "links"], ["airflow_provider_luma.links.clips.ClipsLink"]),
+        (["plugins", "--output", "json"], ["luma" if AIRFLOW >= (3, 1) else ""]),
         (["providers", "hooks"], ["luma", "airflow_provider_luma.hooks.luma.LumaHook"]),
     ],
 )

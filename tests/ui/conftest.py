@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from airflow_provider_luma.sandbox import Sandbox
 from tests.airflow.harness import Run
@@ -25,6 +25,7 @@ from tests.ui import seeds
 from tests.ui.server import ApiServer, api_server
 
 PATIENCE = 60_000  # milliseconds; a machine under load may take its time
+expect.set_options(timeout=PATIENCE)
 MANY = 1_000
 
 
@@ -57,7 +58,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, s3: S3) -> Iterator[Airflo
     clips = (folder / "clips").as_uri()
     secret = folder / "secret.mp4"
     os.environ["AIRFLOW_CONN_GALLERY"] = s3.connection()
-    with Sandbox(tasks=0, seconds=1) as sandbox, Sandbox(tasks=MANY, seconds=0) as library:
+    with Sandbox(tasks=0, seconds=1) as sandbox, Sandbox(tasks=MANY, seconds=0, fail=0) as library:
         _connect(sandbox)
         made = seeds.make_clips("make_clips", f"{clips}/made")
         in_s3 = seeds.make_clips("clips_in_s3", "s3://gallery@bucket/clips", seeds.PROMPTS[:2], ["video"])

@@ -44,6 +44,7 @@ export function buildClips(entries) {
   const board = new Board();
   const ordered = [...entries].sort((one, other) => rank(one) - rank(other));
   for (const entry of ordered) READERS[kindOf(entry.instance)](entry, board);
+  if (board.isWaiting) for (const clip of board.clips.values()) if (clip.state === "submitted") clip.state = "running";
   return { clips: [...board.clips.values()], manifests: board.manifests, truncated: board.truncated };
 }
 
@@ -53,6 +54,7 @@ class Board {
   clips = new Map();
   manifests = [];
   truncated = 0;
+  isWaiting = false; // whether a sensor waits that does not say for which ids
 
   /** Add what a task says of a clip. */
   add(id, instance, facts) {
@@ -128,6 +130,7 @@ function readSensor({ instance, values }, board) {
   const waited = listOf(asList(instance.rendered_fields?.luma_task_ids)).map(text).filter(Boolean);
   if (isUnfinished(instance) && !isObject(summary)) {
     for (const id of waited) board.add(id, instance, { state: "running", since: instance.start_date });
+    board.isWaiting ||= waited.length === 0;
   }
   for (const id of listOf(returned)) if (text(id)) board.add(text(id), instance, { state: "completed" });
   readSummary(instance, summary, board, waited);

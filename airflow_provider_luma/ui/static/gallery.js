@@ -45,6 +45,7 @@ new IntersectionObserver((seen) => seen.some((entry) => entry.isIntersecting) &&
   root: document,
   rootMargin: "400px",
 }).observe(more);
+draw();
 load();
 
 async function load() {
