@@ -18,6 +18,8 @@ PROMPTS = [
     "<img src=x onerror=alert(1)> a cat & a <b>dog</b>",
 ]
 
+HTML = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+
 _MAKE_CLIPS = """
     from airflow.sdk import DAG
     from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaGenerateOperator
@@ -103,8 +105,7 @@ def record(clip_id: str, uri: object, **files: str) -> dict[str, object]:
 
 
 def attacks(clips: str, secret: Path) -> list[dict[str, object]]:
-    """Return what an author writes to read what is not theirs, and to run a script in the viewer's browser."""
-    html = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    """Return what an author writes to read other files, and to run a script in the viewer's browser."""
     return [
         record("passwd", "file:///etc/passwd.mp4"),
         record("outside", secret.as_uri()),
@@ -113,6 +114,6 @@ def attacks(clips: str, secret: Path) -> list[dict[str, object]]:
         record("other-key", "s3://gallery@bucket/private/x.mp4"),
         record("web", "https://example.com/x.mp4"),
         record("script", "javascript:alert(3)//x.mp4"),
-        record(html, f"{clips}/{html}.mp4")
-        | {"prompt": html, "error": html, "status": "partial", "state": html},
+        record(HTML, f"{clips}/{HTML}.mp4")
+        | {"prompt": HTML, "error": HTML, "status": "partial", "state": HTML},
     ]
