@@ -34,6 +34,7 @@ PATIENCE = 300
 
 def main() -> None:
     CLIPS.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # Airflow has to end, too
     once = "--once" in sys.argv  # for those who only want to see that it starts
     with Sandbox(tasks=0, seconds=20) as sandbox, airflow(sandbox) as api:
         print(f"Running the DAG {DAG_ID} on the sandbox; one prompt will fail ...", flush=True)
@@ -82,22 +83,26 @@ class Api:
 def airflow(sandbox: Sandbox) -> Iterator[Api]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    environment = os.environ | {
-        "AIRFLOW_HOME": str(HOME),
-        "AIRFLOW__API__BASE_URL": url,
-        "AIRFLOW__API__HOST": "127.0.0.1",
-        "AIRFLOW__API__PORT": str(port),
-        "AIRFLOW__API__WORKERS": "1",
-        "AIRFLOW__API_AUTH__JWT_SECRET": os.urandom(32).hex(),
-        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__PARALLELISM": "4",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
-        "AIRFLOW__LUMA__GALLERY_PATHS": CLIPS.as_uri(),
-        "AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(sandbox.connection),
-    }
+    environment = (
+        os.environ
+        | {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # it starts "airflow" by name
+            "AIRFLOW_HOME": str(HOME),
+            "AIRFLOW__API__BASE_URL": url,
+            "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__PORT": str(port),
+            "AIRFLOW__API__WORKERS": "1",
+            "AIRFLOW__API_AUTH__JWT_SECRET": os.urandom(32).hex(),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
+            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__PARALLELISM": "4",
+            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
+            "AIRFLOW__LUMA__GALLERY_PATHS": CLIPS.as_uri(),
+            "AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(sandbox.connection),
+        }
+    )
     print(f"Starting Airflow at {url} (half a minute) ...", flush=True)
     with LOG.open("wb") as log:
         process = subprocess.Popen(

@@ -57,7 +57,14 @@ class RelayPageLink(BaseOperatorLink):
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
         from airflow_provider_luma.ui.records import load_xcom
 
-        pushed = load_xcom(ti_key, XCOM_TASK_KEY)
-        page = pushed.get("page") if isinstance(pushed, dict) else None
-        # Anybody may have pushed it: a script is no page.
-        return page if isinstance(page, str) and urlsplit(page).scheme in {"http", "https"} else ""
+        return web_page_of(load_xcom(ti_key, XCOM_TASK_KEY)) or ""
+
+
+def web_page_of(pushed: Any) -> str | None:
+    """Return the page that an XCom names. Any task may have pushed it: a script is no page."""
+    page = pushed.get("page") if isinstance(pushed, dict) else None
+    try:
+        is_web = isinstance(page, str) and urlsplit(page).scheme in {"http", "https"}
+    except ValueError:
+        is_web = False
+    return page if is_web else None

@@ -233,3 +233,17 @@ def test_the_key_is_in_no_repr(define: Define) -> None:
     hook = define(extra={"proxies": {"https": "http://u:hush@proxy"}})
     assert "sk-1" not in f"{hook!r} {hook.settings!r} {hook.client!r} {vars(hook)!r}"
     assert "hush" not in f"{hook!r} {hook.settings!r} {hook.client!r} {vars(hook)!r}"
+
+
+def test_the_relays_own_page_of_a_task(define: Define) -> None:
+    assert define().settings.page_of("1") is None
+    settings = define(extra={"task_page": "https://relay.example.com/tasks/{id}?tab=log"}).settings
+    assert settings.page_of("a/b c") == "https://relay.example.com/tasks/a%2Fb%20c?tab=log"
+
+
+@pytest.mark.parametrize(
+    "page", ["javascript:alert('{id}')", "https://relay.example.com/tasks", "/tasks/{id}"]
+)
+def test_a_page_that_is_none_is_rejected(define: Define, page: str) -> None:
+    with pytest.raises(LumaValueError, match="'task_page': must be an http"):
+        _ = define(extra={"task_page": page}).settings
