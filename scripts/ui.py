@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from airflow_provider_luma.sandbox import Sandbox  # noqa: E402 - after the path
 from scripts.demo import DAG_ID, PROMPTS  # noqa: E402
+from tests.stores import free_port  # noqa: E402
 
 HOME = ROOT / ".demo/ui"
 CLIPS = HOME / "clips"
@@ -83,26 +83,24 @@ class Api:
 def airflow(sandbox: Sandbox) -> Iterator[Api]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    environment = (
-        os.environ
-        | {
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # it starts "airflow" by name
-            "AIRFLOW_HOME": str(HOME),
-            "AIRFLOW__API__BASE_URL": url,
-            "AIRFLOW__API__HOST": "127.0.0.1",
-            "AIRFLOW__API__PORT": str(port),
-            "AIRFLOW__API__WORKERS": "1",
-            "AIRFLOW__API_AUTH__JWT_SECRET": os.urandom(32).hex(),
-            "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
-            "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__PARALLELISM": "4",
-            "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
-            "AIRFLOW__LUMA__GALLERY_PATHS": CLIPS.as_uri(),
-            "AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(sandbox.connection),
-        }
-    )
+    environment = os.environ | {
+        # Airflow starts its parts by name.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "AIRFLOW_HOME": str(HOME),
+        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API_AUTH__JWT_SECRET": os.urandom(32).hex(),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "example_dags"),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
+        "AIRFLOW__LUMA__GALLERY_PATHS": CLIPS.as_uri(),
+        "AIRFLOW_CONN_LUMA_DEFAULT": json.dumps(sandbox.connection),
+    }
     print(f"Starting Airflow at {url} (half a minute) ...", flush=True)
     with LOG.open("wb") as log:
         process = subprocess.Popen(
@@ -135,11 +133,6 @@ def trigger(api: Api) -> str:
 def finished(api: Api, run_id: str) -> str | None:
     run = api.request("GET", f"/dags/{DAG_ID}/dagRuns/{run_id}")
     return run["state"] if run and run["state"] in {"success", "failed"} else None
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as opened:
-        return int(opened.getsockname()[1])
 
 
 if __name__ == "__main__":

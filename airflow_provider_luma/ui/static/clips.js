@@ -98,7 +98,8 @@ function readGenerate({ instance, values }, board) {
 }
 
 function readBatch({ instance, values }, board) {
-  const { return_value: returned, luma_submits: submits = {} } = values;
+  const { return_value: returned } = values;
+  const submits = isObject(values.luma_submits) ? values.luma_submits : {};
   const ids = listOf(returned);
   const rejected = isObject(submits.rejected) ? submits.rejected : {};
   const unknown = listOf(submits.unknown);
