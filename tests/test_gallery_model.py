@@ -136,6 +136,24 @@ def test_a_manifest_is_named_with_its_counts() -> None:
     assert built["manifests"] == [{"taskId": "task", "uri": "s3://b/m.jsonl", "counts": manifest}]
 
 
+def test_the_records_of_a_manifest_are_clips() -> None:
+    manifest = {"manifest": "s3://b/m.jsonl", "completed": 5, "failed": 1}
+    rows = [
+        RECORD,
+        {"id": "2", "state": "failed", "status": "failed", "error": "moderated"},
+        {"id": "3", "state": None, "status": "missing", "error": "the relay does not know this id"},
+        {"id": "4", "state": "completed", "status": "error", "error": "404"},
+    ]
+    built = build((instance("DownloadOperator"), {"return_value": manifest, "records": rows}))
+    assert built["manifests"] == []
+    assert states(built) == {
+        "1": ("completed", None),
+        "2": ("failed", "moderated"),
+        "3": ("missing", "the relay does not know this id"),
+        "4": ("error", "404"),
+    }
+
+
 def test_a_partial_record_has_its_reason() -> None:
     partial = RECORD | {"status": "partial", "error": "thumbnail: 404", "thumbnail": None}
     assert states(build((instance("DownloadOperator"), {"return_value": [partial]}))) == {

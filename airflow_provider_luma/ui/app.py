@@ -9,6 +9,8 @@ route                        who                       what
 ===========================  ========================  =======================================================
 ``/clips/{dag_id}/...``      may read the Dag's XComs  a page without data: its script reads XCom by the REST
                                                        API, with the session of the user
+``/records/{dag_id}``        may read the Dag's XComs  the records of a task instance, also those of its
+                                                       manifest, which no XCom has
 ``/media/{dag_id}``          may read the Dag's XComs  one file of one clip, by the ids of task instance and
                                                        clip; never by a URI
 ``/static/``                 everybody                 style and scripts, which are public anyway
@@ -31,7 +33,7 @@ from airflow.api_fastapi.core_api.security import requires_access_dag
 from airflow.models.taskinstancekey import TaskInstanceKey
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exception_handlers import http_exception_handler
-from fastapi.responses import RedirectResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
@@ -43,11 +45,12 @@ from airflow_provider_luma.ui.media_paths import (
     Location,
     MediaPath,
     content_type_of,
+    find_path,
     get_media_paths,
     locate,
 )
 from airflow_provider_luma.ui.presign import origin_of, presign
-from airflow_provider_luma.ui.records import find_uri
+from airflow_provider_luma.ui.records import find_uri, load_records
 
 MOUNT = "/luma"
 
@@ -66,6 +69,7 @@ def create_app() -> FastAPI:
     guarded: Any = {"dependencies": [_may_read_xcom], "response_model": None}
     app.add_api_route("/clips/{dag_id}/{rest:path}", clips, **guarded)
     app.add_api_route("/media/{dag_id}", media, methods=["GET", "HEAD"], **guarded)
+    app.add_api_route("/records/{dag_id}", records, **guarded)
     app.mount("/static", StaticFiles(directory=_HERE / "static"))
     app.add_exception_handler(HTTPException, _explain)
     return app
@@ -75,6 +79,12 @@ def clips(request: Request, dag_id: str) -> Response:
     """Return the page, which is the same for every Dag but for where its media may come from."""
     origins = sorted({origin for path in get_media_paths(dag_id) if (origin := _origin(path))})
     return _page(request, "gallery.html", origins)
+
+
+def records(dag_id: str, run_id: str, task_id: str, map_index: Annotated[int, Query(ge=-1)] = -1) -> Response:
+    """Return the records of a task instance; none where they are in a manifest that must not be read."""
+    found = load_records(TaskInstanceKey(dag_id, task_id, run_id, map_index=map_index))
+    return JSONResponse({"records": found}, headers=_SAFE_HEADERS)
 
 
 def media(
@@ -93,7 +103,7 @@ def media(
     content_type = content_type_of(location) if location else None
     if location is None or content_type is None:
         raise HTTPException(404, "The records of this task instance have no such file")
-    path = next((path for path in get_media_paths(dag_id) if location in path), None)
+    path = find_path(location, dag_id)
     if path is None:
         raise HTTPException(403, f"The file is not below the paths of [{SECTION}] {OPTION}")
     disposition = _disposition(location, clip_id, is_download=download)
@@ -105,8 +115,7 @@ def media(
 def _local(
     request: Request, path: MediaPath, location: Location, content_type: str, disposition: str
 ) -> Response:
-    folder = path.location.segments
-    opened = open_below("/" + "/".join(folder), location.segments[len(folder) :])
+    opened = open_below(path.folder, location.segments[len(path.location.segments) :])
     if opened is None:
         raise HTTPException(404, "There is no such file")
     headers = {
@@ -120,7 +129,7 @@ def _local(
 
 def _redirect(path: MediaPath, location: Location, content_type: str, disposition: str) -> Response:
     try:
-        url = presign(path, "/".join(location.segments), content_type, disposition)
+        url = presign(path, location.key, content_type, disposition)
     except Exception as error:  # whatever the store's provider raises
         log.exception("No presigned URL for [%s] %s", SECTION, OPTION)
         raise HTTPException(

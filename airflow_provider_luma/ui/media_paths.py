@@ -44,6 +44,10 @@ class Location(NamedTuple):
     bucket: str
     segments: tuple[str, ...]
 
+    @property
+    def key(self) -> str:
+        return "/".join(self.segments)
+
 
 @dataclass(frozen=True)
 class MediaPath:
@@ -55,6 +59,11 @@ class MediaPath:
 
     location: Location
     conn_id: str | None
+
+    @property
+    def folder(self) -> str:
+        """The local folder."""
+        return f"/{self.location.key}"
 
     def __contains__(self, location: Location) -> bool:
         mine = self.location
@@ -84,6 +93,11 @@ def read_media_paths(setting: str, dag_id: str) -> list[MediaPath]:
             continue
         paths.append(MediaPath(*parsed))
     return paths
+
+
+def find_path(location: Location, dag_id: str) -> MediaPath | None:
+    """Return the entry that an object is below; ``None`` where it must not be read."""
+    return next((path for path in get_media_paths(dag_id) if location in path), None)
 
 
 def locate(uri: str) -> Location | None:

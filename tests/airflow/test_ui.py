@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from airflow_provider_luma import sandbox
+from airflow_provider_luma.ui import manifest
 from airflow_provider_luma.ui.media_paths import get_media_paths, locate, read_media_paths
 from airflow_provider_luma.ui.presign import EXPIRES_SECONDS, presign
 from tests.airflow.harness import AIRFLOW, Run
@@ -68,7 +69,27 @@ def world(airflow_db: None, tmp_path_factory: pytest.TempPathFactory) -> World:
     (clips / "loop.mp4").symlink_to(clips / "loop.mp4")
     (clips / "folder.mp4").mkdir()
     os.mkfifo(clips / "pipe.mp4")
-    run = write_by_hand("made_by_hand", _records(clips.as_uri(), folder.as_uri()))
+    rows = [
+        record("row", f"{clips.as_uri()}/ours.mp4"),
+        record("stray", "file:///etc/passwd.mp4"),
+        7,
+        {"id": 1},
+    ]
+    for file in (clips / "manifest.jsonl", folder / "others/manifest.jsonl"):
+        file.write_text("".join(f"{json.dumps(row)}\n" for row in rows) + '{"id": "trunc')
+    (clips / "video-manifest.jsonl").write_bytes(VIDEO)
+    manifests = {
+        "manifested": {"manifest": f"{clips.as_uri()}/manifest.jsonl"},
+        "in_s3": {"manifest": "s3://bucket/clips/manifest.jsonl"},
+        "elsewhere": {"manifest": f"{folder.as_uri()}/others/manifest.jsonl"},
+        "by_dots": {"manifest": f"{clips.as_uri()}/../others/manifest.jsonl"},
+        "passwd": {"manifest": "file:///etc/passwd"},
+        "no_text": {"manifest": ["file:///etc/passwd"]},
+        "no_manifest": {"manifest": f"{clips.as_uri()}/video-manifest.jsonl"},
+        "absent": {"manifest": f"{clips.as_uri()}/absent.jsonl"},
+        "web": {"manifest": "http://169.254.169.254/manifest.jsonl"},
+    }
+    run = write_by_hand("made_by_hand", _records(clips.as_uri(), folder.as_uri()), **manifests)
     return World(folder, run, write_by_hand("others_clips", [record("theirs", f"{clips.as_uri()}/ours.mp4")]))
 
 
@@ -446,6 +467,44 @@ def test_google_signs_for_one_object(gcs: str, monkeypatch: pytest.MonkeyPatch) 
     assert query["X-Goog-Expires"] == [str(EXPIRES_SECONDS)]
     assert query["response-content-type"] == ["video/mp4"]
     assert query["X-Goog-Signature"]
+
+
+@pytest.fixture
+def get_records(app: Any, tokens: dict[str, str], world: World, monkeypatch: pytest.MonkeyPatch) -> Get:
+    monkeypatch.setenv(SETTING, f"{world.clips}, s3://gallery@bucket/clips")
+    manifest._read.cache_clear()
+
+    def get_records(task_id: str, user: str | None = "viewer") -> Any:
+        headers = {"Authorization": f"Bearer {tokens[user]}"} if user else {}
+        query = {"run_id": world.run.run_id, "task_id": task_id}
+        return app.get("/luma/records/made_by_hand", params=query, headers=headers)
+
+    return get_records
+
+
+def test_a_manifest_has_the_records_that_xcom_has_not(get_records: Get, get: Get) -> None:
+    assert [row["id"] for row in get_records("manifested").json()["records"]] == ["row", "stray"]
+    assert get("row", task_id="manifested").content == VIDEO
+    assert get("stray", task_id="manifested").status_code == 403
+
+
+@pytest.mark.usefixtures("s3_paths")
+def test_a_manifest_in_an_object_store(get_records: Get, s3: S3, world: World) -> None:
+    content = (world.folder / "clips/manifest.jsonl").read_text()
+    (s3.folder / "bucket/clips/manifest.jsonl").write_text(content)
+    assert [row["id"] for row in get_records("in_s3").json()["records"]] == ["row", "stray"]
+
+
+@pytest.mark.parametrize(
+    "task_id", ["elsewhere", "by_dots", "passwd", "no_text", "no_manifest", "absent", "web", "unknown"]
+)
+def test_an_author_reads_nothing_else_as_a_manifest(get_records: Get, task_id: str) -> None:
+    assert get_records(task_id, "admin").json() == {"records": []}
+
+
+@pytest.mark.parametrize(("user", "status"), [(None, 401), ("outsider", 403), ("neighbour", 403)])
+def test_records_need_the_right_to_read(get_records: Get, user: str | None, status: int) -> None:
+    assert get_records("manifested", user).status_code == status
 
 
 @pytest.fixture

@@ -55,11 +55,12 @@ _BY_HAND = """
     from airflow.sdk import DAG, task
 
     with DAG({dag_id!r}, schedule=None) as dag:
-        @task
-        def download():
-            return {records!r}
+        for task_id, value in {values!r}.items():
+            @task(task_id=task_id)
+            def push(value):
+                return value
 
-        download()
+            push(value)
 """
 
 
@@ -87,9 +88,10 @@ def download_clips(dag_id: str, sandbox: Sandbox, destination: str) -> Run:
     return run_source(dag_id, _DOWNLOAD.format(dag_id=dag_id, ids=sandbox.task_ids, destination=destination))
 
 
-def write_by_hand(dag_id: str, records: Sequence[object]) -> Run:
-    """Push what the author of a Dag wrote, instead of what the operator found."""
-    return run_source(dag_id, _BY_HAND.format(dag_id=dag_id, records=list(records)))
+def write_by_hand(dag_id: str, records: Sequence[object], **others: object) -> Run:
+    """Push what the author of a Dag wrote, instead of what the operator found; others by their tasks."""
+    values = {"download": list(records), **others}
+    return run_source(dag_id, _BY_HAND.format(dag_id=dag_id, values=values))
 
 
 def record(clip_id: str, uri: object, **files: str) -> dict[str, object]:

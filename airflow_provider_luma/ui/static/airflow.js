@@ -56,6 +56,12 @@ export async function getProgress(instance) {
   return (await getOrNothing(path, { map_index: instance.map_index }))?.value;
 }
 
+/** Return the records that a task instance keeps in a manifest. */
+export async function getManifest(instance) {
+  const query = { run_id: scope.runId, task_id: instance.task_id, map_index: instance.map_index };
+  return (await getOrNothing(`/luma/records/${quote(scope.dagId)}`, query))?.records;
+}
+
 async function getOrNothing(path, parameters) {
   try {
     return await get(path, parameters);

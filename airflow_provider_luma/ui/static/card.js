@@ -10,6 +10,7 @@ export const STATES = {
   submitted: "Submitted",
   waiting: "Not submitted yet",
   failed: "Failed",
+  error: "Not downloaded",
   missing: "Missing",
   rejected: "Rejected",
   unknown: "Outcome unknown",

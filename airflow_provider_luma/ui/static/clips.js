@@ -8,6 +8,8 @@ const UNFINISHED = new Set(["running", "deferred", "up_for_reschedule", "up_for_
 const WITHOUT_XCOMS = new Set([null, undefined, "queued", "scheduled", "skipped", "upstream_failed", "removed"]);
 const ORDER = ["batch", "generate", "sensor", "download", "other"];
 const FILES = ["video", "thumbnail", "last_frame"];
+// What rows of a manifest say of ids without a record.
+const WITHOUT_FILES = { failed: "failed", missing: "missing", running: "running", error: "error" };
 const FIELDS = ["prompt", "aspect_ratio", "created_at", "duration", "width", "height"];
 
 export const isUnfinished = (instance) => UNFINISHED.has(instance.state);
@@ -160,8 +162,13 @@ function readSummary(instance, summary, board, waited) {
 }
 
 function readRecords({ instance, values }, board) {
-  for (const record of listOf(values.return_value)) {
+  const ofManifest = listOf(values.records);
+  for (const record of [...listOf(values.return_value), ...ofManifest]) {
     if (!isRecord(record)) continue;
+    if (record.status in WITHOUT_FILES) {
+      board.add(text(record.id), instance, { state: WITHOUT_FILES[record.status], reason: text(record.error) });
+      continue;
+    }
     const files = {};
     for (const kind of FILES) if (text(record[kind]?.uri)) files[kind] = record[kind];
     board.add(text(record.id), instance, {
@@ -173,7 +180,7 @@ function readRecords({ instance, values }, board) {
       owner: { taskId: instance.task_id, mapIndex: instance.map_index },
     });
   }
-  readManifest(instance, values.return_value, board);
+  if (ofManifest.length === 0) readManifest(instance, values.return_value, board);
 }
 
 /** A task of another operator counts if it returns records, as a subclass or a TaskFlow task may. */
@@ -185,8 +192,10 @@ function readOther({ instance, values }, board) {
   }
 }
 
+export const namesManifest = (returned) => isObject(returned) && text(returned.manifest) !== undefined;
+
 function readManifest(instance, returned, board) {
-  if (!isObject(returned) || !text(returned.manifest)) return;
+  if (!namesManifest(returned)) return;
   board.manifests.push({ taskId: instance.task_id, uri: text(returned.manifest), counts: returned });
 }
 

@@ -1,8 +1,8 @@
 // The page: loads, filters, draws.
 
-import { ApiError, getProgress, getXCom, isFramed, listTaskInstances, loginUrl, pageOf, scope } from "./airflow.js";
+import { ApiError, getManifest, getProgress, getXCom, isFramed, listTaskInstances, loginUrl, pageOf, scope } from "./airflow.js";
 import { STATES, makeCard } from "./card.js";
-import { buildClips, isSame, isUnfinished, kindOf, xcomKeys } from "./clips.js";
+import { buildClips, isSame, isUnfinished, kindOf, namesManifest, xcomKeys } from "./clips.js";
 import { forget, onClosedFolder } from "./media.js";
 import { button, copy, element, link } from "./page.js";
 import { openPlayer } from "./player.js";
@@ -109,6 +109,7 @@ function needsReading(instance) {
 async function valuesOf(instance) {
   const values = {};
   for (const key of xcomKeys(instance)) values[key] = await getXCom(instance, key);
+  if (namesManifest(values.return_value)) values.records = await getManifest(instance);
   if (isUnfinished(instance) && ["sensor", "batch"].includes(kindOf(instance))) {
     values.progress = await getProgress(instance);
   }
