@@ -190,7 +190,8 @@ async def _explain(request: Request, error: Any) -> Response:
     """Respond to a browser with pages: without a session with Airflow's login, which leads back."""
     is_page = request.url.path.startswith(f"{_root(request)}{MOUNT}/clips/")
     if is_page and error.status_code == 401:
-        here = quote(str(request.url), safe="")
+        # Airflow 3.1 passes it on without quoting it again, which makes a space of a plus.
+        here = quote(str(request.url).replace("+", "%2B"), safe="")
         return RedirectResponse(f"{_root(request)}/api/v2/auth/login?next={here}", 307)
     if is_page and error.status_code == 403:
         return _page(request, "forbidden.html", [], 403)

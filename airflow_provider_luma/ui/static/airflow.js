@@ -109,4 +109,5 @@ export function pageOf(taskId, mapIndex) {
   return `${run}/tasks/${quote(taskId)}${mapIndex >= 0 ? `/mapped/${mapIndex}` : ""}`;
 }
 
-export const loginUrl = () => `${root}/api/v2/auth/login?next=${quote(location.href)}`;
+// Airflow 3.1 passes it on without quoting it again, which makes a space of a plus.
+export const loginUrl = () => `${root}/api/v2/auth/login?next=${quote(location.href.replaceAll("+", "%2B"))}`;
