@@ -24,7 +24,7 @@ test: $(VENV)/stores ## run the tests, with all the set-up
 fuzz: $(VENV)/stores ## try far more bad input than `make test` does (five minutes)
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz -n $(WORKERS) -k fuzz $(ARGS)
 
-test-ui: $(VENV)/stores chromium ## click through the gallery in a real browser; writes docs/images/gallery-*.png (four minutes)
+test-ui: $(VENV)/stores chromium ## click through the gallery in a real browser; writes docs/images/gallery-*.png (five minutes)
 	$(BIN)/python -m pytest -m ui tests/ui -v -s $(ARGS)
 
 test-stack: $(VENV)/stores postgresql ## test a real api-server, scheduler and triggerer on PostgreSQL (some minutes)
