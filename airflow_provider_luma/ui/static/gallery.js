@@ -165,11 +165,12 @@ function draw() {
 }
 
 function drawFilter() {
-  const counts = Map.groupBy ? Map.groupBy(clips, (clip) => clip.state) : new Map();
-  const options = [["", `All states`], ...Object.entries(STATES)].filter(
+  const counts = new Map();
+  for (const { state } of clips) counts.set(state, (counts.get(state) ?? 0) + 1);
+  const options = [["", "All states"], ...Object.entries(STATES)].filter(
     ([state]) => state === "" || counts.has(state) || state === filter.value,
   );
-  const labels = options.map(([state, label]) => [state, `${label} (${state ? (counts.get(state)?.length ?? 0) : clips.length})`]);
+  const labels = options.map(([state, label]) => [state, `${label} (${state ? (counts.get(state) ?? 0) : clips.length})`]);
   const drawn = JSON.stringify(labels);
   if (filter.dataset.drawn === drawn) return;
   filter.dataset.drawn = drawn;
