@@ -7,7 +7,7 @@ GROUPS := dev bench celery docs fuzz release samples screenshots stores
 INSTALL := $(BIN)/uv pip install --quiet --python $(VENV) --constraints constraints-dev.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz test-stack test-celery test-kills soak test-memory test-matrix bench-wait bench-submit bench-transfer screenshots check docs dist audit fix constraints clean
+.PHONY: help demo ui test test-ui fuzz test-stack test-celery test-kills soak test-memory test-matrix bench-wait bench-submit bench-transfer screenshots check docs dist audit fix constraints clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -15,11 +15,17 @@ help: ## list these targets
 demo: $(VENV)/ready ## run example_luma_generate on the embedded sandbox, with all the set-up
 	@$(BIN)/python scripts/demo.py
 
+ui: $(VENV)/ready ## start a real Airflow on the sandbox, run the example once, and look at its clips
+	@$(BIN)/python scripts/ui.py $(ARGS)
+
 test: $(VENV)/stores ## run the tests, with all the set-up
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 fuzz: $(VENV)/stores ## try far more bad input than `make test` does (five minutes)
 	$(BIN)/python -m pytest --hypothesis-profile=fuzz -n $(WORKERS) -k fuzz $(ARGS)
+
+test-ui: $(VENV)/stores chromium ## click through the gallery in a real browser; writes docs/images/gallery-*.png (five minutes)
+	$(BIN)/python -m pytest -m ui tests/ui -v -s $(ARGS)
 
 test-stack: $(VENV)/stores postgresql ## test a real api-server, scheduler and triggerer on PostgreSQL (some minutes)
 	$(BIN)/python -m pytest -m stack tests/stack -v -s $(ARGS)

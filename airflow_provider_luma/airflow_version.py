@@ -20,6 +20,7 @@ __all__ = [
 
 AIRFLOW_VERSION = tuple(int(part) for part in version("apache-airflow").split(".")[:2])
 
+HAS_UI_PLUGINS = AIRFLOW_VERSION >= (3, 1)
 HAS_TASK_STATE_STORE = AIRFLOW_VERSION >= (3, 3)
 # Unless the user ticks "keep task state".
 CLEAR_DELETES_STATE = AIRFLOW_VERSION >= (3, 4)

@@ -40,7 +40,32 @@ def get_provider_info() -> dict[str, Any]:
                 ],
             }
         ],
+        "extra-links": [
+            "airflow_provider_luma.links.clips.ClipsLink",
+            "airflow_provider_luma.links.clips.RelayPageLink",
+        ],
+        "plugins": [{"name": "luma", "plugin-class": "airflow_provider_luma.ui.plugin.LumaPlugin"}],
+        "config": {"luma": _config()},
         "connection-types": [_connection_type()],
+    }
+
+
+def _config() -> dict[str, Any]:
+    return {
+        "description": "The gallery of clips in Airflow's UI.",
+        "options": {
+            "gallery_paths": {
+                "description": "What the gallery may show: paths, separated by commas, that the files of "
+                "records must be below. Of the form s3://conn_id@bucket/prefix, gs://conn_id@bucket/prefix, "
+                "abfs://conn_id@container/prefix or file:///folder; the connection signs short-lived URLs, a "
+                "local folder is streamed by the api-server. {dag_id} in a path stands for the Dag's id. "
+                "Empty: no file is served.",
+                "version_added": None,
+                "type": "string",
+                "example": "s3://aws_default@my-bucket/clips, file:///data/clips/{dag_id}",
+                "default": "",
+            }
+        },
     }
 
 
@@ -106,6 +131,12 @@ def _connection_type() -> dict[str, Any]:
                 "label": "Allowed download hosts",
                 "description": "Host names, separated by commas, that videos may be downloaded from although "
                 "their address is not public.",
+                "schema": {"type": ["string", "null"], "default": None},
+            },
+            "task_page": {
+                "label": "Page of a task",
+                "description": "URL of the relay's own page of a task, with {id} for its id, such as "
+                "https://relay.example.com/tasks/{id}. Airflow's page of a generate task links to it.",
                 "schema": {"type": ["string", "null"], "default": None},
             },
             "state_path": {

@@ -18,7 +18,7 @@ EXTRAS = {
 }
 
 
-def s3_client(conn_id: str | None, *, max_connections: int = 1) -> Any:
+def s3_client(conn_id: str | None, *, max_connections: int = 1, signature_version: str | None = None) -> Any:
     """Return a boto3 client with at least so many connections."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from botocore.config import Config
@@ -31,6 +31,8 @@ def s3_client(conn_id: str | None, *, max_connections: int = 1) -> Any:
     # Composing its own takes botocore a tenth of the time of each request; what the hook adds is kept.
     user_agent = settings.user_agent or f"Boto3/{version('boto3')}"
     config = settings.merge(Config(max_pool_connections=connections, s3=s3, user_agent=user_agent))
+    if signature_version is not None:
+        config = config.merge(Config(signature_version=signature_version))
     return hook.get_client_type(config=config)
 
 

@@ -60,8 +60,13 @@ def check_wheel(wheel: Path) -> None:
         sys.exit(f"The wheel holds tests: {tests}")
     if missing := LICENCES - {name.rpartition("/")[2] for name in names if "/licenses/" in name}:
         sys.exit(f"The wheel lacks {sorted(missing)}")
-    if "airflow_provider_luma/py.typed" not in names:
-        sys.exit("The wheel lacks py.typed")
+    package = ROOT / "airflow_provider_luma"
+    data = [
+        package / "py.typed",
+        *(file for file in package.glob("ui/*/*") if file.suffix not in {".py", ".pyc"}),
+    ]
+    if missing := {str(file.relative_to(ROOT)) for file in data} - {*names}:
+        sys.exit(f"The wheel lacks {sorted(missing)}")
     sdist = next(wheel.parent.glob("*.tar.gz"))
     with tarfile.open(sdist) as packed:
         held = {name.partition("/")[2] for name in packed.getnames()}

@@ -7,7 +7,7 @@
 # height and duration are constants in sandbox/media.py, and a test compares them with the file.
 set -euo pipefail
 
-cd "$(dirname "$0")/../airflow_provider_luma/sandbox/media"
+cd "$(dirname "$0")/../airflow_provider_luma/sandbox/media_files"
 
 quiet=(ffmpeg -nostdin -hide_banner -loglevel error -y)
 bare=(-map_metadata -1 -fflags +bitexact -flags:v +bitexact)

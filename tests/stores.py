@@ -45,7 +45,7 @@ def s3_server(folder: Path, port: int = 0) -> Iterator[S3]:
         (folder / bucket).mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     options = ("--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}")
-    with _served(port, _tool("rclone"), "serve", "s3", *options, str(folder)):
+    with _served(port, tool("rclone"), "serve", "s3", *options, str(folder)):
         yield S3(f"http://127.0.0.1:{port}", folder)
 
 
@@ -53,7 +53,7 @@ def s3_server(folder: Path, port: int = 0) -> Iterator[S3]:
 def moto_server(folder: Path) -> Iterator[S3]:
     """Amazon's S3 as moto knows it, with conditional puts, and with its own list of unfinished uploads."""
     port = free_port()
-    with _served(port, _tool("moto_server"), "-H", "127.0.0.1", "-p", str(port)):
+    with _served(port, tool("moto_server"), "-H", "127.0.0.1", "-p", str(port)):
         server = S3(f"http://127.0.0.1:{port}", folder)
         requests.put(f"{server.url}/bucket", timeout=10).raise_for_status()
         yield server
@@ -73,7 +73,7 @@ def gcs_server() -> Iterator[str]:
         "--port",
         str(port),
     )
-    with _served(port, _tool("gcp-storage-emulator"), *options), _token_server() as token_uri:
+    with _served(port, tool("gcp-storage-emulator"), *options), _token_server() as token_uri:
         key = {
             "type": "service_account",
             "project_id": "luma-tests",
@@ -91,7 +91,7 @@ def azure_server() -> Iterator[str]:
     port = free_port()
     program = VENV / "azurite/node_modules/azurite/dist/src/blob/main.js"
     options = ("--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry")
-    command = (_tool("node"), str(program), *options, "--blobHost", "127.0.0.1", "--blobPort", str(port))
+    command = (tool("node"), str(program), *options, "--blobHost", "127.0.0.1", "--blobPort", str(port))
     with _served(port, *command, AZURITE_ACCOUNTS=f"luma:{AZURE_KEY}"):
         text = f"DefaultEndpointsProtocol=http;AccountName=luma;AccountKey={AZURE_KEY};"
         text += f"BlobEndpoint=http://127.0.0.1:{port}/luma;"
@@ -130,7 +130,7 @@ def _private_key() -> str:
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain).decode()
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     installed = VENV / "bin" / name
     return str(installed) if installed.exists() else str(shutil.which(name))
 

@@ -20,7 +20,7 @@ LAYERS = {
 }
 LAYERS_ABOVE = "airflow " + " ".join(
     f"airflow_provider_luma.{layer}"
-    for layer in ("airflow_exceptions", "hooks", "sensors", "triggers", "operators")
+    for layer in ("airflow_exceptions", "hooks", "sensors", "triggers", "operators", "links", "ui")
 )
 
 

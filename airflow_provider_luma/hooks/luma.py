@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from airflow.providers.common.compat.sdk import BaseHook
 
@@ -56,6 +56,7 @@ class RelaySettings:
     verify: bool | str = True
     proxies: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     allowed_download_hosts: tuple[str, ...] = ()
+    task_page: str | None = None
     state_path: str | None = None
 
     @classmethod
@@ -69,6 +70,10 @@ class RelaySettings:
             base_url=parse_base_url(connection.host or DEFAULT_BASE_URL, connection.port),
             **{key: _parse_extra(name, key, extras[key]) for key in _EXTRA_PARSERS if key in extras},
         )
+
+    def get_task_page(self, task_id: str) -> str | None:
+        """Return the URL of the relay's own page of a task, where the connection names one."""
+        return self.task_page and self.task_page.replace("{id}", quote(task_id, safe=""))
 
     def create_client(
         self, retry: RetryPolicy | None = None, *, max_connections: int | None = None
@@ -284,6 +289,13 @@ def _parse_host_names(value: Any) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in value if name.strip())
 
 
+def _parse_task_page(value: Any) -> str:
+    template = str(value).strip()
+    if urlsplit(template).scheme not in {"http", "https"} or "{id}" not in template:
+        raise ValueError(f"must be an http(s) URL with {{id}} in it, not {template!r:.200}")
+    return template
+
+
 _EXTRA_PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "timeout": _parse_seconds,
     "request_timeout": _parse_seconds,
@@ -294,5 +306,6 @@ _EXTRA_PARSERS: Mapping[str, Callable[[Any], Any]] = {
     "verify": _parse_verify,
     "proxies": _parse_proxies,
     "allowed_download_hosts": _parse_host_names,
+    "task_page": _parse_task_page,
     "state_path": str,
 }

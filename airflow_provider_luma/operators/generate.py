@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from airflow.providers.common.compat.sdk import conf
 
@@ -56,12 +56,13 @@ class LumaTaskXCom(TypedDict):
     The XCom ``luma_task`` of a generate task.
 
     ``response`` is the relay's response, as text. ``state`` and ``response`` are ``None`` after a try that
-    reconnected.
+    reconnected. ``page`` is the URL of the relay's own page of the task, where the connection names one.
     """
 
     id: str
     state: str | None
     response: str | None
+    page: NotRequired[str]
 
 
 class LumaGenerateOperator(GenerationOperator):
@@ -75,8 +76,9 @@ class LumaGenerateOperator(GenerationOperator):
     at ``state_path``. A retry after the worker died, and a task that is cleared before it succeeded,
     reconnect to the same Luma task. A task that is cleared after it succeeded submits again.
 
-    Pushes ``{"id", "state", "response"}`` as the XCom ``luma_task``; ``state`` and ``response`` are ``None``
-    after a try that reconnected. A Luma task cannot be cancelled: relays document no way to.
+    Pushes ``{"id", "state", "response"}`` as the XCom ``luma_task``, with ``page`` where the connection names
+    the relay's own page of a task; ``state`` and ``response`` are ``None`` after a try that reconnected. A
+    Luma task cannot be cancelled: relays document no way to.
 
     .. seealso::
         :doc:`generate`, whose section *Durable execution* says what each kind of clear does.
@@ -177,8 +179,7 @@ class LumaGenerateOperator(GenerationOperator):
             self.log.warning(
                 "The fields of this task render differently from what was submitted as Luma task %s", task_id
             )
-        pushed: LumaTaskXCom = {"id": task_id, "state": None, "response": None}
-        context["ti"].xcom_push(XCOM_TASK_KEY, pushed)
+        self._push_task(context, {"id": task_id, "state": None, "response": None})
         return task_id
 
     def _submit(self, context: Context, ledger: SubmitLedger) -> str:
@@ -195,8 +196,13 @@ class LumaGenerateOperator(GenerationOperator):
             task = submit(DurableSubmit(ledger).submit, client.submit_once, generation)
         if ledger.place.may_be_lost_by_a_clear:
             self.log.info("Should this task fail from here on: %s, and it reconnects", ledger.clear_hint)
-        context["ti"].xcom_push(XCOM_TASK_KEY, _build_xcom(task))
+        self._push_task(context, _build_xcom(task))
         return task.id
+
+    def _push_task(self, context: Context, pushed: LumaTaskXCom) -> None:
+        if page := self.hook.settings.get_task_page(pushed["id"]):
+            pushed["page"] = page
+        context["ti"].xcom_push(XCOM_TASK_KEY, pushed)
 
     def _submitted_id(self, context: Context, ledger: SubmitLedger) -> str:
         if ledger.record is not None and ledger.record.id is not None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -83,6 +84,29 @@ def test_an_insufficient_balance_is_reported(sandbox: Sandbox, capsys: pytest.Ca
     assert ended(generate(retries=2), "failed")
     log = " ".join(capsys.readouterr().out.split())  # Airflow 3.0 wraps its lines
     assert "balance 0, needs 1. Top up the account" in log
+
+
+def test_a_task_links_to_its_page_at_the_relay(sandbox: Sandbox, connect: Any) -> None:
+    from airflow.models.taskinstancekey import TaskInstanceKey
+
+    from airflow_provider_luma.links.clips import ClipsLink, RelayPageLink
+
+    connect(sandbox, task_page="https://relay.example.com/tasks/{id}")
+    run = generate()
+    key = TaskInstanceKey(run.dag_id, "generate", run.run_id)
+    assert (
+        RelayPageLink().get_link(None, ti_key=key) == f"https://relay.example.com/tasks/{sandbox.task_ids[0]}"
+    )
+    path = ClipsLink().get_link(None, ti_key=key)
+    assert unquote(path) == f"/luma/clips/{run.dag_id}/{run.run_id}/generate/-1"
+
+
+@pytest.mark.parametrize("page", ["javascript:alert(1)", "data:text/html,x", "//[", 7, None])
+def test_a_page_that_is_none_is_no_link(page: Any) -> None:
+    from airflow_provider_luma.links.clips import web_page_of
+
+    assert web_page_of({"page": page}) is None
+    assert web_page_of(page) is None
 
 
 def test_mapped_prompts_go_straight_into_the_sensor(sandbox: Sandbox) -> None:

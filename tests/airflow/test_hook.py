@@ -254,3 +254,17 @@ def test_a_connection_that_cannot_be_used_is_a_clear_error(
     monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", json.dumps(given))
     with pytest.raises(LumaValueError, match=problem):
         LumaHook().client  # noqa: B018
+
+
+def test_the_relays_own_get_task_page_a_task(define: Define) -> None:
+    assert define().settings.get_task_page("1") is None
+    settings = define(extra={"task_page": "https://relay.example.com/tasks/{id}?tab=log"}).settings
+    assert settings.get_task_page("a/b c") == "https://relay.example.com/tasks/a%2Fb%20c?tab=log"
+
+
+@pytest.mark.parametrize(
+    "page", ["javascript:alert('{id}')", "https://relay.example.com/tasks", "/tasks/{id}"]
+)
+def test_a_page_that_is_none_is_rejected(define: Define, page: str) -> None:
+    with pytest.raises(LumaValueError, match="'task_page': must be an http"):
+        _ = define(extra={"task_page": page}).settings

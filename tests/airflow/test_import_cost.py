@@ -18,8 +18,24 @@ heavy = sorted(name for name in set(sys.modules) - before if name.startswith({HE
 print("RESULT" + json.dumps(heavy))
 """
 
+PLUGIN = """
+import sys, json
+from airflow.providers.common.compat.sdk import AirflowPlugin
+before = set(sys.modules)
+import airflow_provider_luma.ui.plugin
+print("RESULT" + json.dumps(sorted(set(sys.modules) - before)))
+"""
+
 
 def test_importing_operators_and_sensors_imports_nothing_heavy() -> None:
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
-    heavy = json.loads(done.stdout.rpartition("RESULT")[2])
-    assert heavy == []
+    assert run(SCRIPT) == []
+
+
+def test_the_plugin_which_every_process_loads_imports_nothing_else() -> None:
+    assert {name.partition(".")[0] for name in run(PLUGIN)} <= {"airflow_provider_luma"}
+
+
+def run(script: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    modules: list[str] = json.loads(done.stdout.rpartition("RESULT")[2])
+    return modules

@@ -46,7 +46,8 @@ def test_airflow_accepts_the_info() -> None:
 def test_every_key_matches_the_schema_of_provider_yaml(key: str) -> None:
     strict = schema("provider.yaml.schema.json")
     assert key in strict["properties"]
-    jsonschema.validate(INFO[key], strict["properties"][key])
+    definitions = {"definitions": strict.get("definitions", {})}  # which the part may refer to
+    jsonschema.validate(INFO[key], strict["properties"][key] | definitions)
 
 
 @pytest.mark.skipif(AIRFLOW < (3, 2), reason="the schema of Airflow 3.0 and 3.1 lets any key pass")
@@ -70,6 +71,22 @@ def test_every_module_on_disk_is_listed_and_can_be_imported(kind: str) -> None:
     assert set(listed) == set(on_disk) - {f"airflow_provider_luma.{helper}" for helper in helpers}
     for module in listed:
         importlib.import_module(module)
+
+
+def test_the_links_and_the_plugin_are_those_that_airflow_loads() -> None:
+    from airflow_provider_luma.ui.plugin import LumaPlugin
+
+    (plugin,) = INFO["plugins"]
+    (point,) = [point for point in entry_points(group="airflow.plugins") if point.name == "luma"]
+    assert point.load() is pkgutil.resolve_name(plugin["plugin-class"]) is LumaPlugin
+    assert plugin["name"] == LumaPlugin.name
+    listed = {pkgutil.resolve_name(name) for name in INFO["extra-links"]}
+    # Airflow 3.0 has no tabs: the plugin is there, and empty.
+    assert {type(link) for link in LumaPlugin().operator_extra_links} == (
+        listed if AIRFLOW >= (3, 1) else set()
+    )
+    assert len(LumaPlugin.external_views) == (2 if AIRFLOW >= (3, 1) else 0)
+    assert len(LumaPlugin().fastapi_apps) == (1 if AIRFLOW >= (3, 1) else 0)
 
 
 def test_integration_names_agree() -> None:
@@ -134,6 +151,8 @@ print("RESULT" + json.dumps([widgets, LumaHook.get_ui_field_behaviour()]))
     ("command", "words"),
     [
         (["providers", "get", "airflow-provider-luma"], [airflow_provider_luma.__version__]),
+        (["providers", "links"], ["airflow_provider_luma.links.clips.ClipsLink"]),
+        (["plugins", "--output", "json"], ["luma" if AIRFLOW >= (3, 1) else ""]),
         (["providers", "hooks"], ["luma", "airflow_provider_luma.hooks.luma.LumaHook"]),
     ],
 )

@@ -1,0 +1,133 @@
+"""
+The administrator's list of what the gallery may show: ``[luma] gallery_paths``.
+
+The URIs of records stand in XCom, where the author of a Dag may write anything. So a URI says only *which*
+object is meant; what the api-server may read, and by which connection, this list alone decides. It is empty
+by default, and anything that is not clearly below one of its entries is rejected.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from airflow_provider_luma.store_clients import EXTRAS
+
+SECTION, OPTION = "luma", "gallery_paths"
+
+LOCAL = "local"
+_KINDS = {"file": LOCAL} | EXTRAS
+
+# Nothing else is ever served, whatever a store says of its object: no page and no script among them.
+_CONTENT_TYPES = {
+    ".mp4": "video/mp4",
+    ".m4v": "video/mp4",
+    ".mov": "video/quicktime",
+    ".webm": "video/webm",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".png": "image/png",
+    ".webp": "image/webp",
+    ".gif": "image/gif",
+    ".avif": "image/avif",
+}
+
+log = logging.getLogger(__name__)
+
+
+class Location(NamedTuple):
+    """Where an object is: a bucket, or none for a local file, and the segments of its key."""
+
+    kind: str
+    bucket: str
+    segments: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        return "/".join(self.segments)
+
+
+@dataclass(frozen=True)
+class MediaPath:
+    """
+    An entry of the list.
+
+    :param conn_id: signs for what is below; ``None`` for the credentials of the api-server's environment.
+    """
+
+    location: Location
+    conn_id: str | None
+
+    @property
+    def folder(self) -> str:
+        """The local folder."""
+        return f"/{self.location.key}"
+
+    def __contains__(self, location: Location) -> bool:
+        mine = self.location
+        return (
+            (location.kind, location.bucket) == (mine.kind, mine.bucket)
+            and len(location.segments) > len(mine.segments)
+            and location.segments[: len(mine.segments)] == mine.segments
+        )
+
+
+def get_media_paths(dag_id: str) -> list[MediaPath]:
+    """Return the entries that hold for a Dag. One that cannot be read holds for none."""
+    from airflow.configuration import conf
+
+    return read_media_paths(str(conf.get(SECTION, OPTION, fallback="") or ""), dag_id)
+
+
+def read_media_paths(setting: str, dag_id: str) -> list[MediaPath]:
+    """Read the setting; ``{dag_id}`` stands for the Dag's own folder."""
+    paths = []
+    for entry in filter(None, map(str.strip, setting.split(","))):
+        parsed = _split(entry.rstrip("/").replace("{dag_id}", dag_id))
+        if parsed is None or (parsed[0].kind == LOCAL and not parsed[0].segments):
+            log.error(
+                "[%s] %s: %r is no path that the gallery can serve for %r", SECTION, OPTION, entry, dag_id
+            )
+            continue
+        paths.append(MediaPath(*parsed))
+    return paths
+
+
+def find_path(location: Location, dag_id: str) -> MediaPath | None:
+    """Return the entry that an object is below; ``None`` where it must not be read."""
+    return next((path for path in get_media_paths(dag_id) if location in path), None)
+
+
+def locate(uri: str) -> Location | None:
+    """Return where the URI of a record leads. A connection in it counts for nothing."""
+    parsed = _split(uri)
+    return parsed and parsed[0]
+
+
+def content_type_of(location: Location) -> str | None:
+    """Return the type that an object is served as, by its name; ``None`` for what is never served."""
+    return (
+        _CONTENT_TYPES.get(PurePosixPath(location.segments[-1]).suffix.lower()) if location.segments else None
+    )
+
+
+def _split(uri: str) -> tuple[Location, str | None] | None:
+    """Split a URI as this package writes them: nothing in it is quoted."""
+    scheme, separator, rest = uri.partition("://")
+    kind = _KINDS.get(scheme)
+    authority, _, key = rest.partition("/")
+    conn_id, _, bucket = authority.rpartition("@")
+    if (
+        not separator
+        or kind is None
+        or not uri.isprintable()
+        or "\\" in uri
+        or (kind == LOCAL) == bool(bucket)
+    ):
+        return None
+    segments = tuple(key.split("/")) if key else ()
+    if any(segment in {"", ".", ".."} for segment in segments) or bucket in {".", ".."}:
+        return None
+    return Location(kind, bucket, segments), conn_id or None

@@ -1,0 +1,3 @@
+import { followTheme } from "./theme.js";
+
+followTheme();
