@@ -58,6 +58,7 @@ _REJECTED_CODES = frozenset(
     {
         *("400", "401", "402", "403", "404", "422"),
         *("insufficient_user_quota", "insufficient_quota", "insufficient_balance", "quota_exceeded"),
+        *("quota_not_enough", "pre_consume_token_quota_failed"),
         *("invalid_request", "invalid_request_error", "invalid_api_platform", "invalid_api_key"),
         *("invalid_parameter", "invalid_parameters", "invalid_params", "missing_parameter"),
         *("access_denied", "permission_denied", "unauthorized", "forbidden"),
@@ -65,9 +66,10 @@ _REJECTED_CODES = frozenset(
         *("sensitive_words_detected", "content_moderation", "moderation_blocked", "prompt_blocked"),
     }
 )
-# Codes that a relay's own code gives after it passed the submit on, whatever the status.
+# Codes that a relay's own code gives after it passed the submit on, whatever the status. A charge that fails
+# beforehand, "pre_consume", is none of them.
 _PASSED_ON_CODE = re.compile(
-    r"do_request|response|unmarshal|upstream|timeout|consume|channel|insert_|save_|record_|update_|database|"
+    r"do_request|response|unmarshal|upstream|timeout|(?<!pre_)consume|channel|insert_|save_|record_|update_|database|"
     r"billing|settle|internal",
     re.IGNORECASE,
 )

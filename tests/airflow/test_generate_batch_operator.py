@@ -515,14 +515,24 @@ def test_a_prompt_that_moderation_rejects_by_a_403_does_not_stop_the_others(
     assert list(task.instance.xcoms["luma_submits"]["rejected"]) == ["0"]
 
 
-def test_a_balance_that_is_too_low_stops_the_batch_under_the_status_400_too(
-    sandbox: Sandbox, store: Store
+@pytest.mark.parametrize(
+    "response",
+    [
+        ScriptedResponse(status=400, body={"message": "the quota is not enough"}),
+        ScriptedResponse(
+            status=403, body={"code": "pre_consume_token_quota_failed", "message": "the quota is not enough"}
+        ),
+    ],
+)
+def test_a_balance_that_is_too_low_stops_the_batch_whatever_the_status(
+    sandbox: Sandbox, store: Store, response: ScriptedResponse
 ) -> None:
-    response = ScriptedResponse(status=400, body={"message": "insufficient balance"})
     sandbox.script_submits(*[response] * 4)
-    with pytest.raises(LumaNonRetryableError, match="insufficient balance"):
-        BatchTask(store, prompts=CATS[:4], max_parallel=1).run()
+    task = BatchTask(store, prompts=CATS[:4], max_parallel=1)
+    with pytest.raises(LumaNonRetryableError, match="the quota is not enough"):
+        task.run()
     assert len(sandbox.requests) == 1
+    assert task.submits == {"created": 0, "rejected": {}, "unknown": [], "not_submitted": 4}
 
 
 def test_no_signature_of_a_url_is_in_the_reason_of_a_rejection(sandbox: Sandbox, store: Store) -> None:

@@ -477,6 +477,18 @@ REJECTED = [
         ScriptedResponse(status=429, body={"error": {"code": "insufficient_quota", "message": "x"}}),
         RelayInsufficientBalanceError,
     ),
+    *[
+        (
+            ScriptedResponse(status=status, body={"code": code, "message": message, "data": None}),
+            RelayInsufficientBalanceError,
+        )
+        for status in (200, 403)
+        for code, message in (
+            ("pre_consume_token_quota_failed", "token quota is not enough, token remain quota: 0"),
+            ("pre_consume_token_quota_failed", "x"),
+            ("quota_not_enough", "user quota is not enough"),
+        )
+    ],
 ]
 
 
