@@ -469,6 +469,44 @@ def test_a_submit_that_hangs_does_not_delay_a_stop(sandbox: Sandbox, store: Stor
     assert len(sandbox.submits) == len(CATS) - 1
 
 
+class SlowProgress(Store):
+    """Takes longer to save the progress than a stop may take."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        self.begun, self.released = threading.Event(), threading.Event()
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        if key == "luma_progress":
+            self.begun.set()
+            self.released.wait(60)
+        super().set(key, value, retention=retention)
+
+
+@pytest.mark.parametrize("stops_during_write", [False, True])
+def test_a_progress_that_is_slow_to_save_does_not_delay_a_stop(
+    sandbox: Sandbox, tmp_path: Path, stops_during_write: bool
+) -> None:
+    store = SlowProgress(tmp_path / "task_state.json")
+    sandbox.script_submits(ScriptedResponse(delay=0 if stops_during_write else 5))
+    operator, context = BatchTask(store, prompts=CATS, max_parallel=1)._prepared({})
+
+    def kill() -> None:
+        if stops_during_write:
+            store.begun.wait(30)
+        else:
+            time.sleep(0.5)
+        operator.on_kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(LumaError):
+        operator.execute(context)  # type: ignore[arg-type]
+    assert time.monotonic() - started < 30
+    assert store.begun.is_set() is stops_during_write
+    store.released.set()
+
+
 def test_a_manifest_has_a_row_for_each_prompt(sandbox: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     sandbox.script_submits(ScriptedResponse(status=502), created=True)
