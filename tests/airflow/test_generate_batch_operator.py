@@ -17,6 +17,7 @@ from airflow_provider_luma.exceptions import LumaError, LumaValueError, RelayTra
 from airflow_provider_luma.operators.luma import LumaGenerateBatchOperator
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.submit_gate import MAX_UNKNOWN_OUTCOMES
+from airflow_provider_luma.submit_result import BatchSubmits
 from airflow_provider_luma.task_state import object_name
 from tests.airflow.harness import Run, run_source
 from tests.airflow.tries import BatchTask, Store
@@ -183,6 +184,18 @@ def test_a_list_of_other_length_between_two_batches_of_reasons_stays_small(
     assert len(json.dumps(task.submits)) <= 64 * 1024
     listed = len(task.submits["rejected"])
     assert listed + task.submits.get("rejected_not_listed", 0) == 300
+
+
+@pytest.mark.parametrize("unknown", [1, 2_000, 50_000])
+@pytest.mark.parametrize("rejected", [0, 50_000])
+def test_the_summary_is_bounded_whatever_becomes_of_the_prompts(unknown: int, rejected: int) -> None:
+    reasons = dict.fromkeys(range(50_000, 50_000 + rejected), "不" * 300)
+    summary = BatchSubmits(unknown=list(range(unknown)), rejected=reasons).summary()
+    assert len(json.dumps(summary)) <= 64 * 1024
+    assert summary["unknown"] == list(range(len(summary["unknown"])))
+    assert len(summary["unknown"]) == min(unknown, 2_000) == unknown - summary.get("unknown_not_listed", 0)
+    assert len(summary["rejected"]) + summary.get("rejected_not_listed", 0) == rejected
+    assert summary["rejected"] or not rejected
 
 
 @pytest.mark.parametrize(
