@@ -26,13 +26,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError
-from airflow_provider_luma.download.abandon import start_thread
+from airflow_provider_luma.download.abandon import StoppedError, call_abandonable, start_thread
 from airflow_provider_luma.durable_submit import DurableSubmit
 from airflow_provider_luma.exceptions import (
     RelayError,
@@ -189,7 +190,9 @@ class SubmitBatch:
         number = len(self._generations)
         line = f"{number - left - under_way} of {number} prompts are submitted, {rejected} of them rejected"
         log.info("%s", line)
-        self._report_progress(line)
+        if not self._stopped.is_set():  # a stop has no time for it, nor for one that is under way
+            with suppress(StoppedError, RuntimeError):  # the latter where the system has no room for a thread
+                call_abandonable(lambda: self._report_progress(line), stopped=self._stopped)
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:

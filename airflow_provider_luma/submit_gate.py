@@ -7,13 +7,15 @@ Decides when a submit of a batch may leave, and when the batch gives up: pure.
     paused ──the time is over──▶ narrow: one submit at a time
     narrow ──each submit that the relay has judged──▶ one more at a time, up to all
 
-A rate limit pauses for as long as ``Retry-After`` says, else for a delay that doubles; it never ends the
-batch. Transient errors and unknown outcomes do when too many follow each other: an unknown outcome may be a
-charge for nothing, so that few of them are enough. Submits that left before a pause began count as one.
+A rate limit pauses for a delay that doubles, or for as long as ``Retry-After`` says where that is longer; it
+never ends the batch. Transient errors and unknown outcomes do when too many follow each other: an unknown
+outcome may be a charge for nothing, so that few of them are enough. Submits that left before a pause began
+count as one.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 
@@ -106,8 +108,8 @@ class SubmitGate:
 
     def _seconds(self, error: RelayError) -> float:
         retry = self._retry
-        if error.retry_after is not None and isinstance(error, RelayRateLimitError):
-            return error.retry_after + random.uniform(0, 0.2)  # noqa: S311
         delay = min(retry.initial_delay * 2.0 ** min(self._backoffs - 1, 32), retry.max_delay)
-        delay = max(delay, min(error.retry_after or 0.0, retry.max_delay))
+        # Only a rate limit is waited out however long it is. "0" is no leave to submit without end.
+        longest = math.inf if isinstance(error, RelayRateLimitError) else retry.max_delay
+        delay = max(delay, min(error.retry_after or 0.0, longest))
         return delay + random.uniform(0, retry.initial_delay)  # noqa: S311

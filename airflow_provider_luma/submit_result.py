@@ -10,9 +10,11 @@ from typing import NotRequired, TypedDict
 from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.relay.money import Money
 from airflow_provider_luma.relay.result import Outcome, judge
-from airflow_provider_luma.relay.state import MAX_BYTES, fit_entries
+from airflow_provider_luma.relay.state import MAX_BYTES, fit_entries, json_size
 
 _MAX_NAMED = 20
+# A position and its separator are 8 bytes at most, and the list so takes a quarter of the XCom.
+_MAX_UNKNOWN_LISTED = 2_000
 
 
 class Cost(TypedDict):
@@ -27,8 +29,8 @@ class LumaSubmits(TypedDict):
     The XCom ``luma_submits`` of a batch of submits.
 
     ``created`` and ``not_submitted`` are counts, ``rejected`` has reasons by position, ``unknown`` has
-    positions. ``rejected_not_listed`` counts rejections that are left out of ``rejected``. ``cost`` is there
-    only if the relay reports charges.
+    positions. ``rejected_not_listed`` and ``unknown_not_listed`` count those without room. ``cost`` is
+    there only if the relay reports charges.
     """
 
     created: int
@@ -36,6 +38,7 @@ class LumaSubmits(TypedDict):
     unknown: list[int]
     not_submitted: int
     rejected_not_listed: NotRequired[int]
+    unknown_not_listed: NotRequired[int]
     cost: NotRequired[Cost]
 
 
@@ -94,20 +97,22 @@ class BatchSubmits:
         """
         Return what goes into XCom as ``luma_submits``.
 
-        Thousands of reasons do not fit into 64 KB: they are cut first, then ``rejected`` holds only the first
-        of them, and ``rejected_not_listed`` the number of the others.
+        It is within 64 KB. ``unknown`` holds the first 2,000 positions, ``rejected`` what fits beside them:
+        reasons are cut first, then left out. What is not listed is counted.
         """
         rejected = {str(position): self.rejected[position] for position in sorted(self.rejected)}
-        listed = fit_entries(rejected, MAX_BYTES - 2_000)
-        not_listed = len(rejected) - len(listed)
+        unknown = self.unknown[:_MAX_UNKNOWN_LISTED]
+        listed = fit_entries(rejected, MAX_BYTES - 2_000 - json_size(unknown))
         summary: LumaSubmits = {
             "created": len(self.ids),
             "rejected": listed,
-            "unknown": self.unknown,
+            "unknown": unknown,
             "not_submitted": self.not_submitted,
         }
-        if not_listed:
+        if not_listed := len(rejected) - len(listed):
             summary["rejected_not_listed"] = not_listed
+        if not_listed := len(self.unknown) - len(unknown):
+            summary["unknown_not_listed"] = not_listed
         if self.cost:
             summary["cost"] = {"amount": self.cost.amount, "unit": self.cost.unit}
         return summary

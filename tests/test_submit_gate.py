@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from airflow_provider_luma.exceptions import (
     RelayRateLimitError,
     RelayTransientError,
@@ -47,9 +49,11 @@ def test_a_rate_limit_pauses_all_submits_and_then_lets_one_leave_at_a_time() -> 
     assert opened.delay(31) == 0
 
 
-def test_rate_limits_without_retry_after_back_off_and_never_give_up() -> None:
+@pytest.mark.parametrize("retry_after", [None, 0.0, 0.5])
+def test_rate_limits_back_off_whatever_they_say_and_never_give_up(retry_after: float | None) -> None:
     opened = gate()
-    pauses = [opened.leave_failed(opened.enter(0), RelayRateLimitError("slow"), 0) for _ in range(50)]
+    error = RelayRateLimitError("slow", retry_after=retry_after)
+    pauses = [opened.leave_failed(opened.enter(0), error, 0) for _ in range(50)]
     assert all(delay <= pause <= delay + 1 for delay, pause in zip((1, 2, 4, 8), pauses, strict=False))
     assert 8 <= pauses[-1] <= 9
     assert not opened.gives_up

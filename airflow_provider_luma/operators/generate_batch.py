@@ -52,10 +52,10 @@ class LumaGenerateBatchOperator(GenerationOperator):
 
     Returns the ids in the order of the prompts; prompts without an id are left out. Pushes ``luma_submits``
     (``{"created": n, "rejected": {position: reason}, "unknown": [position, ...], "not_submitted": n}``), also
-    when it fails; the ids are in XCom then, too. Positions count from 0. ``rejected_not_listed`` is the
-    number of rejected prompts that ``rejected`` has no room for, and ``cost``
-    (``{"amount": n, "unit": text}``) is what the relay says that it charged; each is there only where it
-    applies.
+    when it fails; the ids are in XCom then, too. Positions count from 0. ``rejected_not_listed`` and
+    ``unknown_not_listed`` are the numbers of prompts that ``rejected`` and ``unknown`` have no room for, and
+    ``cost`` (``{"amount": n, "unit": text}``) is what the relay says that it charged; each is there only
+    where it applies.
 
     A rate limit (429), such as that of concurrent generations, pauses all submits of the task and never
     fails it. A rejected prompt does not stop the others. An empty balance, a rejected key, or an error that

@@ -49,8 +49,14 @@ _NO_ENDPOINT = frozenset({404, 405, 501})
 _NO_SUCH_TASK = "task_not_exist"
 # Of one prompt, and not of the key, whatever the status.
 MODERATION = re.compile(r"moderat|sensitive.?word|prompt.?blocked|content.?policy", re.IGNORECASE)
-_NO_BALANCE = re.compile(r"insufficient.*(quota|balance)|exceeded.*quota", re.IGNORECASE)
-_RATE = re.compile(r"rate.?limit|too many|\bper (second|minute|hour|day)\b|\br[ps]m\b", re.IGNORECASE)
+_NO_BALANCE = re.compile(
+    r"insufficient.*(quota|balance)|exceeded.*quota|(quota|balance)[ _](is[ _])?not[ _]enough|"
+    r"not[ _]enough[ _](quota|balance)|pre_consume_token_quota|[额額]度不足|[余餘][额額]不足",
+    re.IGNORECASE,
+)
+_RATE = re.compile(
+    r"rate.?limit|too many|concurren|\bper (second|minute|hour|day)\b|\br[ps]m\b", re.IGNORECASE
+)
 _MODEL = re.compile(r"\bluma_\w{1,60}")
 
 _MESSAGE_KEYS = ("message", "reason", "msg", "error_message", "title")

@@ -58,6 +58,7 @@ _REJECTED_CODES = frozenset(
     {
         *("400", "401", "402", "403", "404", "422"),
         *("insufficient_user_quota", "insufficient_quota", "insufficient_balance", "quota_exceeded"),
+        *("quota_not_enough", "pre_consume_token_quota_failed"),
         *("invalid_request", "invalid_request_error", "invalid_api_platform", "invalid_api_key"),
         *("invalid_parameter", "invalid_parameters", "invalid_params", "missing_parameter"),
         *("access_denied", "permission_denied", "unauthorized", "forbidden"),
@@ -65,14 +66,20 @@ _REJECTED_CODES = frozenset(
         *("sensitive_words_detected", "content_moderation", "moderation_blocked", "prompt_blocked"),
     }
 )
-# Codes that a relay's own code gives after it passed the submit on, whatever the status.
+# Codes that a relay's own code gives after it passed the submit on, whatever the status. A charge that fails
+# beforehand, "pre_consume", is none of them.
 _PASSED_ON_CODE = re.compile(
-    r"do_request|response|unmarshal|upstream|timeout|consume|channel|insert_|save_|record_|update_|database|"
+    r"do_request|response|unmarshal|upstream|timeout|(?<!pre_)consume|channel|insert_|save_|record_|update_|database|"
     r"billing|settle|internal",
     re.IGNORECASE,
 )
+# The same in words, most of them those of Go's HTTP client and JSON parser. A prompt may speak of "upstream".
 _PASSED_ON_MESSAGE = re.compile(
-    r"do request failed|deadline exceeded|timed? ?out|connection (reset|closed)|\beof\b|broken pipe|超时",
+    r"do request failed|deadline exceeded|timed? ?out|connection (reset|closed)|\beof\b|broken pipe|超时|"
+    r"\b(context|request) cancell?ed|client disconnect|\b(get|post) \\{0,9}[\"']?https?:|"
+    r"looking for beginning of|unexpected end of json|"
+    r"\bupstream\b.{0,40}\b([45]\d\d|status|errors?|fail(s|ed|ure)?|response|returned|responded)\b|"
+    r"\b(error|status|response) (from|of|by) (the )?upstream|上游.{0,20}(错误|失败|返回|异常|状态)",
     re.IGNORECASE,
 )
 # Of an error, by HTTP's numbers or in words; a code that says neither, nobody knows, is none.

@@ -24,9 +24,16 @@ _OUTCOME_KEYS = ("result", "results", "output", "response")
 _HOLDER_KEYS = ("data", "task", "tasks", "generation", "generations", *_OUTCOME_KEYS)
 MAX_DEPTH = 5
 _ID = re.compile(r"[!-~]{1,200}")
-_NO_ID = re.compile(r"null|none|undefined|nil|false|-\d*|[0-]+|(req|request)[_-].*", re.IGNORECASE)
+# A word that says that there is none, an error in words, or the id of a request.
+_NO_ID = re.compile(
+    r"null|none|undefined|nil|false|n/?a|unknown|empty|-\d*|[0-]+|(req|request)[_-].*|"
+    r"\D{0,200}(error|fail|invalid|denied|unavailable|not[ _-]?(exist|found))\D{0,200}",
+    re.IGNORECASE,
+)
 # A text by itself is an id, and no message or date, when it has a digit and only what ids are made of.
 _LONE_ID = re.compile(r"(?!\d{4}-\d\d-\d\d)(?=.*\d)[\w.-]{6,200}", re.ASCII)
+# Behind a state, "queued-2", it is a place in a queue.
+_SHORT_NUMBER = re.compile(r"[\W_]?\d{1,4}$")
 _UUID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE)
 _TASK_LOCATION = re.compile(
     r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/luma/generations/((?=[\w.-]*\d)[\w.-]{6,200})/?", re.ASCII
@@ -38,7 +45,7 @@ def find_task(
 ) -> LumaTask | None:
     """Find the task that a response names: bare, wrapped, in a list, by its URL, or nothing but its id."""
     holders = list(iter_holders(body))
-    for task_id, holder in _named_ids(holders, is_error=is_error):
+    for task_id, holder in _named_ids(holders, extended_id, is_error=is_error):
         if _ID.fullmatch(task_id) and may_be_task_id(task_id, extended_id):
             known = parse_task(holder)
             return LumaTask(task_id, known.state if known else TaskState.PENDING, raw=holder)
@@ -48,7 +55,11 @@ def find_task(
 
 def may_be_task_id(text: str, extended_id: str | None) -> bool:
     """Say whether a text that stands where an id belongs may be the id of the task that was created."""
-    return not _NO_ID.fullmatch(text) and _normalize(text) != _normalize(extended_id or "")
+    return not (_NO_ID.fullmatch(text) or is_documented(text) or _is_same_id(text, extended_id))
+
+
+def _is_same_id(text: str, extended_id: str | None) -> bool:
+    return extended_id is not None and _normalize(text) == _normalize(extended_id)
 
 
 def _normalize(task_id: str) -> str:
@@ -58,21 +69,28 @@ def _normalize(task_id: str) -> str:
 
 def looks_like_an_id(text: Any) -> TypeGuard[str]:
     """Say whether a text that stands by itself is an id, and neither a message nor a date."""
-    return isinstance(text, str) and bool(_LONE_ID.fullmatch(text.strip()))
+    if not isinstance(text, str) or not _LONE_ID.fullmatch(text.strip()):
+        return False
+    return not is_documented(_SHORT_NUMBER.sub("", text.strip()))
 
 
-def _named_ids(holders: list[Json], *, is_error: bool) -> Iterator[tuple[str, Json]]:
+def _named_ids(holders: list[Json], extended_id: str | None, *, is_error: bool) -> Iterator[tuple[str, Json]]:
     """Yield what may be the task's id, the likeliest first."""
-    # An integer is a row of the relay's database where there is a text, too.
+    names_extended = False
     for kind in (str,) if is_error else (str, int):
         for key in (*_TASK_ID_KEYS, _PLAIN_ID_KEY):
+            # An integer is a row of the relay's database where there is a text, too.
+            if kind is int and key == _PLAIN_ID_KEY and names_extended:
+                continue
             # A wrapped row's own plain id is its database's; its task id wins over that of its provider.
             for holder in reversed(holders) if key == _PLAIN_ID_KEY else holders:
                 if is_error and key == _PLAIN_ID_KEY and not has_known_state(holder):
                     continue
                 value = _fold_keys(holder).get(key)
                 if isinstance(value, kind) and not isinstance(value, bool):
-                    yield str(value).strip(), holder
+                    text = str(value).strip()
+                    names_extended |= _is_same_id(text, extended_id)
+                    yield text, holder
 
 
 def has_known_state(holder: Json) -> bool:

@@ -16,7 +16,8 @@ _SIGNATURE = re.compile(
     r"((?:signature|credential|token|secret|access_?key(?:_?id)?|(?<![a-z])sig|api_?key)(?:=|%3D))[^\s\"<>]+",
     re.IGNORECASE,
 )
-_USERINFO = re.compile(r"(?<=://)[^\s/?#@]*@")
+# Up to the last "@", as a password may hold one; behind slashes as JSON may write them.
+_USERINFO = re.compile(r"(/\\{0,4}/)[^\s/?#]*@")
 _SPACE = re.compile(r"\s+")
 
 
@@ -36,5 +37,5 @@ def clean_text(value: Any, max_chars: int = MAX_MESSAGE_CHARS) -> str:
 def redact_text(text: str) -> str:
     """Drop queries, credentials and signatures of the URLs within a text."""
     if "/" in text:
-        text = _QUERY.sub("?…", _USERINFO.sub("", text))
+        text = _QUERY.sub("?…", _USERINFO.sub(r"\1", text))
     return _SIGNATURE.sub(r"\1…", text)

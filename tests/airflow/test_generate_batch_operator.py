@@ -17,6 +17,7 @@ from airflow_provider_luma.exceptions import LumaError, LumaValueError, RelayTra
 from airflow_provider_luma.operators.luma import LumaGenerateBatchOperator
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.submit_gate import MAX_UNKNOWN_OUTCOMES
+from airflow_provider_luma.submit_result import BatchSubmits
 from airflow_provider_luma.task_state import object_name
 from tests.airflow.harness import Run, run_source
 from tests.airflow.tries import BatchTask, Store
@@ -183,6 +184,18 @@ def test_a_list_of_other_length_between_two_batches_of_reasons_stays_small(
     assert len(json.dumps(task.submits)) <= 64 * 1024
     listed = len(task.submits["rejected"])
     assert listed + task.submits.get("rejected_not_listed", 0) == 300
+
+
+@pytest.mark.parametrize("unknown", [1, 2_000, 50_000])
+@pytest.mark.parametrize("rejected", [0, 50_000])
+def test_the_summary_is_bounded_whatever_becomes_of_the_prompts(unknown: int, rejected: int) -> None:
+    reasons = dict.fromkeys(range(50_000, 50_000 + rejected), "不" * 300)
+    summary = BatchSubmits(unknown=list(range(unknown)), rejected=reasons).summary()
+    assert len(json.dumps(summary)) <= 64 * 1024
+    assert summary["unknown"] == list(range(len(summary["unknown"])))
+    assert len(summary["unknown"]) == min(unknown, 2_000) == unknown - summary.get("unknown_not_listed", 0)
+    assert len(summary["rejected"]) + summary.get("rejected_not_listed", 0) == rejected
+    assert summary["rejected"] or not rejected
 
 
 @pytest.mark.parametrize(
@@ -469,6 +482,44 @@ def test_a_submit_that_hangs_does_not_delay_a_stop(sandbox: Sandbox, store: Stor
     assert len(sandbox.submits) == len(CATS) - 1
 
 
+class SlowProgress(Store):
+    """Takes longer to save the progress than a stop may take."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        self.begun, self.released = threading.Event(), threading.Event()
+
+    def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+        if key == "luma_progress":
+            self.begun.set()
+            self.released.wait(60)
+        super().set(key, value, retention=retention)
+
+
+@pytest.mark.parametrize("stops_during_write", [False, True])
+def test_a_progress_that_is_slow_to_save_does_not_delay_a_stop(
+    sandbox: Sandbox, tmp_path: Path, stops_during_write: bool
+) -> None:
+    store = SlowProgress(tmp_path / "task_state.json")
+    sandbox.script_submits(ScriptedResponse(delay=0 if stops_during_write else 5))
+    operator, context = BatchTask(store, prompts=CATS, max_parallel=1)._prepared({})
+
+    def kill() -> None:
+        if stops_during_write:
+            store.begun.wait(30)
+        else:
+            time.sleep(0.5)
+        operator.on_kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(LumaError):
+        operator.execute(context)  # type: ignore[arg-type]
+    assert time.monotonic() - started < 30
+    assert store.begun.is_set() is stops_during_write
+    store.released.set()
+
+
 def test_a_manifest_has_a_row_for_each_prompt(sandbox: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     sandbox.script_submits(ScriptedResponse(status=502), created=True)
@@ -527,14 +578,24 @@ def test_a_prompt_that_moderation_rejects_by_a_403_does_not_stop_the_others(
     assert list(task.instance.xcoms["luma_submits"]["rejected"]) == ["0"]
 
 
-def test_a_balance_that_is_too_low_stops_the_batch_under_the_status_400_too(
-    sandbox: Sandbox, store: Store
+@pytest.mark.parametrize(
+    "response",
+    [
+        ScriptedResponse(status=400, body={"message": "the quota is not enough"}),
+        ScriptedResponse(
+            status=403, body={"code": "pre_consume_token_quota_failed", "message": "the quota is not enough"}
+        ),
+    ],
+)
+def test_a_balance_that_is_too_low_stops_the_batch_whatever_the_status(
+    sandbox: Sandbox, store: Store, response: ScriptedResponse
 ) -> None:
-    response = ScriptedResponse(status=400, body={"message": "insufficient balance"})
     sandbox.script_submits(*[response] * 4)
-    with pytest.raises(LumaNonRetryableError, match="insufficient balance"):
-        BatchTask(store, prompts=CATS[:4], max_parallel=1).run()
+    task = BatchTask(store, prompts=CATS[:4], max_parallel=1)
+    with pytest.raises(LumaNonRetryableError, match="the quota is not enough"):
+        task.run()
     assert len(sandbox.requests) == 1
+    assert task.submits == {"created": 0, "rejected": {}, "unknown": [], "not_submitted": 4}
 
 
 def test_no_signature_of_a_url_is_in_the_reason_of_a_rejection(sandbox: Sandbox, store: Store) -> None:

@@ -111,3 +111,22 @@ def test_a_write_whose_response_was_lost_is_no_conflict(forgetful: str) -> None:
 def test_a_path_that_is_no_folder_is_an_error(url: str) -> None:
     with pytest.raises(LumaValueError, match="state_path must be the URL of a folder"):
         open_object(url, NAME)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://acct.blob.core.windows.net/luma?sv=2024&sig=SECRET%3D",
+        "abfs://luma@acct/x?sig=SECRET",
+        "file:///tmp/x?sig=SECRET",
+        "https://host/x;sig=SECRET",
+        *(f"{scheme}://AKIA:SECRET@bucket/x" for scheme in ("foo", "s3", "gs", "abfs", "https")),
+        "foo://AKIA:p@SECRET@bucket/x",
+        "//AKIA:SECRET@bucket/x",
+        r"https:\/\/AKIA:SECRET@bucket\/x",
+    ],
+)
+def test_no_secret_of_a_path_stands_in_an_error(url: str) -> None:
+    with pytest.raises(LumaValueError, match="state_path") as error:
+        open_object(url, NAME)
+    assert "SECRET" not in str(error.value)

@@ -364,6 +364,8 @@ def test_plain_text_is_reported_as_it_is(error_of):
             RelayRateLimitError,
         ),
         ({"message": "You exceeded the quota of 60 requests per minute"}, RelayRateLimitError),
+        ({"message": "You have exceeded your quota of 3 concurrent generations"}, RelayRateLimitError),
+        ({"code": "rate_limit", "message": "quota is not enough for more requests"}, RelayRateLimitError),
         (
             {"error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}},
             RelayInsufficientBalanceError,
@@ -372,3 +374,22 @@ def test_plain_text_is_reported_as_it_is(error_of):
 )
 def test_a_rate_limit_that_speaks_of_a_quota_is_no_empty_account(error_of, body, kind):
     assert type(error_of(429, body)) is kind
+
+
+@pytest.mark.parametrize("status", [400, 403, 429])
+@pytest.mark.parametrize(
+    "message",
+    [
+        "user quota is not enough",
+        "token quota is not enough, token remain quota: 0",
+        "The balance is not enough",
+        "not enough quota",
+        "Not enough balance for this model",
+        "用户额度不足",
+        "帳戶餘額不足",
+    ],
+)
+def test_an_empty_account_is_known_by_its_message(error_of, status, message):
+    error = error_of(status, {"code": "fail", "message": message})
+    assert type(error) is RelayInsufficientBalanceError
+    assert str(error).endswith("Top up the account behind the API key")

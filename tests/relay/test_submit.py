@@ -222,6 +222,16 @@ UNKNOWN = {
             {"message": "unexpected EOF"},
             {"message": "write: broken pipe"},
             {"message": "请求上游超时"},
+            {"message": "上游服务返回错误"},
+            {"error": {"message": "context canceled", "type": "new_api_error"}},
+            {"error": {"message": 'Post "http://up.example/luma": net/http: request canceled'}},
+            {"message": 'Post "http://up.example/luma": dial tcp: lookup failed'},
+            {"message": "client disconnected"},
+            {"message": "upstream returned status 500"},
+            {"code": "fail", "message": "create task failed: upstream 500"},
+            {"message": "invalid response from upstream"},
+            {"message": "invalid character '<' looking for beginning of value"},
+            {"message": "unexpected end of JSON input"},
             {"uuid": "luma_gen_abc123", "status": "queued"},
             {"data": {"video_id": "vid_123", "status": "queued"}},
         )
@@ -435,6 +445,10 @@ REJECTED = [
         RelayInvalidRequestError,
     ),
     (ScriptedResponse(status=422), RelayInvalidRequestError),
+    (
+        ScriptedResponse(status=400, body={"message": "blocked: a salmon swims upstream, a blog post"}),
+        RelayInvalidRequestError,
+    ),
     # The id of a request that was rejected, which some gateways give.
     (
         ScriptedResponse(status=400, body={"id": "req-17", "error": {"message": "x"}}),
@@ -477,6 +491,18 @@ REJECTED = [
         ScriptedResponse(status=429, body={"error": {"code": "insufficient_quota", "message": "x"}}),
         RelayInsufficientBalanceError,
     ),
+    *[
+        (
+            ScriptedResponse(status=status, body={"code": code, "message": message, "data": None}),
+            RelayInsufficientBalanceError,
+        )
+        for status in (200, 403)
+        for code, message in (
+            ("pre_consume_token_quota_failed", "token quota is not enough, token remain quota: 0"),
+            ("pre_consume_token_quota_failed", "x"),
+            ("quota_not_enough", "user quota is not enough"),
+        )
+    ],
 ]
 
 

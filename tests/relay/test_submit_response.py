@@ -95,6 +95,62 @@ def test_an_id_beside_a_remark_is_the_tasks(body: Any) -> None:
     assert parse(body).id == "job-8f2a91"
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(
+            "error",
+            "ERROR",
+            "N/A",
+            "na",
+            "unknown",
+            "pending",
+            "IN_PROGRESS",
+            "in queue",
+            "success",
+            "failed",
+        ),
+        *("task_not_exist", "not found", "submit-failed", "invalid_request", "none"),
+    ],
+)
+@pytest.mark.parametrize("key", ["task_id", "generation_id", "id"])
+def test_a_state_or_an_error_in_words_is_no_id(key: str, word: str) -> None:
+    with pytest.raises(SubmitOutcomeUnknownError):
+        parse({key: word, "message": "no channel"})
+    assert parse({"task_id": word, "data": {"id": ID}}).id == ID
+
+
+@pytest.mark.parametrize("task_id", ["luma_gen_abc123", "error-404-cats", "abcdef", "pending7c41a8", "nano"])
+def test_an_id_in_words_is_an_id(task_id: str) -> None:
+    assert parse({"task_id": task_id}).id == task_id
+
+
+@pytest.mark.parametrize("data", ["queued-2", "pending_17", "submitted 3", "processing.100", "queued2"])
+def test_a_place_in_a_queue_is_no_id(data: str) -> None:
+    with pytest.raises(SubmitOutcomeUnknownError):
+        parse({"code": "success", "data": data})
+
+
+@pytest.mark.parametrize(
+    "body", [{"task_id": ID, "data": {"id": 77}}, {"id": ID, "data": {"id": 77}}, {"task_id": ID, "id": 77}]
+)
+def test_a_row_beside_the_extended_task_is_no_task(body: Any) -> None:
+    with pytest.raises(SubmitOutcomeUnknownError):
+        parse(body, extended_id=ID)
+
+
+def test_a_number_beside_an_empty_id_is_an_id() -> None:
+    assert parse({"task_id": "", "data": {"id": 77}}).id == "77"
+
+
+@pytest.mark.parametrize(
+    ("body", "task_id"),
+    [({"id": ID, "data": {"task_id": 778899}}, "778899"), ({"code": 0, "data": {"id": 77}}, "77")],
+)
+def test_a_number_may_be_the_task_that_extends(body: Any, task_id: str) -> None:
+    assert parse(body, extended_id=ID).id == task_id
+
+
 @pytest.mark.parametrize("spelling", [ID, ID.upper(), f" {ID}\n", ID.replace("-", "")])
 @pytest.mark.parametrize("echo", [ID, f" {ID}", ID.upper()])
 def test_the_extended_task_is_known_in_each_spelling(spelling: str, echo: str) -> None:

@@ -47,6 +47,11 @@ def test_any_text_survives_utf8_and_json() -> None:
         "host:443 in.png?sig=SECRET",
         "https://b.example/in.png;X-Amz-Signature=SECRET",
         "token=SECRET",
+        "https://user:SECRET@host/x",
+        "https://user:p@SECRET@host/x?a=b",
+        "//user:SECRET@host",
+        r'{"url": "https:\/\/user:SECRET@host\/x?a=b"}',
+        r'{"text": "{\"url\": \"https:\\/\\/user:p@SECRET@host\\/x\"}"}',
     ],
 )
 def test_no_signature_of_a_url_is_left(text: str) -> None:
@@ -54,6 +59,8 @@ def test_no_signature_of_a_url_is_left(text: str) -> None:
 
 
 def test_redaction_keeps_the_words_around_a_url() -> None:
+    assert redact_text("https://a.example to b@c.example") == "https://a.example to b@c.example"
+    assert redact_text(r"https:\/\/u:p@h@a.example\/x") == r"https:\/\/a.example\/x"
     text = "the link 'https://cdn.example/v.mp4?a=b' (signature expired) is design=flat"
     assert redact_text(text) == "the link 'https://cdn.example/v.mp4?…' (signature expired) is design=flat"
 
@@ -61,4 +68,5 @@ def test_redaction_keeps_the_words_around_a_url() -> None:
 def test_a_long_text_is_redacted_in_time() -> None:
     begun = time.process_time()
     redact_text("sig" * 100_000 + "%3" * 100_000 + "access_" * 50_000)
+    redact_text("https://" + "a" * 500_000 + ("//" + "\\" * 9) * 50_000)
     assert time.process_time() - begun < 1
