@@ -2,7 +2,8 @@
 From a list or a table of prompts to generations, all of them validated before the first is submitted.
 
 A table is read as a stream, a line at a time: JSONL with a text or an object in each line, or CSV with a
-header. An error names the line, or the position in the list.
+header and a row in each line. A cell holds no line break, as a quote that is never closed would else swallow
+all rows behind it. An error names the line, or the position in the list.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ MAX_LINE_CHARS = 16 * 1024 * 1024
 
 _MAX_WARNINGS = 20
 _MAX_SHOWN_CHARS = 200
+_QUOTES_HINT = (
+    "A cell in quotes ends in its line, and a quote within it is written twice. "
+    "Put prompts with line breaks into JSONL"
+)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FLAGS = {"true": True, "false": False}
 
@@ -118,15 +123,27 @@ def _parse_jsonl(file: IO[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _parse_csv(file: IO[str]) -> Iterator[tuple[str, Any]]:
-    rows = csv.DictReader(_lines(file), restkey="")
+    header: list[str] = []
+    for number, line in enumerate(_lines(file), 1):
+        place = f"line {number}"
+        cells = _parse_row(place, line)
+        if not cells:
+            continue
+        if not header:
+            header = cells
+            continue
+        if len(cells) > len(header) or "" in header:
+            raise LumaValueError(f"{place}: it has more values than the header, or a column has no name")
+        given = zip(header, cells, strict=False)
+        yield place, {name: _parse_cell(place, name, value) for name, value in given if value}
+
+
+def _parse_row(place: str, line: str) -> list[str]:
     try:
-        for row in rows:
-            place = f"line {rows.line_num}"
-            if "" in row:
-                raise LumaValueError(f"{place}: it has more values than the header, or a column has no name")
-            yield place, {name: _parse_cell(place, name, value) for name, value in row.items() if value}
+        return next(csv.reader([line.rstrip("\r\n")], strict=True))
     except csv.Error as error:
-        raise LumaValueError(f"line {rows.line_num + 1}: {error}") from None
+        hint = f". {_QUOTES_HINT}" if '"' in line else ""
+        raise LumaValueError(f"{place}: {error}{hint}") from None
 
 
 def _parse_cell(place: str, name: str, value: str) -> Any:

@@ -27,6 +27,9 @@ PROMPT_LENGTHS = range(3, 6001)
 _DURATION = re.compile(r"[1-9]\d?s?")
 _USER_INFO = re.compile(r"(?<=//)[^/]*@")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+# A character that is no blank, no control, no mark without a width, and no lone surrogate.
+_VISIBLE = re.compile("[^\\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_FOR_EXTEND = ("aspect_ratio", "model_name", "resolution", "duration")
 
 
@@ -67,6 +70,10 @@ class Generation:
 
     def __post_init__(self) -> None:
         _validate_text("prompt", self.prompt)
+        if surrogate := _SURROGATE.search(self.prompt):
+            raise LumaValueError(
+                f"prompt is no Unicode text: character {surrogate.start()} is a lone surrogate"
+            )
         for name in ("loop", "expand_prompt"):
             if not isinstance(value := getattr(self, name), bool | None):
                 raise LumaValueError(f"{name} must be True or False, not {value!r:.80}")
@@ -160,7 +167,7 @@ _TEXT_FIELDS = (
 
 
 def _validate_text(name: str, value: Any) -> None:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not _VISIBLE.search(value):
         raise LumaValueError(f"{name} must be a non-empty string, not {value!r:.80}")
 
 

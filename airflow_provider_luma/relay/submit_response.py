@@ -76,9 +76,9 @@ _PASSED_ON_CODE = re.compile(
 # The same in words, most of them those of Go's HTTP client and JSON parser. A prompt may speak of "upstream".
 _PASSED_ON_MESSAGE = re.compile(
     r"do request failed|deadline exceeded|timed? ?out|connection (reset|closed)|\beof\b|broken pipe|超时|"
-    r"\b(context|request) cancell?ed|client disconnect|\b(get|post) \\{0,9}[\"']?https?:|"
+    r"\b(context|request) cancel(l)?ed|client disconnect|\b(get|post) \\{0,9}[\"']?https?:|"
     r"looking for beginning of|unexpected end of json|"
-    r"\bupstream\b.{0,40}\b([45]\d\d|status|errors?|fail(s|ed|ure)?|response|returned|responded)\b|"
+    r"\bupstream\b.{0,40}\b([45]\d\d|status|errors?|fail\w{0,3}|response|returned|responded)\b|"
     r"\b(error|status|response) (from|of|by) (the )?upstream|上游.{0,20}(错误|失败|返回|异常|状态)",
     re.IGNORECASE,
 )
