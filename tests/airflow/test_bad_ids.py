@@ -112,6 +112,8 @@ def relay_that_breaks_with(bad: str, fault: str) -> Iterator[str]:
                 return
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
+            if is_bad:  # else the next request may meet the connection while it is closed
+                self.send_header("Connection", "close")
             if is_bad and fault in {"gzip", "br"}:
                 self.send_header("Content-Encoding", fault)
             self.end_headers()

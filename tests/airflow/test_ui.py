@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from airflow_provider_luma import sandbox
+from airflow_provider_luma.store_clients import s3_client
 from airflow_provider_luma.ui import manifest
 from airflow_provider_luma.ui.media_paths import get_media_paths, locate, read_media_paths
 from airflow_provider_luma.ui.presign import EXPIRES_SECONDS, presign
@@ -393,17 +394,16 @@ def test_the_setting_has_its_default_in_the_provider_info() -> None:
 
 
 @pytest.fixture
-def s3_paths(s3: S3, monkeypatch: pytest.MonkeyPatch, world: World, get: Get) -> None:
-    for key in ("bucket/clips", "bucket/private", "my-bucket/clips"):
-        (s3.folder / key).mkdir(parents=True, exist_ok=True)
-    (s3.folder / "bucket/clips/ours.mp4").write_bytes(VIDEO)
-    (s3.folder / "bucket/private/secret.mp4").write_bytes(VIDEO)
-    # All before the first request: rclone remembers what a folder holds.
-    (s3.folder / "bucket/clips/manifest.jsonl").write_text(
-        (world.folder / "clips/manifest.jsonl").read_text()
-    )
+def s3_paths(s3: S3, monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_GALLERY", s3.connection())
     monkeypatch.setenv(SETTING, f"{world.clips}, s3://gallery@bucket/clips/")
+    # By the server, which remembers what a folder holds.
+    client = s3_client("gallery")
+    client.create_bucket(Bucket="my-bucket")
+    client.put_object(Bucket="bucket", Key="clips/ours.mp4", Body=VIDEO)
+    client.put_object(Bucket="bucket", Key="private/secret.mp4", Body=VIDEO)
+    manifest_content = (world.folder / "clips/manifest.jsonl").read_bytes()
+    client.put_object(Bucket="bucket", Key="clips/manifest.jsonl", Body=manifest_content)
 
 
 @pytest.mark.usefixtures("s3_paths")

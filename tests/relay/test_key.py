@@ -106,7 +106,7 @@ def test_a_key_is_in_no_repr_and_in_no_log_of_a_success(sandbox, make_client, ca
     assert sandbox.api_key not in caplog.text
 
 
-@pytest.mark.parametrize("base_url", ["http://127.0.0.1:9", "http://" + "a" * 70 + ".example"])
+@pytest.mark.parametrize("base_url", ["http://127.0.0.1:9", "http://relay.invalid"])
 def test_a_key_is_in_no_error_of_an_unreachable_relay(make_client, base_url):
     assert KEY not in text_of(error_of(make_client(KEY, base_url)))
 
