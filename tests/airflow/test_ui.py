@@ -399,7 +399,6 @@ def s3_paths(s3: S3, monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     monkeypatch.setenv(SETTING, f"{world.clips}, s3://gallery@bucket/clips/")
     # By the server, which remembers what a folder holds.
     client = s3_client("gallery")
-    client.create_bucket(Bucket="my-bucket")
     client.put_object(Bucket="bucket", Key="clips/ours.mp4", Body=VIDEO)
     client.put_object(Bucket="bucket", Key="private/secret.mp4", Body=VIDEO)
     manifest_content = (world.folder / "clips/manifest.jsonl").read_bytes()
