@@ -394,7 +394,7 @@ def test_the_setting_has_its_default_in_the_provider_info() -> None:
 
 
 @pytest.fixture
-def s3_paths(s3: S3, monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+def s3_paths(s3: S3, monkeypatch: pytest.MonkeyPatch, world: World, get: Get) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_GALLERY", s3.connection())
     monkeypatch.setenv(SETTING, f"{world.clips}, s3://gallery@bucket/clips/")
     # By the server, which remembers what a folder holds.
