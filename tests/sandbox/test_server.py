@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import threading
@@ -110,7 +109,7 @@ def test_responses_do_not_wait_for_delayed_acks(client):
             started = time.monotonic()
             client.query(sandbox, sandbox.task_ids)
             took.append(time.monotonic() - started)
-        assert statistics.median(took) < 0.035
+        assert min(took) < 0.035  # a delayed ACK adds 40 ms to each
 
 
 def test_each_server_samples_its_own_faults(client):
