@@ -63,7 +63,7 @@ PROGRESS_INTERVAL = 10.0
 _SECONDS_TO_STOP = 1.2
 _SECONDS_TO_SAVE = 0.5
 _POLL_SECONDS = 0.1
-_IN_DOUBT = frozenset({Phase.SENDING, Phase.REPORTED})
+_UNKNOWN_PHASES = frozenset({Phase.SENDING, Phase.REPORTED})
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class SubmitBatch:
             if record is not None and record.id is not None:
                 result.ids[position] = record.id
                 quota += record.quota or 0.0
-            elif record is not None and record.phase in _IN_DOUBT:
+            elif record is not None and record.phase in _UNKNOWN_PHASES:
                 result.unknown.append(position)
             else:  # nothing was planned: the store failed before
                 result.not_submitted += 1
@@ -192,7 +192,9 @@ class SubmitBatch:
         log.info("%s", line)
         if not self._stopped.is_set():  # a stop has no time for it, nor for one that is under way
             with suppress(StoppedError, RuntimeError):  # the latter where the system has no room for a thread
-                call_abandonable(lambda: self._report_progress(line), stopped=self._stopped)
+                call_abandonable(
+                    lambda: self._report_progress(line), stopped=self._stopped, name="luma-submit-progress"
+                )
 
     def _work(self) -> None:
         while (taken := self._take()) is not None:
@@ -204,8 +206,8 @@ class SubmitBatch:
                 self._stop(clean_text(str(error)), error)
             except Exception as error:  # noqa: BLE001 - of the store, before anything was sent
                 record = self._journal.record(position)
-                is_in_doubt = record is not None and record.phase is Phase.SENDING
-                self._leave(permission, left_out=None if is_in_doubt else position)
+                is_unknown = record is not None and record.phase is Phase.SENDING
+                self._leave(permission, left_out=None if is_unknown else position)
                 self._stop(clean_text(str(error)), error)
 
     def _take(self) -> tuple[int, Pass] | None:

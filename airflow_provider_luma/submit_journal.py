@@ -129,7 +129,7 @@ class Journal:
         slots = assign_slots(
             fingerprints,
             self._fingerprints | recorded,
-            bound={slot for slot in self._records if self._is_bound(slot)},
+            charged={slot for slot in self._records if self._may_be_charged(slot)},
             was_as_long=len(fingerprints) == self._head.prompts,
         )
         self._open_segments(max(slots, default=-1) + 1)
@@ -145,8 +145,8 @@ class Journal:
             self._save_head(head)
         return slots
 
-    def _is_bound(self, slot: int) -> bool:
-        """Say whether a slot's prompt was paid for, or may have been, by an earlier try of this round."""
+    def _may_be_charged(self, slot: int) -> bool:
+        """Say whether an earlier try of this round was charged for a slot's prompt, or may have been."""
         return next_action(self._record_in(slot), self.max_tries) in {Action.RECONNECT, Action.REPORT}
 
     def record(self, position: int) -> SubmitRecord | None:
@@ -154,9 +154,9 @@ class Journal:
         return self._record_in(self._slots[position])
 
     def removed(self) -> list[SubmitRecord]:
-        """Return the records of prompts that were paid for, or may have been, and are not in the list now."""
+        """Return the records of prompts that may have been charged for, and are not in the list now."""
         slots = sorted(self._records.keys() - set(self._slots))
-        return [self._records[slot] for slot in slots if self._is_bound(slot)]
+        return [self._records[slot] for slot in slots if self._may_be_charged(slot)]
 
     def ledger(self, position: int) -> PromptLedger:
         """Return the record of one prompt as :class:`DurableSubmit` takes it."""

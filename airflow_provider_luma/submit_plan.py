@@ -19,20 +19,20 @@ log = logging.getLogger(__name__)
 def plan_submits(journal: Journal, generations: Sequence[Generation]) -> list[int]:
     """Return the positions that this try submits, and say what earlier tries have left of the others."""
     actions = [journal.ledger(position).next_action() for position in range(len(generations))]
-    doubts = _positions(actions, Action.REPORT)
+    unknown = _positions(actions, Action.REPORT)
     known = _positions(actions, Action.RECONNECT)
     if known:
         log.info("Reconnecting to %d Luma tasks, which earlier tries submitted", len(known))
-    _warn_of_changes(journal, generations, [*doubts, *known])
-    _warn_of_removed(journal.removed())
-    if doubts:
+    _warn_changed(journal, generations, [*unknown, *known])
+    _warn_removed(journal.removed())
+    if unknown:
         log.error(
             "%d prompts are left alone, at the positions %s: an earlier try may have submitted and been "
             "charged for them. Check the relay's task log. Clear this task to submit them again",
-            len(doubts),
-            first_positions(doubts),
+            len(unknown),
+            first_positions(unknown),
         )
-        journal.mark_reported(doubts)
+        journal.mark_reported(unknown)
     return _positions(actions, Action.SUBMIT)
 
 
@@ -40,7 +40,7 @@ def _positions(actions: Sequence[Action], wanted: Action) -> list[int]:
     return [position for position, action in enumerate(actions) if action is wanted]
 
 
-def _warn_of_changes(journal: Journal, generations: Sequence[Generation], positions: Sequence[int]) -> None:
+def _warn_changed(journal: Journal, generations: Sequence[Generation], positions: Sequence[int]) -> None:
     changed = [
         position
         for position in positions
@@ -56,10 +56,10 @@ def _warn_of_changes(journal: Journal, generations: Sequence[Generation], positi
         )
 
 
-def _warn_of_removed(removed: Sequence[SubmitRecord]) -> None:
+def _warn_removed(removed: Sequence[SubmitRecord]) -> None:
     """Name the Luma tasks of prompts that were taken out of the list since an earlier try."""
     ids = [record.id for record in removed if record.id]
-    doubts = len(removed) - len(ids)
+    unknown = len(removed) - len(ids)
     if ids:
         log.warning(
             "%d prompts were submitted and are not in the list any more; their Luma tasks are not among the "
@@ -67,7 +67,9 @@ def _warn_of_removed(removed: Sequence[SubmitRecord]) -> None:
             len(ids),
             ", ".join(ids),
         )
-    if doubts:
+    if unknown:
         log.warning(
-            "%d prompts are not in the list any more, and may have been submitted and charged for", doubts
+            "%d prompts are not in the list any more, and may have been submitted and charged for. Check the "
+            "relay's task log",
+            unknown,
         )

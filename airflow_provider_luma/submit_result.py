@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import NotRequired, TypedDict
 
 from airflow_provider_luma.arguments import FailWhen
+from airflow_provider_luma.relay.batch_state import MAX_BYTES, fit_entries, json_size
 from airflow_provider_luma.relay.money import Money
 from airflow_provider_luma.relay.result import Outcome, judge
-from airflow_provider_luma.relay.state import MAX_BYTES, fit_entries, json_size
 
 _MAX_NAMED = 20
 # A position and its separator are 8 bytes at most, and the list so takes a quarter of the XCom.

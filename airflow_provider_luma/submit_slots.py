@@ -35,25 +35,26 @@ def shorten(fingerprint: str) -> str:
 
 
 def assign_slots(
-    fingerprints: Sequence[str], known: Mapping[int, str], *, bound: Collection[int], was_as_long: bool
+    fingerprints: Sequence[str], known: Mapping[int, str], *, charged: Collection[int], was_as_long: bool
 ) -> list[int]:
     """
     Return the slot of each prompt.
 
     :param fingerprints: of the prompts, in their order.
     :param known: the fingerprints of the slots.
-    :param bound: the slots whose prompts were paid for, or may have been.
+    :param charged: the slots whose prompts were charged for, or may have been.
     :param was_as_long: whether the last try had as many prompts.
     :raises SubmitRecordError: when the list was edited so much that a prompt could be paid for again.
     """
-    slots = _find_known(fingerprints, known, bound)
+    slots = _find_known(fingerprints, known, charged)
     has_moved = any(slot != position for position, slot in slots.items())
     if was_as_long and not has_moved:
         return list(range(len(fingerprints)))
-    if not slots and bound:
+    if not slots and charged:
         raise SubmitRecordError(
-            "none of the prompts is one of those that earlier tries submitted, and there are not as many. Do "
-            "the prompts render differently with each try? Restore the list, or trigger another run"
+            "None of the prompts is one of those that earlier tries submitted, and there are not as many. "
+            "Nothing was sent. Restore the list, or trigger another run. Do the prompts render differently "
+            "with each try?"
         )
     unused = count(max([len(fingerprints) - 1, *known]) + 1)
     for position in range(len(fingerprints)):
@@ -63,7 +64,7 @@ def assign_slots(
 
 
 def _find_known(
-    fingerprints: Sequence[str], known: Mapping[int, str], bound: Collection[int]
+    fingerprints: Sequence[str], known: Mapping[int, str], charged: Collection[int]
 ) -> dict[int, int]:
     """Return the slots of the prompts that earlier tries knew, by position."""
     slots_of: dict[str, list[int]] = defaultdict(list)
@@ -74,7 +75,7 @@ def _find_known(
         positions_of[fingerprint].append(position)
     found: dict[int, int] = {}
     for fingerprint, positions in positions_of.items():
-        slots = sorted(slots_of[fingerprint], key=lambda slot: slot not in bound)[: len(positions)]
+        slots = sorted(slots_of[fingerprint], key=lambda slot: slot not in charged)[: len(positions)]
         own = [position for position in positions if position in slots]
         others = [position for position in positions if position not in slots]
         found |= dict(zip(own, own, strict=True))

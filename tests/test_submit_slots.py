@@ -15,7 +15,7 @@ Known = dict[int, str]
 
 
 @pytest.mark.parametrize(
-    ("now", "earlier", "bound", "slots"),
+    ("now", "earlier", "charged", "slots"),
     [
         pytest.param("abc", "", "", [0, 1, 2], id="the first try"),
         pytest.param("abc", "abc", "ab", [0, 1, 2], id="the same list"),
@@ -31,15 +31,15 @@ Known = dict[int, str]
         pytest.param("xy", "abc", "", [3, 4], id="all are others, and none was paid for"),
     ],
 )
-def test_each_rule(now: str, earlier: str, bound: str, slots: list[int]) -> None:
+def test_each_rule(now: str, earlier: str, charged: str, slots: list[int]) -> None:
     known = dict(enumerate(earlier))
-    paid = {slot for slot, text in known.items() if text in bound or chr(slot) in bound}
-    assert assign_slots(now, known, bound=paid, was_as_long=len(now) == len(earlier)) == slots
+    paid = {slot for slot, text in known.items() if text in charged or chr(slot) in charged}
+    assert assign_slots(now, known, charged=paid, was_as_long=len(now) == len(earlier)) == slots
 
 
 def test_a_list_that_no_rule_understands_is_an_error() -> None:
     with pytest.raises(SubmitRecordError, match="there are not as many"):
-        assign_slots("xy", dict(enumerate("abc")), bound={1}, was_as_long=False)
+        assign_slots("xy", dict(enumerate("abc")), charged={1}, was_as_long=False)
 
 
 @given(
@@ -49,20 +49,20 @@ def test_a_list_that_no_rule_understands_is_an_error() -> None:
 def test_no_edit_makes_a_prompt_lose_what_was_paid_for(lists: list[str], data: st.DataObject) -> None:
     """Each slot is one prompt's, and a prompt that is still there keeps a slot that was paid for."""
     known: Known = {}
-    bound: set[int] = set()
+    charged: set[int] = set()
     prompts = 0
     for now in lists:
         try:
-            slots = assign_slots(now, known, bound=bound, was_as_long=len(now) == prompts)
+            slots = assign_slots(now, known, charged=charged, was_as_long=len(now) == prompts)
         except SubmitRecordError:
             assert not set(now) & set(known.values())
             return
         assert len(set(slots)) == len(slots) == len(now)
         is_kept = len(now) == prompts and slots == list(range(len(now)))
-        paid = Counter(known[slot] for slot in bound)
-        held = Counter(known[slot] for slot in slots if slot in bound)
+        paid = Counter(known[slot] for slot in charged)
+        held = Counter(known[slot] for slot in slots if slot in charged)
         for text, number in Counter(now).items():
             assert is_kept or held[text] == min(number, paid[text])
-        known |= {slot: text for slot, text in zip(slots, now, strict=True) if slot not in bound}
-        bound |= set(data.draw(st.lists(st.sampled_from(slots), unique=True))) if slots else set()
+        known |= {slot: text for slot, text in zip(slots, now, strict=True) if slot not in charged}
+        charged |= set(data.draw(st.lists(st.sampled_from(slots), unique=True))) if slots else set()
         prompts = len(now)

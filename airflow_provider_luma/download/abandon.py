@@ -61,17 +61,19 @@ def call_abandonable(
     *,
     stopped: threading.Event,
     deadline: float = math.inf,
+    name: str = THREAD_PREFIX,
     abort: Callable[[int], None] = lambda thread_id: None,
 ) -> T:
     """
     Return what ``act`` returns, unless it is abandoned before.
 
     :param deadline: of the monotonic clock.
+    :param name: of the thread.
     :param abort: is called with the id of the abandoned thread, and may help it to end.
     :raises StoppedError: soon after ``stopped`` is set.
     :raises DeadlineError: at the deadline.
     """
-    future, thread = start_thread(act)
+    future, thread = start_thread(act, name)
     while not stopped.is_set():
         remaining = deadline - time.monotonic()
         if remaining <= 0 and not future.done():

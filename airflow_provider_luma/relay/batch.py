@@ -39,8 +39,14 @@ from typing import Any, Self, TypeVar
 
 from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.relay.batch_state import (
+    digest_ids,
+    fit_reasons,
+    merge_times,
+    pack_codes,
+    unpack_codes,
+)
 from airflow_provider_luma.relay.result import BatchResult, Outcome, judge, progress_message
-from airflow_provider_luma.relay.state import digest_ids, fit_reasons, merge_times, pack_codes, unpack_codes
 from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import MAX_ID_CHARS, LumaTask, is_valid_id
 

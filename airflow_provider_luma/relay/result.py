@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import NotRequired, TypedDict
 
 from airflow_provider_luma.arguments import FailWhen
-from airflow_provider_luma.relay.state import MAX_BYTES, fit_entries, json_size
+from airflow_provider_luma.relay.batch_state import MAX_BYTES, fit_entries, json_size
 
 _MAX_MESSAGES = 20
 

@@ -13,9 +13,9 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.batch import TaskBatch, read_task_ids
+from airflow_provider_luma.relay.batch_state import digest_ids
 from airflow_provider_luma.relay.result import BatchResult
 from airflow_provider_luma.relay.schedule import PollSchedule
-from airflow_provider_luma.relay.state import digest_ids
 from airflow_provider_luma.triggers.registry import subscribed
 from airflow_provider_luma.triggers.subscription import Subscription
 

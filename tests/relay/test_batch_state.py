@@ -9,7 +9,7 @@ import random
 import pytest
 
 from airflow_provider_luma.relay import BatchResult, LumaTask, TaskBatch, TaskState
-from airflow_provider_luma.relay.state import (
+from airflow_provider_luma.relay.batch_state import (
     CUT_REASON,
     MAX_REASON_BYTES,
     fit_entries,
