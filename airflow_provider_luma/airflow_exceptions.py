@@ -29,14 +29,17 @@ class LumaNonRetryableError(AirflowFailException):
 
 
 @contextmanager
-def fail_without_retry() -> Iterator[None]:
+def fail_without_retry(luma_conn_id: str) -> Iterator[None]:
     """
     Raise permanent errors as :class:`LumaNonRetryableError`, which Airflow does not retry.
 
     Likewise errors after which a retry could be charged twice.
+
+    :param luma_conn_id: the connection, which holds the key that a relay may reject.
     """
     try:
         yield
     except (RelayPermanentError, SubmitOutcomeUnknownError, SubmitRecordError, LumaValueError) as error:
-        hint = ". It is the password of the connection" if isinstance(error, RelayAuthenticationError) else ""
+        is_of_key = isinstance(error, RelayAuthenticationError)
+        hint = f". It is the password of the connection {luma_conn_id!r}" if is_of_key else ""
         raise LumaNonRetryableError(f"{error}{hint}") from error

@@ -9,6 +9,10 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import urlsplit
+
+from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.relay.text import redact_text
 
 # This package's extra that brings the provider of each scheme.
 EXTRAS = {
@@ -16,6 +20,30 @@ EXTRAS = {
     **dict.fromkeys(("gs", "gcs"), "gcs"),
     **dict.fromkeys(("abfs", "abfss", "adl"), "azure"),
 }
+
+_MAX_SHOWN_CHARS = 200
+
+
+def validate_url(argument: str, url: Any) -> None:
+    """
+    Validate what is between the scheme and ``@``: the id of a connection, no secret, which errors would show.
+
+    :param argument: names the URL in the error.
+    :raises LumaValueError: when it is not a URL, or has a secret.
+    """
+    try:
+        user_info, at, _ = urlsplit(str(url)).netloc.rpartition("@")
+    except ValueError as error:
+        raise LumaValueError(f"{argument} {show_url(url)} is not a URL: {error}") from None
+    if at and ":" in user_info:
+        raise LumaValueError(
+            f"{argument} takes the id of a connection before '@', not a key and its secret: {show_url(url)}"
+        )
+
+
+def show_url(url: Any) -> str:
+    """Return a URL for an error, without its secrets: people paste presigned ones."""
+    return repr(redact_text(str(url))[:_MAX_SHOWN_CHARS])
 
 
 def s3_client(conn_id: str | None, *, max_connections: int = 1, signature_version: str | None = None) -> Any:

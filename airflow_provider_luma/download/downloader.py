@@ -14,7 +14,6 @@ import requests
 from tenacity import Retrying, retry_if_exception, sleep_using_event, stop_never
 from urllib3.exceptions import HTTPError
 
-from airflow_provider_luma.download.abandon import DeadlineError, StoppedError, call_abandonable
 from airflow_provider_luma.download.content import detect_media_type
 from airflow_provider_luma.download.response import range_headers, start_or_resume
 from airflow_provider_luma.download.retry import Link, RetryBudget, Verdict
@@ -28,6 +27,7 @@ from airflow_provider_luma.exceptions import (
     RelayTransientError,
     TransientDownloadError,
 )
+from airflow_provider_luma.threads import DeadlineError, StoppedError, call_abandonable
 
 log = logging.getLogger(__name__)
 

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
-from airflow_provider_luma.download.abandon import THREAD_PREFIX, StoppedError, start_thread
 from airflow_provider_luma.download.naming import object_names
 from airflow_provider_luma.download.progress import Counts, Progress
 from airflow_provider_luma.download.records import UNCHANGED, File, Record
 from airflow_provider_luma.download.task_download import TaskDownloader, TaskResult
 from airflow_provider_luma.relay.task import LumaTask
+from airflow_provider_luma.threads import THREAD_PREFIX, StoppedError, start_thread
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from airflow_provider_luma.arguments import IfExists
-from airflow_provider_luma.download.abandon import StoppedError, call_abandonable
 from airflow_provider_luma.download.downloader import Downloader
 from airflow_provider_luma.download.naming import MediaKind, candidate_names, file_name
 from airflow_provider_luma.download.records import DOWNLOADED, PARTIAL, UNCHANGED, File, Record, build_record
@@ -22,6 +21,7 @@ from airflow_provider_luma.download.urls import redact_url
 from airflow_provider_luma.exceptions import DownloadError, LumaError, ObjectExistsError
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text, redact_text
+from airflow_provider_luma.threads import StoppedError, call_abandonable
 
 log = logging.getLogger(__name__)
 

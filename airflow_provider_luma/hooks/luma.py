@@ -67,7 +67,7 @@ class RelaySettings:
         extras = {key: value for key, value in extra.items() if value not in (None, "")}
         return cls(
             api_key=connection.password,
-            base_url=parse_base_url(connection.host or DEFAULT_BASE_URL, connection.port),
+            base_url=_parse_host(name, connection),
             **{key: _parse_extra(name, key, extras[key]) for key in _EXTRA_PARSERS if key in extras},
         )
 
@@ -144,7 +144,10 @@ class LumaHook(BaseHook):
 
     @cached_property
     def client(self) -> RelayClient:
-        return self.settings.create_client()
+        try:
+            return self.settings.create_client()
+        except LumaValueError as error:
+            raise LumaValueError(f"The connection {self.luma_conn_id!r} is not usable: {error}") from None
 
     def get_conn(self) -> RelayClient:
         return self.client
@@ -225,6 +228,13 @@ class LumaHook(BaseHook):
 def _connection_type() -> dict[str, Any]:
     connection_type: dict[str, Any] = get_provider_info()["connection-types"][0]
     return connection_type
+
+
+def _parse_host(name: str, connection: Connection) -> str:
+    try:
+        return parse_base_url(connection.host or DEFAULT_BASE_URL, connection.port)
+    except LumaValueError as error:
+        raise LumaValueError(f"{name} is not usable: {error}") from None
 
 
 def _parse_extra(connection: str, name: str, value: Any) -> Any:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.store_clients import EXTRAS, azure_client, gcs_client, s3_client
+from airflow_provider_luma.store_clients import (
+    EXTRAS,
+    azure_client,
+    gcs_client,
+    s3_client,
+    show_url,
+    validate_url,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +37,8 @@ def open_store(destination: str, conn_id: str | None, *, max_parallel: int, fsyn
     :param fsync: whether a local file survives a power loss.
     :raises LumaValueError: when it names none, or one whose provider is not installed.
     """
-    try:
-        parts = urlsplit(destination)
-    except ValueError as error:
-        raise LumaValueError(f"destination {destination!r:.200} is not a URL: {error}") from None
+    validate_url("destination", destination)
+    parts = urlsplit(destination)
     url_conn_id, _, bucket = parts.netloc.rpartition("@")
     conn_id = conn_id or url_conn_id or None
     if parts.scheme in _LOCAL_SCHEMES:
@@ -41,7 +46,7 @@ def open_store(destination: str, conn_id: str | None, *, max_parallel: int, fsyn
     if (extra := EXTRAS.get(parts.scheme)) is None:
         return _other_scheme(destination, conn_id)
     if not bucket:
-        raise LumaValueError(f"destination {destination!r:.200} names no bucket")
+        raise LumaValueError(f"destination {show_url(destination)} names no bucket")
     try:
         store = _OPENERS[extra](conn_id, bucket, parts.path.strip("/"), max_parallel)
     except ImportError as error:
@@ -71,7 +76,7 @@ def _other_scheme(destination: str, conn_id: str | None) -> Store:
         folder = ObjectStoragePath(destination, **options)
         _ = folder.fs  # connects, and is where an unknown scheme shows
     except (ValueError, TypeError, ImportError) as error:
-        raise LumaValueError(f"No object storage for {destination!r:.200}: {error}") from error
+        raise LumaValueError(f"No object storage for {show_url(destination)}: {error}") from error
     return PathStore(folder)
 
 
@@ -79,7 +84,7 @@ def _s3(conn_id: str | None, bucket: str, prefix: str, max_parallel: int) -> Sto
     from airflow_provider_luma.download.stores.s3 import PARTS_AT_ONCE, S3Store
 
     client = s3_client(conn_id, max_connections=max_parallel * PARTS_AT_ONCE)
-    is_amazon = str(client.meta.endpoint_url).rpartition(".amazonaws.com")[1] != ""
+    is_amazon = ".amazonaws.com" in str(client.meta.endpoint_url)
     return S3Store(client, bucket, prefix, is_conditional=is_amazon)
 
 

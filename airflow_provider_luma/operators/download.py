@@ -158,14 +158,14 @@ class LumaDownloadOperator(BaseOperator):
         return LumaHook(self.luma_conn_id)
 
     def execute(self, context: Context) -> list[Record] | DownloadManifest:
-        from airflow_provider_luma.download.abandon import StoppedError, call_abandonable
         from airflow_provider_luma.download.stores.base import NamedStore
         from airflow_provider_luma.download.summary import Report
+        from airflow_provider_luma.threads import StoppedError, call_abandonable
 
         self._stopped = stopped = threading.Event()
         if self._is_killed:  # before there was anything to stop
             stopped.set()
-        with fail_without_retry():
+        with fail_without_retry(self.luma_conn_id):
             ids = read_task_ids(self.luma_task_ids)
             if not ids:
                 self.log.info("luma_task_ids is empty: no Luma task to download")

@@ -1,7 +1,7 @@
 """
 Submits a generation to a Luma relay.
 
-The submit itself, and what a crash in it leaves: :mod:`airflow_provider_luma.durable_submit`. What follows:
+The submit itself, and what a crash in it leaves: :mod:`airflow_provider_luma.submit.durable`. What follows:
 
 ==================================  =====================================================================
 act                                 after a crash behind it
@@ -24,7 +24,6 @@ from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
 from airflow_provider_luma.arguments import seconds_of
-from airflow_provider_luma.durable_submit import DurableSubmit
 from airflow_provider_luma.exceptions import (
     LumaValueError,
     RelayError,
@@ -32,13 +31,15 @@ from airflow_provider_luma.exceptions import (
     SubmitOutcomeUnknownError,
     TriggerEventError,
 )
-from airflow_provider_luma.operators.generation import GenerationOperator
+from airflow_provider_luma.operators.base import BaseGenerateOperator
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import PROBE_ID, LumaTask
 from airflow_provider_luma.relay.text import clean_text, redact_text
-from airflow_provider_luma.submit_record import Phase, fingerprint_of
-from airflow_provider_luma.task_state import Retries, SubmitLedger, is_success_recorded
+from airflow_provider_luma.submit.durable import DurableSubmit
+from airflow_provider_luma.submit.record import Phase, fingerprint_of
+from airflow_provider_luma.submit.record_store import SubmitLedger
+from airflow_provider_luma.submit.task_instance import Retries, is_success_recorded
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -65,7 +66,7 @@ class LumaTaskXCom(TypedDict):
     page: NotRequired[str]
 
 
-class LumaGenerateOperator(GenerationOperator):
+class LumaGenerateOperator(BaseGenerateOperator):
     """
     Submit a generation, which costs money, and return the id of the Luma task.
 
@@ -116,7 +117,7 @@ class LumaGenerateOperator(GenerationOperator):
     :raises RelayTransientError: when the relay could not be reached at all; Airflow's ``retries`` apply.
     """
 
-    template_fields: Sequence[str] = ("prompt", *GenerationOperator.template_fields)
+    template_fields: Sequence[str] = ("prompt", *BaseGenerateOperator.template_fields)
 
     _ledger: SubmitLedger | None = None
 
@@ -139,7 +140,7 @@ class LumaGenerateOperator(GenerationOperator):
         self.on_success_callback = [*self.on_success_callback, _mark_returned]
 
     def execute(self, context: Context) -> str | TaskDescription:
-        with fail_without_retry():
+        with fail_without_retry(self.luma_conn_id):
             ledger = self._open_ledger(context)
             task_id = self._reconnect(context, ledger) or self._submit(context, ledger)
         if not self.wait_for_completion:
@@ -148,7 +149,7 @@ class LumaGenerateOperator(GenerationOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> TaskDescription:
         """Resume where the trigger ended, as the sensor's ``execute_complete`` does."""
-        with fail_without_retry():
+        with fail_without_retry(self.luma_conn_id):
             ledger = self._open_ledger(context)
             task_id = self._submitted_id(context, ledger)
         return self._wait(context, ledger, task_id, event or {})
@@ -160,7 +161,7 @@ class LumaGenerateOperator(GenerationOperator):
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         # Before the base class, which raises when the trigger failed.
-        with fail_without_retry():
+        with fail_without_retry(self.luma_conn_id):
             if not self._open_ledger(context).place.is_durable:
                 Retries(context).forbid()
         return super().resume_execution(next_method, next_kwargs, context)
@@ -194,8 +195,8 @@ class LumaGenerateOperator(GenerationOperator):
         submit = Retrying(**client.retry.retrying_kwargs())  # each attempt leaves its own phase in the record
         with _without_retries(context, ledger):
             task = submit(DurableSubmit(ledger).submit, client.submit_once, generation)
-        if ledger.place.may_be_lost_by_a_clear:
-            self.log.info("Should this task fail from here on: %s, and it reconnects", ledger.clear_hint)
+        if ledger.place.is_lost_by_a_clear:
+            self.log.info("If this task fails later: %s", ledger.place.clear_hint("reconnect"))
         self._push_task(context, _build_xcom(task))
         return task.id
 
@@ -230,18 +231,18 @@ class LumaGenerateOperator(GenerationOperator):
                 sensor.execute_complete(context, event)
             task = self._get_completed(task_id)
         except LumaTaskFailedError as error:
-            self._mark_ended(ledger, task_id, error)
+            self._mark_failed(ledger, task_id, error)
             raise
         except Exception:
             self.log.warning(
-                "Luma task %s was created and is still running at the relay. %s to reconnect to it",
+                "Luma task %s was created and is still running at the relay. %s",
                 task_id,
-                ledger.clear_hint,
+                ledger.place.clear_hint("reconnect to it"),
             )
             raise
         return describe(task)
 
-    def _mark_ended(self, ledger: SubmitLedger, task_id: str, error: LumaTaskFailedError) -> None:
+    def _mark_failed(self, ledger: SubmitLedger, task_id: str, error: LumaTaskFailedError) -> None:
         """Save that the generation failed, if it did: an id that the relay does not know may come back."""
         try:
             if self._get_task(task_id).state is not TaskState.FAILED:
@@ -249,7 +250,7 @@ class LumaGenerateOperator(GenerationOperator):
         except RelayError:
             self.log.warning("The state of Luma task %s is not known; it is not submitted again", task_id)
             return
-        DurableSubmit(ledger).mark_ended(clean_text(str(error)))
+        DurableSubmit(ledger).mark_failed(clean_text(str(error)))
 
     def _get_completed(self, task_id: str) -> LumaTask:
         task = self._get_task(task_id)
@@ -260,7 +261,7 @@ class LumaGenerateOperator(GenerationOperator):
         return task
 
     def _get_task(self, task_id: str) -> LumaTask:
-        with fail_without_retry():
+        with fail_without_retry(self.luma_conn_id):
             for task in self.hook.get_tasks([task_id]):
                 return task
         raise RelayTransientError(f"The relay does not know the Luma task {task_id} at the moment")

@@ -1,8 +1,8 @@
 """
 Submits thousands of generations in one task.
 
-The submits, and what a crash in them leaves: :mod:`airflow_provider_luma.submit_journal` and
-:mod:`airflow_provider_luma.submit_batch`. What follows:
+The submits, and what a crash in them leaves: :mod:`airflow_provider_luma.submit.journal` and
+:mod:`airflow_provider_luma.submit.batch`. What follows:
 
 ==================================  =====================================================================
 act                                 after a crash behind it
@@ -24,23 +24,23 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
 from airflow_provider_luma.arguments import FailWhen, validate_number
 from airflow_provider_luma.exceptions import LumaError, LumaValueError
-from airflow_provider_luma.operators.generation import GenerationOperator
+from airflow_provider_luma.operators.base import BaseGenerateOperator
 from airflow_provider_luma.relay.text import clean_text, redact_text
-from airflow_provider_luma.task_state import Retries, is_success_recorded
+from airflow_provider_luma.submit.task_instance import Retries, is_success_recorded
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_luma.relay.generation import Generation
-    from airflow_provider_luma.submit_batch import SubmitBatch
-    from airflow_provider_luma.submit_journal import Journal
-    from airflow_provider_luma.submit_result import BatchSubmits, SubmitManifest
-    from airflow_provider_luma.task_state import StatePlace
+    from airflow_provider_luma.submit.batch import BatchSubmitter
+    from airflow_provider_luma.submit.journal import Journal
+    from airflow_provider_luma.submit.record_store import StatePlace
+    from airflow_provider_luma.submit.result import BatchResult, SubmitManifest
 
 XCOM_SUBMITS_KEY = "luma_submits"
 
 
-class LumaGenerateBatchOperator(GenerationOperator):
+class LumaGenerateBatchOperator(BaseGenerateOperator):
     """
     Submit thousands of generations, which cost money, in one task, and return the ids of the Luma tasks.
 
@@ -92,7 +92,7 @@ class LumaGenerateBatchOperator(GenerationOperator):
         and a retry submits the rest.
     """
 
-    template_fields: Sequence[str] = ("prompts", "prompts_path", *GenerationOperator.template_fields)
+    template_fields: Sequence[str] = ("prompts", "prompts_path", *BaseGenerateOperator.template_fields)
 
     # Of the class, so that an operator can be copied before it runs: an event cannot.
     _stopped: threading.Event | None = None
@@ -131,7 +131,7 @@ class LumaGenerateBatchOperator(GenerationOperator):
         self._stopped = stopped = threading.Event()
         if self._is_killed:  # before there was anything to stop
             stopped.set()
-        with fail_without_retry():
+        with fail_without_retry(self.luma_conn_id):
             generations = self._load_generations()
             place = self._open_place(context)
             if self.manifest:
@@ -161,7 +161,7 @@ class LumaGenerateBatchOperator(GenerationOperator):
             self._stopped.set()
 
     def _load_generations(self) -> list[Generation]:
-        from airflow_provider_luma.prompts import load_prompts_file, parse_prompts, warn_undocumented
+        from airflow_provider_luma.submit.prompts import load_prompts_file, parse_prompts, warn_undocumented
 
         if (self.prompts is None) == (self.prompts_path is None):
             raise LumaValueError("Give either prompts or prompts_path")
@@ -179,21 +179,21 @@ class LumaGenerateBatchOperator(GenerationOperator):
 
     def _open_batch(
         self, context: Context, place: StatePlace, generations: list[Generation], stopped: threading.Event
-    ) -> SubmitBatch:
+    ) -> BatchSubmitter:
         from airflow_provider_luma import metrics
         from airflow_provider_luma.sensors.store import WaitStore
-        from airflow_provider_luma.submit_batch import Limits, SubmitBatch
-        from airflow_provider_luma.submit_gate import SubmitGate
-        from airflow_provider_luma.submit_journal import Journal
+        from airflow_provider_luma.submit.batch import BatchSubmitter, SubmitLimits
+        from airflow_provider_luma.submit.gate import SubmitGate
+        from airflow_provider_luma.submit.journal import Journal
 
         client, settings = self.hook.client, self.hook.settings
         self._journal = Journal(place, context["ti"].max_tries, generations)
-        return SubmitBatch(
+        return BatchSubmitter(
             client,
             self._journal,
             generations,
             SubmitGate(self.max_parallel, settings.max_requests_per_minute, client.retry),
-            Limits(self.max_generations, self._check_balance),
+            SubmitLimits(self.max_generations, self._check_balance),
             stopped=stopped,
             report_progress=WaitStore(context).save_progress,
             count_rate_limit=lambda: metrics.count_rate_limit_pause(self.luma_conn_id),
@@ -208,7 +208,7 @@ class LumaGenerateBatchOperator(GenerationOperator):
             return None
         return f"the balance of {balance} is below min_balance={self.min_balance:g}"
 
-    def _push(self, context: Context, submits: BatchSubmits, prompts: int) -> list[str] | SubmitManifest:
+    def _push(self, context: Context, submits: BatchResult, prompts: int) -> list[str] | SubmitManifest:
         """Push the results, also when the task fails; return the return value."""
         returned: list[str] | SubmitManifest = list(submits.ids.values())
         if self.manifest:  # there may be one of an earlier try, with the rows of the list as it was
@@ -218,7 +218,7 @@ class LumaGenerateBatchOperator(GenerationOperator):
         self.log.info("%s", submits.describe(prompts))
         return returned
 
-    def _write_manifest(self, place: StatePlace, submits: BatchSubmits, prompts: int) -> str:
+    def _write_manifest(self, place: StatePlace, submits: BatchResult, prompts: int) -> str:
         """Write the manifest, and return its URL."""
         manifest, url = place.open_manifest()
         try:
@@ -231,11 +231,11 @@ class LumaGenerateBatchOperator(GenerationOperator):
             ) from error
         return url
 
-    def _raise_on_failures(self, submits: BatchSubmits, prompts: int) -> None:
+    def _raise_on_failures(self, submits: BatchResult, prompts: int) -> None:
         text = submits.describe(prompts)
         if submits.error is not None:
             self.log.error("%s", text)
-            with fail_without_retry():
+            with fail_without_retry(self.luma_conn_id):
                 raise submits.error
         if self._is_killed:
             raise LumaError(text)

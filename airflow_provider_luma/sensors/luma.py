@@ -113,8 +113,8 @@ class LumaTaskSensor(BaseSensorOperator):
                 self.log.info("luma_task_ids is empty: no Luma task to wait for")
             if not self.deferrable:
                 completed: list[str] = super().execute(context)
-            elif self._first_poll_ends_wait(context, wait):
-                completed = self._finish(wait)
+            elif (first := self._first_poll(context, wait)) and first.is_done:
+                completed = first.xcom_value or []
             else:
                 self._defer(context, wait)
             wait.push_summary(context)
@@ -132,7 +132,7 @@ class LumaTaskSensor(BaseSensorOperator):
         patient = not self.reschedule and not self.deferrable
         error: Exception | None = None
         try:
-            with fail_without_retry():
+            with fail_without_retry(self.luma_conn_id):
                 self._poll(wait, patient=patient)
         except AirflowFailException:
             raise
@@ -176,7 +176,7 @@ class LumaTaskSensor(BaseSensorOperator):
                 wait.report()
             error = error_from_dict(event["error"]) if event.get("error") else None
             if error is not None and event["status"] == "error":
-                with fail_without_retry():
+                with fail_without_retry(self.luma_conn_id):
                     raise error
             if same_ids:
                 if event["status"] == "timeout":
@@ -246,7 +246,7 @@ class LumaTaskSensor(BaseSensorOperator):
         return self._wait.load(event["state"])
 
     def _build_wait(self, context: Context) -> Wait:
-        with fail_without_retry():
+        with fail_without_retry(self.luma_conn_id):
             ids = read_task_ids(self.luma_task_ids)
         return Wait(ids, self.missing_grace, WaitStore(context), self.log)
 
@@ -287,11 +287,11 @@ class LumaTaskSensor(BaseSensorOperator):
             raise LumaTaskFailedError(f"Luma tasks: {result.progress_message()}. {'; '.join(messages)}")
         return result.completed
 
-    def _first_poll_ends_wait(self, context: Context, wait: Wait) -> bool:
+    def _first_poll(self, context: Context, wait: Wait) -> PokeReturnValue | None:
         """Poll once before deferring; mapped sensors leave that to the triggerer, for all of them at once."""
         if self._is_part_of_expansion(context) and wait.batch.pending_count:
-            return False
-        return bool(self.poke(context))
+            return None
+        return self.poke(context)
 
     @staticmethod
     def _is_part_of_expansion(context: Context) -> bool:

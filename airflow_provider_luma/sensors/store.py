@@ -1,4 +1,4 @@
-"""What a wait keeps in the task state store, which Airflow has from 3.3 on."""
+"""The state of a wait, and a task's progress, in the task state store, which Airflow has from 3.3 on."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ class WaitStore:
         try:
             return getattr(self._store, method)(*arguments)
         except Exception:
-            log.warning("The task state store failed; the wait goes on without it", exc_info=True)
+            log.warning("The task state store failed; the task continues without it", exc_info=True)
             return None

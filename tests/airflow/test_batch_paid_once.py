@@ -14,9 +14,9 @@ from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, Luma
 from airflow_provider_luma.exceptions import SubmitRecordError
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
-from airflow_provider_luma.submit_journal import HEAD_KEY, SEGMENT_SIZE, Head
-from airflow_provider_luma.submit_record import ACTIONS, Action, Phase, SubmitRecord
-from airflow_provider_luma.task_state import AirflowTaskState, object_name
+from airflow_provider_luma.submit.journal import HEADER_KEY, SEGMENT_SIZE, Header
+from airflow_provider_luma.submit.record import ACTIONS, Action, Phase, SubmitRecord
+from airflow_provider_luma.submit.record_store import AirflowRecordStore, object_name
 from tests.airflow.tries import KILLED, BatchTask, Store
 
 # Each line takes a try of its own; `make test-kills` takes them all.
@@ -49,7 +49,7 @@ CELLS = [
     pytest.param(phase, is_cleared, id=f"{phase or 'no record'}-{'cleared' if is_cleared else 'retry'}")
     for phase in ACTIONS
     for is_cleared in (False, True)
-    if phase is not Phase.ENDED  # a batch does not wait for its generations
+    if phase is not Phase.FAILED  # a batch does not wait for its generations
 ]
 
 
@@ -62,21 +62,21 @@ def test_each_phase_leads_to_the_action_in_its_row(
         begun = SubmitRecord.sending(Generation(PROMPTS[1]), 0)
         kept = Phase.CREATED if phase is Phase.RETURNED else phase
         record = begun.at(kept, 0, id=CREATED_BEFORE if kept is Phase.CREATED else None, reason="as said")
-        returned = {"round": 1, "returned": 0} if phase is Phase.RETURNED else {}
-        store.set(HEAD_KEY, Head(slots=2, prompts=2, **returned).to_dict())
-        store.set(f"{HEAD_KEY}_0", {"version": 1, "prompts": "", "records": {"1": record.to_dict()}})
+        returned = {"successes": 1, "returned": 0} if phase is Phase.RETURNED else {}
+        store.set(HEADER_KEY, Header(slots=2, prompts=2, **returned).to_dict())
+        store.set(f"{HEADER_KEY}_0", {"version": 1, "prompts": "", "records": {"1": record.to_dict()}})
     if is_cleared:
         task.clear()
     ids = task.run()
     action = ACTIONS[phase][is_cleared]
     assert charges(sandbox) == Counter(PROMPTS[: 1 + (action is Action.SUBMIT)])
-    assert task.submits["unknown"] == ([1] if action is Action.REPORT else [])
+    assert task.submits["unknown"] == ([1] if action is Action.FAIL_UNKNOWN else [])
     if action is Action.SUBMIT:
         assert prompts_of(sandbox, ids) == PROMPTS[:2]
     else:
         assert ids[1:] == ([CREATED_BEFORE] if action is Action.RECONNECT else [])
-    if action is Action.REPORT:
-        reported = SubmitRecord.from_dict(store.get(f"{HEAD_KEY}_0")["records"]["1"])
+    if action is Action.FAIL_UNKNOWN:
+        reported = SubmitRecord.from_dict(store.get(f"{HEADER_KEY}_0")["records"]["1"])
         assert reported.phase is Phase.REPORTED
 
 
@@ -121,10 +121,10 @@ def test_a_kill_at_any_line_is_paid_for_once(
     assert reconnects > 40 / STEP
 
 
-def _head_of(task: BatchTask) -> Head:
+def _head_of(task: BatchTask) -> Header:
     if task.store is not None:
-        return Head.from_dict(task.store.get(HEAD_KEY))
-    return Head.from_dict(json.loads((_folder_of(task) / "head.json").read_text()))
+        return Header.from_dict(task.store.get(HEADER_KEY))
+    return Header.from_dict(json.loads((_folder_of(task) / "header.json").read_text()))
 
 
 def _folder_of(task: BatchTask) -> Path:
@@ -365,7 +365,7 @@ def test_removed_prompts_count_for_max_generations(store: Store, sandbox: Sandbo
 
 def test_a_write_whose_response_was_lost_is_no_other_process(tmp_path: Path) -> None:
     store = LossyStore(tmp_path / "s.json")
-    state = AirflowTaskState(store, "key")
+    state = AirflowRecordStore(store, "key")
     assert state.load() is None
     store.lost = 1
     with pytest.raises(ConnectionError):
@@ -394,8 +394,8 @@ def _with_prompts(task: BatchTask, prompts: list[str]) -> BatchTask:
 
 
 def test_two_tries_at_the_same_time_cannot_both_submit_a_prompt(tmp_path: Path, sandbox: Sandbox) -> None:
-    from airflow_provider_luma.submit_journal import Journal
-    from airflow_provider_luma.task_state import StatePlace
+    from airflow_provider_luma.submit.journal import Journal
+    from airflow_provider_luma.submit.record_store import StatePlace
 
     task = BatchTask(None, prompts=PROMPTS, state_path=state_path(tmp_path))
     context: Any = {"ti": task.instance}

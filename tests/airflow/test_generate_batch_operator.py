@@ -16,9 +16,9 @@ from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, Luma
 from airflow_provider_luma.exceptions import LumaError, LumaValueError, RelayTransientError
 from airflow_provider_luma.operators.luma import LumaGenerateBatchOperator
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
-from airflow_provider_luma.submit_gate import MAX_UNKNOWN_OUTCOMES
-from airflow_provider_luma.submit_result import BatchSubmits
-from airflow_provider_luma.task_state import object_name
+from airflow_provider_luma.submit.gate import MAX_UNKNOWN_OUTCOMES
+from airflow_provider_luma.submit.record_store import object_name
+from airflow_provider_luma.submit.result import BatchResult
 from tests.airflow.harness import Run, run_source
 from tests.airflow.tries import BatchTask, Store
 from tests.stores import S3, free_port
@@ -123,7 +123,7 @@ def test_a_mapped_batch_has_a_journal_for_each_of_its_instances(sandbox: Sandbox
         [ids["dog dance"]],
         [],
     ]
-    assert {head.parent.name for head in tmp_path.rglob("head.json")} == {"0", "1", "2"}
+    assert {header.parent.name for header in tmp_path.rglob("header.json")} == {"0", "1", "2"}
 
 
 @pytest.mark.usefixtures("airflow_db")
@@ -190,7 +190,7 @@ def test_a_list_of_other_length_between_two_batches_of_reasons_stays_small(
 @pytest.mark.parametrize("rejected", [0, 50_000])
 def test_the_summary_is_bounded_whatever_becomes_of_the_prompts(unknown: int, rejected: int) -> None:
     reasons = dict.fromkeys(range(50_000, 50_000 + rejected), "不" * 300)
-    summary = BatchSubmits(unknown=list(range(unknown)), rejected=reasons).summary()
+    summary = BatchResult(unknown=list(range(unknown)), rejected=reasons).summary()
     assert len(json.dumps(summary)) <= 64 * 1024
     assert summary["unknown"] == list(range(len(summary["unknown"])))
     assert len(summary["unknown"]) == min(unknown, 2_000) == unknown - summary.get("unknown_not_listed", 0)
@@ -222,7 +222,7 @@ def test_invalid_arguments_fail_before_anything_is_sent(
     with pytest.raises(LumaNonRetryableError, match=message):
         BatchTask(store, **arguments).run()
     assert sandbox.requests == []
-    assert store.get("luma_submits") is None
+    assert store.get("luma_journal") is None
 
 
 @pytest.mark.parametrize(
@@ -623,7 +623,7 @@ def test_no_signature_of_a_url_is_in_the_reason_of_a_rejection(sandbox: Sandbox,
     task = BatchTask(store, prompts=CATS[:1], fail_when="never")
     task.run()
     assert "https://cdn.example/a.png?…" in str(task.instance.xcoms)
-    assert "5ec7e7" not in str(task.instance.xcoms) + str(store.get("luma_submits_0"))
+    assert "5ec7e7" not in str(task.instance.xcoms) + str(store.get("luma_journal_0"))
 
 
 def test_a_machine_that_cannot_start_all_threads_submits_with_fewer(

@@ -21,8 +21,8 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.operators.luma import LumaGenerateOperator
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
-from airflow_provider_luma.submit_record import ACTIONS, Action, Phase, SubmitRecord
-from airflow_provider_luma.task_state import KEY, object_name
+from airflow_provider_luma.submit.record import ACTIONS, Action, Phase, SubmitRecord
+from airflow_provider_luma.submit.record_store import KEY, object_name
 from tests.airflow.tries import KILLED, GenerateTask, Store
 
 # Each line takes a try of its own; `make test-kills` takes them all.
@@ -105,8 +105,8 @@ def test_each_phase_leads_to_the_action_in_its_row(
         assert task.run() in sandbox.task_ids
     elif action is Action.RECONNECT:
         assert task.run() == CREATED_BEFORE
-    elif action is Action.REPORT:
-        with pytest.raises(LumaNonRetryableError, match="clear this task, which submits again"):
+    elif action is Action.FAIL_UNKNOWN:
+        with pytest.raises(LumaNonRetryableError, match="If not, clear this task to submit again"):
             task.run()
     else:
         with pytest.raises(LumaTaskFailedError, match="it was said before"):
@@ -114,7 +114,9 @@ def test_each_phase_leads_to_the_action_in_its_row(
     assert len(sandbox.submits) == (action is Action.SUBMIT)
     record = read_record(task)
     assert record is not None
-    expected = {Action.REPORT: Phase.REPORTED, Action.FAIL: Phase.ENDED}.get(action, Phase.RETURNED)
+    expected = {Action.FAIL_UNKNOWN: Phase.REPORTED, Action.FAIL_AGAIN: Phase.FAILED}.get(
+        action, Phase.RETURNED
+    )
     assert record.phase is expected
 
 
@@ -122,9 +124,9 @@ def test_the_documentation_shows_the_table_that_the_code_has() -> None:
     page = (Path(__file__).parents[2] / "docs/generate.md").read_text()
     words = {
         Action.SUBMIT: "submits",
-        Action.REPORT: "fails: outcome unknown",
+        Action.FAIL_UNKNOWN: "fails: outcome unknown",
         Action.RECONNECT: "reconnects",
-        Action.FAIL: "fails again",
+        Action.FAIL_AGAIN: "fails again",
     }
     for phase, (retry, cleared) in ACTIONS.items():
         name = f"`{phase}`" if phase else "no record"
@@ -245,7 +247,9 @@ def test_where_a_clear_deletes_the_state_the_log_names_the_button_to_use(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("airflow_provider_luma.task_state.CLEAR_DELETES_STATE", True)  # as on Airflow 3.4
+    monkeypatch.setattr(
+        "airflow_provider_luma.submit.record_store.CLEAR_DELETES_STATE", True
+    )  # as on Airflow 3.4
     GenerateTask(store).run()
     assert "Clear this task with 'keep task state'" in capsys.readouterr().out
     GenerateTask(store, state_path=state_path(tmp_path), prompt="dog dance").run()
@@ -471,7 +475,7 @@ def test_a_task_that_failed_after_all_ends_the_record(task: GenerateTask, sandbo
     sandbox.script(ScriptedResponse(body=[{"id": bad, "state": "completed"}]))
     with pytest.raises(LumaTaskFailedError, match="moderation"):
         task.run(**WAITING)
-    assert read_record(task).phase is Phase.ENDED  # type: ignore[union-attr]
+    assert read_record(task).phase is Phase.FAILED  # type: ignore[union-attr]
 
 
 def test_only_a_generation_that_failed_ends_the_record(task: GenerateTask, sandbox: Sandbox) -> None:
@@ -479,7 +483,7 @@ def test_only_a_generation_that_failed_ends_the_record(task: GenerateTask, sandb
     sandbox.script_submits(ScriptedResponse(body={"id": bad}))
     with pytest.raises(LumaTaskFailedError, match="moderation"):
         task.run(**WAITING)
-    assert read_record(task).phase is Phase.ENDED  # type: ignore[union-attr]
+    assert read_record(task).phase is Phase.FAILED  # type: ignore[union-attr]
     with pytest.raises(LumaTaskFailedError, match="moderation"):  # a retry, as after a worker that died
         task.run(**WAITING)
     task.clear()

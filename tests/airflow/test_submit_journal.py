@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.exceptions import SubmitRecordError
-from airflow_provider_luma.group_commit import GroupCommit
 from airflow_provider_luma.relay.generation import Generation
-from airflow_provider_luma.submit_journal import HEAD_KEY, SEGMENT_SIZE, Head, Journal
-from airflow_provider_luma.submit_record import Action, Phase
-from airflow_provider_luma.task_state import StatePlace
-from airflow_provider_luma.versioned_objects import MAX_BYTES
+from airflow_provider_luma.submit.group_commit import GroupCommit
+from airflow_provider_luma.submit.journal import HEADER_KEY, SEGMENT_SIZE, Header, Journal
+from airflow_provider_luma.submit.record import Action, Phase
+from airflow_provider_luma.submit.record_store import StatePlace
+from airflow_provider_luma.submit.versioned_objects import MAX_BYTES
 from tests.airflow.tries import Instance, Store
 from tests.stores import S3
 
@@ -68,7 +68,7 @@ def test_records_outlive_the_process(open_journal: OpenJournal) -> None:
     assert [again.ledger(position).next_action() for position in range(4)] == [
         Action.RECONNECT,
         Action.SUBMIT,
-        Action.REPORT,
+        Action.FAIL_UNKNOWN,
         Action.SUBMIT,
     ]
 
@@ -121,20 +121,20 @@ def test_a_segment_of_the_longest_reasons_and_ids_is_small(tmp_path: Path, reaso
 
 
 def _longest(reason: str, position: int) -> Any:
-    from airflow_provider_luma.submit_journal import _fit_reason
-    from airflow_provider_luma.submit_record import SubmitRecord
+    from airflow_provider_luma.submit.journal import _fit_reason
+    from airflow_provider_luma.submit.record import SubmitRecord
 
     begun = SubmitRecord.sending(CAT, 10**9)
     return begun.at(Phase.CREATED, 10**9, id=f"{position:0200}", reason=_fit_reason(reason), quota=1 / 3)
 
 
 @pytest.mark.parametrize(
-    "head",
+    "header",
     [{}, [], {"version": 1}, {"version": 1, "prompts": -1}, {"version": 2, "prompts": 1}, {"version": True}],
 )
-def test_a_head_that_cannot_be_read_is_an_error(tmp_path: Path, head: Any) -> None:
+def test_a_head_that_cannot_be_read_is_an_error(tmp_path: Path, header: Any) -> None:
     store = Store(tmp_path / "state.json")
-    store.set(HEAD_KEY, head)
+    store.set(HEADER_KEY, header)
     with pytest.raises(SubmitRecordError, match="cannot be read"):
         Journal(StatePlace({"ti": Instance(), "task_state_store": store}, None, durable=True), 0, [CAT])  # type: ignore[typeddict-item,typeddict-unknown-key]
 
@@ -144,8 +144,8 @@ def test_a_record_in_another_segment_is_an_error(tmp_path: Path) -> None:
     place = StatePlace({"ti": Instance(), "task_state_store": store}, None, durable=True)  # type: ignore[typeddict-item,typeddict-unknown-key]
     journal = Journal(place, 0, [CAT])
     journal.ledger(0).begin(CAT)
-    store.set(f"{HEAD_KEY}_1", store.get(f"{HEAD_KEY}_0"))
-    store.set(HEAD_KEY, Head(SEGMENT_SIZE + 1).to_dict())
+    store.set(f"{HEADER_KEY}_1", store.get(f"{HEADER_KEY}_0"))
+    store.set(HEADER_KEY, Header(SEGMENT_SIZE + 1).to_dict())
     with pytest.raises(SubmitRecordError, match="it has a record of the slot '0'"):
         Journal(place, 0, [CAT])
 
@@ -155,7 +155,7 @@ def test_a_journal_that_is_given_a_state_path_later_finds_its_records(tmp_path: 
     journal = Journal(StatePlace(context, None, durable=True), 0, [CAT] * NUMBER)
     journal.ledger(NUMBER - 1).begin(CAT)
     later = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, [CAT] * NUMBER)
-    assert later.ledger(NUMBER - 1).next_action() is Action.REPORT
+    assert later.ledger(NUMBER - 1).next_action() is Action.FAIL_UNKNOWN
 
 
 @pytest.fixture(params=["file", "moto"])
@@ -211,8 +211,8 @@ def test_records_are_found_without_the_head(tmp_path: Path) -> None:
     journal = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, [CAT] * 3)
     journal.ledger(0).begin(CAT)
     journal.ledger(0).mark(Phase.CREATED, id="paid-0")
-    (head,) = tmp_path.rglob("head.json")
-    head.unlink()
+    (header,) = tmp_path.rglob("header.json")
+    header.unlink()
     again = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, [CAT] * 3)
     assert again.ledger(0).next_action() is Action.RECONNECT
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.versioned_objects import ConflictError, open_object
+from airflow_provider_luma.submit.versioned_objects import ConflictError, open_object
 from tests.serving import Quiet, serving
 from tests.stores import S3
 

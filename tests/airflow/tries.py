@@ -15,7 +15,7 @@ from typing import Any
 
 import airflow_provider_luma
 from airflow_provider_luma.operators.luma import LumaGenerateBatchOperator, LumaGenerateOperator
-from airflow_provider_luma.task_state import StatePlace, SubmitLedger
+from airflow_provider_luma.submit.record_store import StatePlace, SubmitLedger
 
 PACKAGE = str(Path(airflow_provider_luma.__file__).parent)
 KILLED = 99

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from airflow_provider_luma.download.abandon import DeadlineError, StoppedError
 from airflow_provider_luma.download.staging import StagedFile
 from airflow_provider_luma.exceptions import DownloadError, ObjectExistsError
 from airflow_provider_luma.relay.text import clean_text, redact_text
+from airflow_provider_luma.threads import DeadlineError, StoppedError
 
 TASK_ID, SHA256 = "luma-task-id", "sha256"
 

@@ -1,14 +1,14 @@
 """
 Submits a batch of generations by its journal, several at once.
 
-Threads take the prompts that are to be submitted (:mod:`airflow_provider_luma.submit_plan`), in their order:
+Threads take the prompts that are to be submitted (:mod:`airflow_provider_luma.submit.plan`), in their order:
 
 ==================================  =====================================================================
 outcome of a submit                 effect
 ==================================  =====================================================================
 created                             the next prompt
 rejected: moderation, invalid       the reason is kept; the next prompt
-429                                 all submits pause, see :mod:`.submit_gate`; the prompt is tried again
+429                                 all submits pause, see :mod:`.gate`; the prompt is tried again
 not sent: transient error           likewise, until too many follow each other; then the batch stops
 unknown                             the prompt is left alone; all submits pause, likewise
 rejected: key, rights, balance      the batch stops
@@ -33,9 +33,8 @@ from typing import TYPE_CHECKING
 from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, wait_exponential
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError
-from airflow_provider_luma.download.abandon import StoppedError, call_abandonable, start_thread
-from airflow_provider_luma.durable_submit import DurableSubmit
 from airflow_provider_luma.exceptions import (
+    LumaError,
     RelayError,
     RelayInvalidRequestError,
     RelayRateLimitError,
@@ -46,15 +45,17 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text
-from airflow_provider_luma.submit_gate import Pass, SubmitGate
-from airflow_provider_luma.submit_plan import plan_submits
-from airflow_provider_luma.submit_record import Phase
-from airflow_provider_luma.submit_result import BatchSubmits
+from airflow_provider_luma.submit.durable import DurableSubmit
+from airflow_provider_luma.submit.gate import SubmitGate, Token
+from airflow_provider_luma.submit.plan import plan_submits
+from airflow_provider_luma.submit.record import Phase
+from airflow_provider_luma.submit.result import BatchResult
+from airflow_provider_luma.threads import StoppedError, call_abandonable, start_thread
 
 if TYPE_CHECKING:
     from airflow_provider_luma.relay.client import RelayClient
     from airflow_provider_luma.relay.generation import Generation
-    from airflow_provider_luma.submit_journal import Journal
+    from airflow_provider_luma.submit.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ _UNKNOWN_PHASES = frozenset({Phase.SENDING, Phase.REPORTED})
 
 
 @dataclass(frozen=True)
-class Limits:
+class SubmitLimits:
     """
     When a batch stops before all of its prompts are submitted.
 
@@ -79,7 +80,7 @@ class Limits:
     check_balance: Callable[[], str | None] = lambda: None
 
 
-class SubmitBatch:
+class BatchSubmitter:
     """
     Submits what the journal says is to be submitted.
 
@@ -99,7 +100,7 @@ class SubmitBatch:
         journal: Journal,
         generations: Sequence[Generation],
         gate: SubmitGate,
-        limits: Limits,
+        limits: SubmitLimits,
         *,
         stopped: threading.Event,
         report_progress: Callable[[str], None] = lambda line: None,
@@ -147,11 +148,11 @@ class SubmitBatch:
                 raise RelayTransientError(f"Nothing was sent to the relay: {error}") from error
             log.warning("Only %d submits at once instead of %d: %s", len(futures), number, error)
 
-    def submits(self) -> BatchSubmits:
+    def submits(self) -> BatchResult:
         """Return the result of each prompt, by the journal."""
         with self._changed:
             waiting = set(self._waiting)
-            result = BatchSubmits(
+            result = BatchResult(
                 rejected=dict(self._rejected),
                 not_submitted=len(waiting),
                 stopped_by=self._stopped_by,
@@ -186,9 +187,9 @@ class SubmitBatch:
 
     def _report(self) -> None:
         with self._changed:
-            left, under_way, rejected = len(self._waiting), self._gate.under_way, len(self._rejected)
+            left, in_flight, rejected = len(self._waiting), self._gate.in_flight, len(self._rejected)
         number = len(self._generations)
-        line = f"{number - left - under_way} of {number} prompts are submitted, {rejected} of them rejected"
+        line = f"{number - left - in_flight} of {number} prompts are submitted, {rejected} of them rejected"
         log.info("%s", line)
         if not self._stopped.is_set():  # a stop has no time for it, nor for one that is under way
             with suppress(StoppedError, RuntimeError):  # the latter where the system has no room for a thread
@@ -197,26 +198,26 @@ class SubmitBatch:
                 )
 
     def _work(self) -> None:
-        while (taken := self._take()) is not None:
-            position, permission = taken
+        while (taken := self._next_prompt()) is not None:
+            position, token = taken
             try:
-                self._submit(position, permission)
+                self._submit(position, token)
             except LumaNonRetryableError as error:  # created, and the record could not be saved yet
-                self._leave(permission)
+                self._release(token)
                 self._stop(clean_text(str(error)), error)
             except Exception as error:  # noqa: BLE001 - of the store, before anything was sent
                 record = self._journal.record(position)
                 is_unknown = record is not None and record.phase is Phase.SENDING
-                self._leave(permission, left_out=None if is_unknown else position)
+                self._release(token, requeue=None if is_unknown else position)
                 self._stop(clean_text(str(error)), error)
 
-    def _take(self) -> tuple[int, Pass] | None:
+    def _next_prompt(self) -> tuple[int, Token] | None:
         """Wait until the next prompt may be submitted; ``None`` when none may any more."""
         with self._changed:
             while self._waiting and self._stopped_by is None and not self._stopped.is_set():
                 delay = self._gate.delay(time.monotonic())
                 if self._is_exhausted():
-                    if self._gate.under_way == 0:
+                    if self._gate.in_flight == 0:
                         self._stop(f"max_generations={self._limits.max_generations} is reached")
                     delay = None  # one that is under way may be rejected
                 if delay == 0:
@@ -232,26 +233,26 @@ class SubmitBatch:
         begun = len(self._generations) - len(self._waiting) - len(self._rejected)
         return begun + self._removed >= self._limits.max_generations
 
-    def _submit(self, position: int, permission: Pass) -> None:
-        submit = DurableSubmit(self._journal.ledger(position), f"for prompt {position}")
+    def _submit(self, position: int, token: Token) -> None:
+        submit = DurableSubmit(self._journal.ledger(position), f"Prompt {position}")
         try:
             if too_low := self._limits.check_balance():
-                self._leave(permission, left_out=position)
+                self._release(token, requeue=position)
                 self._stop(too_low)
                 return
             submit.submit(self._send, self._generations[position])
         except RelayInvalidRequestError as error:
-            self._reject(position, permission, clean_text(str(error)))
+            self._reject(position, token, clean_text(str(error)))
         except (RelayRateLimitError, RelayTransientError) as error:
-            self._pause(permission, error, left_out=position)
+            self._pause(token, error, requeue=position)
         except SubmitOutcomeUnknownError as error:
-            self._pause(permission, error)
+            self._pause(token, error)
         except RelayError as error:  # of the key, its permissions or its balance
-            self._leave(permission, left_out=position)
+            self._release(token, requeue=position)
             self._stop(clean_text(str(error)), error)
         else:
             with self._changed:
-                self._gate.leave_judged(permission)
+                self._gate.end_judged(token)
                 self._changed.notify_all()
 
     def _send(self, generation: Generation) -> LumaTask:
@@ -259,31 +260,31 @@ class SubmitBatch:
             raise RelayTransientError("The task was stopped before this prompt was sent")
         return self._client.submit_once(generation)
 
-    def _leave(self, permission: Pass, *, left_out: int | None = None) -> None:
+    def _release(self, token: Token, *, requeue: int | None = None) -> None:
         with self._changed:
-            self._gate.leave(permission)
-            if left_out is not None:
-                heapq.heappush(self._waiting, left_out)
+            self._gate.end_unsent()
+            if requeue is not None:
+                heapq.heappush(self._waiting, requeue)
             self._changed.notify_all()
 
-    def _reject(self, position: int, permission: Pass, reason: str) -> None:
+    def _reject(self, position: int, token: Token, reason: str) -> None:
         log.warning("Prompt %d was rejected: %s", position, reason)
         with self._changed:
             self._rejected[position] = reason
-            self._gate.leave_judged(permission)
+            self._gate.end_judged(token)
             self._changed.notify_all()
 
-    def _pause(self, permission: Pass, error: RelayError, *, left_out: int | None = None) -> None:
+    def _pause(self, token: Token, error: RelayError, *, requeue: int | None = None) -> None:
         """Let all submits pause after one that the relay did not judge, or give up."""
         is_rate_limit = isinstance(error, RelayRateLimitError)
         if is_rate_limit:
             self._count_rate_limit()
         with self._changed:
-            seconds = self._gate.leave_failed(permission, error, time.monotonic())
-            if left_out is not None:
-                heapq.heappush(self._waiting, left_out)
-            if self._gate.gives_up:
-                text = f"Too many submits in a row got no response that says what became of them: {error}"
+            seconds = self._gate.end_failed(token, error, time.monotonic())
+            if requeue is not None:
+                heapq.heappush(self._waiting, requeue)
+            if self._gate.has_given_up:
+                text = f"Too many submits in a row {_failure_of(error)}. The last one: {error}"
                 self._stop(clean_text(str(error)), RelayTransientError(text))
             self._changed.notify_all()
         if seconds:
@@ -310,9 +311,19 @@ class SubmitBatch:
             saving = start_thread(lambda: patient(self._journal.save_rest), "luma-submit-journal")[0]
             saving.result(_SECONDS_TO_SAVE if self._stopped.is_set() else None)
         except Exception:
-            log.exception("The journal of the submits could not be saved")
+            log.exception(
+                "The journal of the submits could not be saved; the next try will report prompts that "
+                "were in flight as unknown"
+            )
         else:
             if isinstance(self._error, LumaNonRetryableError) and self._error.__cause__ is not None:
-                self._error = RelayTransientError(
-                    f"The journal was not saved at once: {self._error.__cause__}"
+                self._error = LumaError(
+                    f"The journal could not be saved at first, and is saved now: {self._error.__cause__}. "
+                    "A retry submits the rest"
                 )
+
+
+def _failure_of(error: RelayError) -> str:
+    if isinstance(error, SubmitOutcomeUnknownError):
+        return "have an unknown outcome"
+    return "could not be sent"

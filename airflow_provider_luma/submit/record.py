@@ -13,7 +13,7 @@ not_created   after proof that no Luma task was created   submits               
 reported      after the unknown outcome was logged        fails: outcome unknown submits
 created       after the response, with the id             reconnects             reconnects
 returned      after Airflow recorded the task's success   reconnects             submits
-ended         after the generation failed                 fails again            submits
+failed        after the generation failed                 fails again            submits
 ============= =========================================== ====================== ======================
 
 ``max_tries``, which Airflow raises with each clear, distinguishes a cleared task from a retry. A crash
@@ -51,30 +51,30 @@ class Phase(StrEnum):
     REPORTED = "reported"
     CREATED = "created"
     RETURNED = "returned"
-    ENDED = "ended"
+    FAILED = "failed"
 
 
 class Action(StrEnum):
     """The action of a try."""
 
     SUBMIT = "submit"
-    REPORT = "report"
+    FAIL_UNKNOWN = "fail: outcome unknown"
     RECONNECT = "reconnect"
-    FAIL = "fail"
+    FAIL_AGAIN = "fail again"
 
 
 # For each phase: what a retry does, and what a cleared task does.
 ACTIONS: Mapping[Phase | None, tuple[Action, Action]] = {
     None: (Action.SUBMIT, Action.SUBMIT),
-    Phase.SENDING: (Action.REPORT, Action.REPORT),
+    Phase.SENDING: (Action.FAIL_UNKNOWN, Action.FAIL_UNKNOWN),
     Phase.NOT_CREATED: (Action.SUBMIT, Action.SUBMIT),
-    Phase.REPORTED: (Action.REPORT, Action.SUBMIT),
+    Phase.REPORTED: (Action.FAIL_UNKNOWN, Action.SUBMIT),
     Phase.CREATED: (Action.RECONNECT, Action.RECONNECT),
     Phase.RETURNED: (Action.RECONNECT, Action.SUBMIT),
-    Phase.ENDED: (Action.FAIL, Action.SUBMIT),
+    Phase.FAILED: (Action.FAIL_AGAIN, Action.SUBMIT),
 }
 
-_WITH_ID = frozenset({Phase.CREATED, Phase.RETURNED, Phase.ENDED})
+_WITH_ID = frozenset({Phase.CREATED, Phase.RETURNED, Phase.FAILED})
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class SubmitRecord:
     :param id: the Luma task's, once it is known.
     :param reason: why the phase was reached, for people.
     :param quota: the charge in the relay's own quota, where the relay reports it.
-    :param round: of a batch: after how many of its successes this was submitted.
+    :param successes: of a batch: how many the task instance had when this was submitted.
     """
 
     phase: Phase
@@ -97,7 +97,7 @@ class SubmitRecord:
     id: str | None = None
     reason: str | None = None
     quota: float | None = None
-    round: int | None = None
+    successes: int | None = None
 
     @classmethod
     def sending(cls, generation: Generation, max_tries: int) -> Self:
@@ -138,12 +138,12 @@ class SubmitRecord:
                 data.get("id"),
                 clean_text(data.get("reason"), _MAX_REASON_CHARS) or None,
                 number(data.get("quota")),
-                data.get("round"),
+                data.get("successes"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SubmitRecordError(f"it is no record of a submit: {clean_text(repr(error), 80)}") from None
-        if type(record.max_tries) is not int or type(record.round) not in {int, type(None)}:
-            raise SubmitRecordError("its max_tries or its round is no integer")
+        if type(record.max_tries) is not int or type(record.successes) not in {int, type(None)}:
+            raise SubmitRecordError("its max_tries or its successes is not an integer")
         if not isinstance(record.fingerprint, str):
             raise SubmitRecordError("its fingerprint is no text")
         if record.id is None and record.phase in _WITH_ID:
@@ -170,12 +170,16 @@ class Ledger(ABC):
 
     @property
     @abstractmethod
-    def clear_hint(self) -> str:
-        """How the Airflow task is cleared without losing the record."""
+    def resubmit_hint(self) -> str:
+        """How the user has it submitted again, once the relay's task log shows no task."""
 
     @abstractmethod
     def save(self, record: SubmitRecord) -> None:
-        """Save the record, or raise."""
+        """
+        Save the record.
+
+        :raises LumaError: when it could not be saved.
+        """
 
     def next_action(self) -> Action:
         """Return what this try does, by the table of the phases."""

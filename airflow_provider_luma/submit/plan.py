@@ -1,4 +1,4 @@
-"""What a try of a batch does with each prompt, by the table in :mod:`airflow_provider_luma.submit_record`."""
+"""What a try of a batch does with each prompt, by the table in :mod:`airflow_provider_luma.submit.record`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from airflow_provider_luma.submit_record import Action, SubmitRecord, fingerprint_of
-from airflow_provider_luma.submit_result import first_positions
+from airflow_provider_luma.submit.record import Action, SubmitRecord, fingerprint_of
+from airflow_provider_luma.submit.result import first_positions
 
 if TYPE_CHECKING:
     from airflow_provider_luma.relay.generation import Generation
-    from airflow_provider_luma.submit_journal import Journal
+    from airflow_provider_luma.submit.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 def plan_submits(journal: Journal, generations: Sequence[Generation]) -> list[int]:
     """Return the positions that this try submits, and say what earlier tries have left of the others."""
     actions = [journal.ledger(position).next_action() for position in range(len(generations))]
-    unknown = _positions(actions, Action.REPORT)
+    unknown = _positions(actions, Action.FAIL_UNKNOWN)
     known = _positions(actions, Action.RECONNECT)
     if known:
         log.info("Reconnecting to %d Luma tasks, which earlier tries submitted", len(known))
@@ -28,9 +28,10 @@ def plan_submits(journal: Journal, generations: Sequence[Generation]) -> list[in
     if unknown:
         log.error(
             "%d prompts are left alone, at the positions %s: an earlier try may have submitted and been "
-            "charged for them. Check the relay's task log. Clear this task to submit them again",
+            "charged for them. Check the relay's task log. If it does not show them: %s",
             len(unknown),
             first_positions(unknown),
+            journal.resubmit_hint,
         )
         journal.mark_reported(unknown)
     return _positions(actions, Action.SUBMIT)

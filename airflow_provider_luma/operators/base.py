@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow_provider_luma.airflow_version import HAS_TASK_STATE_STORE, get_merged_default_args
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.generation import FIELDS
-from airflow_provider_luma.task_state import StatePlace
+from airflow_provider_luma.submit.record_store import StatePlace
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -26,7 +26,7 @@ _FLAGS = frozenset({"loop", "expand_prompt"})
 SHARED_FIELDS = tuple(name for name in FIELDS if name != "prompt")
 
 
-class GenerationOperator(BaseOperator):
+class BaseGenerateOperator(BaseOperator):
     """Base of the operators that submit; the parameters are documented where they are public."""
 
     template_fields: Sequence[str] = (*(name for name in SHARED_FIELDS if name not in _FLAGS), "luma_conn_id")
@@ -91,7 +91,7 @@ class GenerationOperator(BaseOperator):
     def _open_place(self, context: Context) -> StatePlace:
         state_path = self.state_path or self.hook.settings.state_path
         place = StatePlace(context, state_path, durable=self.durable)
-        if place.may_move and self._is_connection_templated and not self.state_path:
+        if place.is_movable and self._is_connection_templated and not self.state_path:
             raise LumaValueError(
                 "luma_conn_id is templated, so that a retry may render another connection with another "
                 "state_path, and pay again. Give state_path to the operator itself"

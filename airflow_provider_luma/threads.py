@@ -1,5 +1,5 @@
 """
-A stop, or a deadline, waits for no blocked call.
+Stops and deadlines do not wait for blocked calls.
 
 A blocked call, in a resolver, a handshake or a store, cannot be interrupted in Python. But nothing unfinished
 is visible, so it can be abandoned: it runs in a daemon thread, for which the caller waits no longer than
@@ -28,10 +28,10 @@ _POLL_SECONDS = 0.1
 
 
 class StoppedError(DownloadError):
-    """The downloads were stopped."""
+    """The task was stopped."""
 
     def __init__(self) -> None:
-        super().__init__("stopped")
+        super().__init__("not finished: the task was stopped")
 
 
 class DeadlineError(DownloadError):

@@ -2,7 +2,7 @@
 Submits one generation by its record, so that no crash and no later try pays for it again.
 
 What the record says, and what a later try does with it, is the table in
-:mod:`airflow_provider_luma.submit_record`. The acts of a try, and what a crash after each leaves:
+:mod:`airflow_provider_luma.submit.record`. The acts of a try, and what a crash after each leaves:
 
 ==================================  =====================================================================
 act                                 after a crash behind it
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NoReturn
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
 from airflow_provider_luma.exceptions import UNKNOWN_OUTCOME_HINT, RelayError, SubmitOutcomeUnknownError
 from airflow_provider_luma.relay.text import clean_text
-from airflow_provider_luma.submit_record import Action, Ledger, Phase
+from airflow_provider_luma.submit.record import Action, Ledger, Phase
 
 if TYPE_CHECKING:
     from airflow_provider_luma.relay.generation import Generation
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_IF_NOT_SAVED = {
+    Phase.NOT_CREATED: "the next try will report its outcome as unknown, although no Luma task was created",
+    Phase.REPORTED: "the next try will report its outcome as unknown again",
+    Phase.FAILED: "the next try will reconnect to it",
+}
 _NO_RESPONSE_SEEN = "An earlier try of this task ended after it began to submit, before it saw a response"
 
 
@@ -41,12 +46,12 @@ class DurableSubmit:
     One submit and its record.
 
     :param ledger: keeps the record.
-    :param label: names it among others in the log, such as ``for prompt 17``.
+    :param label: names it among others in the log, such as ``Prompt 17``.
     """
 
     def __init__(self, ledger: Ledger, label: str = "") -> None:
         self._ledger = ledger
-        self._label = f" {label}" if label else ""
+        self._prefix = f"{label}: " if label else ""
 
     def reconnect(self) -> str | None:
         """
@@ -58,10 +63,10 @@ class DurableSubmit:
         record, action = self._ledger.record, self._ledger.next_action()
         if record is None or action is Action.SUBMIT:
             return None
-        if action is Action.REPORT:
+        if action is Action.FAIL_UNKNOWN:
             self._report_unknown_outcome(record.reason or f"{_NO_RESPONSE_SEEN}. {UNKNOWN_OUTCOME_HINT}")
-        if action is Action.FAIL:
-            raise LumaTaskFailedError(f"{record.reason} {self._ledger.clear_hint} to submit again.")
+        if action is Action.FAIL_AGAIN:
+            raise LumaTaskFailedError(f"{record.reason} To submit again, clear this task.")
         log.info("Reconnecting to Luma task %s, which an earlier try submitted", record.id)
         return record.id
 
@@ -82,23 +87,23 @@ class DurableSubmit:
         except RelayError as error:
             self._try_mark(Phase.NOT_CREATED, clean_text(str(error)))
             raise
-        log.info("Luma task %s was created%s", task.id, self._label)
+        log.info("%sLuma task %s was created", self._prefix, task.id)
         self._mark_created(task)
         return task
 
-    def mark_ended(self, reason: str) -> None:
+    def mark_failed(self, reason: str) -> None:
         """Save that the generation failed; a clear may submit it again."""
-        self._try_mark(Phase.ENDED, reason)
+        self._try_mark(Phase.FAILED, reason)
 
     def _report_unknown_outcome(
         self, message: str, error: SubmitOutcomeUnknownError | None = None
     ) -> NoReturn:
         """Log the unknown outcome before the record says that it was reported, and fail."""
-        log.error("%s%s", message, self._label)
+        log.error("%s%s", self._prefix, message)
         self._try_mark(Phase.REPORTED, message)
         raise SubmitOutcomeUnknownError(
-            f"{message}. If the log shows the task, wait for its id with LumaTaskSensor. "
-            "If not, clear this task, which submits again"
+            f"{message}. If the relay's task log shows the task, wait for its id with LumaTaskSensor. "
+            f"If not, {self._ledger.resubmit_hint}"
         ) from error
 
     def _mark_created(self, task: LumaTask) -> None:
@@ -115,4 +120,6 @@ class DurableSubmit:
         try:
             self._ledger.mark(phase, reason=reason)
         except Exception:
-            log.exception("The record of the submit could not be saved")
+            log.exception(
+                "%sThe record of the submit could not be saved; %s", self._prefix, _IF_NOT_SAVED[phase]
+            )

@@ -1,31 +1,31 @@
 """
 The journal of a batch: a record for each prompt, saved in groups.
 
-The phases, and what a later try does with each, are those of :mod:`airflow_provider_luma.submit_record`. Each
+The phases, and what a later try does with each, are those of :mod:`airflow_provider_luma.submit.record`. Each
 prompt has a *slot* for its record, which is its position until the list of prompts is edited; then they find
-their slots again, see :mod:`airflow_provider_luma.submit_slots`. Neighbouring slots form a *segment*, a JSON
+their slots again, see :mod:`airflow_provider_luma.submit.slots`. Neighbouring slots form a *segment*, a JSON
 value below 64 KB: the records, and the shortened fingerprints of the prompts for which they are. Beside the
-segments is the *head*, with what belongs to the whole batch. The batch is *returned* by one write to the
-head, which begins another *round*: from then on a record of an earlier round counts as returned.
+segments is the *header*, with what belongs to the whole batch. The batch is *returned* by one write to the
+header, which counts Airflow's *successes*: from then on a record that was written before counts as returned.
 
-Saving is a *group commit*: one flush runs at a time, see :mod:`airflow_provider_luma.group_commit`.
+Saving is a *group commit*: one flush runs at a time, see :mod:`airflow_provider_luma.submit.group_commit`.
 
 ==================================  =====================================================================
 act                                 after a crash behind it
 ==================================  =====================================================================
-all prompts are validated           no head: the next try submits all
+all prompts are validated           no header: the next try submits all
 the fingerprints are saved          no records: the next try submits all
-the head is saved                   likewise
+the header is saved                   likewise
 a flush saves ``sending``           unknown outcomes are reported, of at most ``max_parallel`` prompts
 the requests leave                  likewise
 a response arrives                  likewise
 the id is logged                    likewise; the id is in the log
 a flush saves ``created``           the next try knows the id
 a flush is interrupted              each segment is as it was before, or as after it
-``returned`` is saved in the head   the task is a success; cleared, it submits all again
+``returned`` is saved in the header   the task is a success; cleared, it submits all again
 ==================================  =====================================================================
 
-A head or a segment that cannot be read is an error, never "no records". A flush that fails leaves its
+A header or a segment that cannot be read is an error, never "no records". A flush that fails leaves its
 segments to the next one.
 """
 
@@ -39,9 +39,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_luma.exceptions import SubmitRecordError
-from airflow_provider_luma.group_commit import GroupCommit
 from airflow_provider_luma.relay.text import clean_text
-from airflow_provider_luma.submit_record import (
+from airflow_provider_luma.submit.group_commit import GroupCommit
+from airflow_provider_luma.submit.record import (
     Action,
     Ledger,
     Phase,
@@ -49,36 +49,41 @@ from airflow_provider_luma.submit_record import (
     fingerprint_of,
     next_action,
 )
-from airflow_provider_luma.submit_slots import assign_slots, shorten
-from airflow_provider_luma.task_state import StatePlace, TaskState, load_record, save_record
+from airflow_provider_luma.submit.record_store import RecordStore, StatePlace, load_record, save_record
+from airflow_provider_luma.submit.slots import assign_slots, shorten
 
 if TYPE_CHECKING:
     from airflow_provider_luma.relay.generation import Generation
 
 VERSION = 1
-HEAD_KEY = "luma_submits"
+HEADER_KEY = "luma_journal"
 
 # Slots of a segment. A flush writes a segment or two: small ones are more objects, large ones more bytes.
 SEGMENT_SIZE = 64
+
+_KEEP_JOURNAL = (
+    "Do not delete it, as its prompts would be paid for again. Restore it from a backup, or run the prompts "
+    "that the relay's task log does not show in another Dag run"
+)
 
 # Of a reason in JSON, so that a segment of nothing but reasons stays below 64 KB.
 _MAX_REASON_BYTES = 570
 
 
 @dataclass(frozen=True)
-class Head:
+class Header:
     """
     What belongs to the whole batch.
 
     :param slots: how many there are.
     :param prompts: how many the list of the last try had.
-    :param round: how often Airflow recorded a success.
+    :param successes: how often Airflow recorded a success.
     :param returned: ``max_tries`` of the task instance when it last did.
     """
 
     slots: int = 0
     prompts: int = 0
-    round: int = 0
+    successes: int = 0
     returned: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,13 +97,13 @@ class Head:
         :raises SubmitRecordError: when it is something else.
         """
         _check_version(data)
-        head = cls(data.get("slots"), data.get("prompts"), data.get("round"), data.get("returned"))
-        counts = (head.slots, head.prompts, head.round)
+        header = cls(data.get("slots"), data.get("prompts"), data.get("successes"), data.get("returned"))
+        counts = (header.slots, header.prompts, header.successes)
         if any(type(number) is not int or number < 0 for number in counts) or (
-            type(head.returned) not in {int, type(None)}
+            type(header.returned) not in {int, type(None)}
         ):
-            raise SubmitRecordError("it is no head of a journal")
-        return head
+            raise SubmitRecordError("it is not the header of a journal")
+        return header
 
 
 class Journal:
@@ -114,13 +119,13 @@ class Journal:
     def __init__(self, place: StatePlace, max_tries: int, generations: Sequence[Generation]) -> None:
         self.place = place
         self.max_tries = max_tries
-        self._head_state = place.open(HEAD_KEY, "head")
-        self._head = load_record(self._head_state, Head.from_dict) or Head()
+        self._header_store = place.open(HEADER_KEY, "header")
+        self._header = load_record(self._header_store, Header.from_dict, _KEEP_JOURNAL) or Header()
         self._records: dict[int, SubmitRecord] = {}
         self._fingerprints: dict[int, str] = {}
-        self._segments: dict[int, TaskState | None] = {}
+        self._segments: dict[int, RecordStore | None] = {}
         self._commits = GroupCommit(self._save_segment)
-        self._open_segments(max(self._head.slots, len(generations)))
+        self._open_segments(max(self._header.slots, len(generations)))
         self._slots = self._assign_slots([shorten(fingerprint_of(item)) for item in generations])
 
     def _assign_slots(self, fingerprints: Sequence[str]) -> list[int]:
@@ -130,7 +135,7 @@ class Journal:
             fingerprints,
             self._fingerprints | recorded,
             charged={slot for slot in self._records if self._may_be_charged(slot)},
-            was_as_long=len(fingerprints) == self._head.prompts,
+            was_as_long=len(fingerprints) == self._header.prompts,
         )
         self._open_segments(max(slots, default=-1) + 1)
         for slot, fingerprint in zip(slots, fingerprints, strict=True):
@@ -138,16 +143,18 @@ class Journal:
                 self._fingerprints[slot] = fingerprint
                 self._commits.add(_segment_of(slot))
         self.save_rest()
-        head = replace(
-            self._head, slots=max([self._head.slots - 1, *slots], default=-1) + 1, prompts=len(fingerprints)
+        header = replace(
+            self._header,
+            slots=max([self._header.slots - 1, *slots], default=-1) + 1,
+            prompts=len(fingerprints),
         )
-        if head != self._head:
-            self._save_head(head)
+        if header != self._header:
+            self._save_header(header)
         return slots
 
     def _may_be_charged(self, slot: int) -> bool:
-        """Say whether an earlier try of this round was charged for a slot's prompt, or may have been."""
-        return next_action(self._record_in(slot), self.max_tries) in {Action.RECONNECT, Action.REPORT}
+        """Say whether a try since the last success was charged for a slot's prompt, or may have been."""
+        return next_action(self._record_in(slot), self.max_tries) in {Action.RECONNECT, Action.FAIL_UNKNOWN}
 
     def record(self, position: int) -> SubmitRecord | None:
         """Return the record of a prompt, ``None`` while there is none."""
@@ -157,6 +164,10 @@ class Journal:
         """Return the records of prompts that may have been charged for, and are not in the list now."""
         slots = sorted(self._records.keys() - set(self._slots))
         return [self._records[slot] for slot in slots if self._may_be_charged(slot)]
+
+    @property
+    def resubmit_hint(self) -> str:
+        return self.place.clear_hint("submit such prompts again")
 
     def ledger(self, position: int) -> PromptLedger:
         """Return the record of one prompt as :class:`DurableSubmit` takes it."""
@@ -172,7 +183,9 @@ class Journal:
 
     def mark_returned(self) -> None:
         """Save that the ids were returned."""
-        self._save_head(replace(self._head, round=self._head.round + 1, returned=self.max_tries))
+        self._save_header(
+            replace(self._header, successes=self._header.successes + 1, returned=self.max_tries)
+        )
 
     def save_rest(self) -> None:
         """Save what a flush that failed has left."""
@@ -182,7 +195,7 @@ class Journal:
         """Save the record of a prompt; one that cannot begin was not sent."""
         slot = self._slots[position]
         if record.phase is Phase.SENDING:
-            record = replace(record, round=self._head.round)
+            record = replace(record, successes=self._header.successes)
         self._records[slot] = replace(record, reason=_fit_reason(record.reason))
         try:
             self._commits.commit(_segment_of(slot))
@@ -194,16 +207,20 @@ class Journal:
             raise
 
     def _record_in(self, slot: int) -> SubmitRecord | None:
-        record, returned = self._records.get(slot), self._head.returned
+        record, returned = self._records.get(slot), self._header.returned
         if record is None or record.phase is not Phase.CREATED or returned is None:
             return record
-        return record.at(Phase.RETURNED, returned) if (record.round or 0) < self._head.round else record
+        return (
+            record.at(Phase.RETURNED, returned)
+            if (record.successes or 0) < self._header.successes
+            else record
+        )
 
     def _open_segments(self, slots: int) -> None:
-        """Read the segments of so many slots; they may be there without a head, if somebody deleted it."""
+        """Read the segments of so many slots; they may be there without a header, if somebody deleted it."""
         for number in range(len(self._segments), -(-slots // SEGMENT_SIZE)):
-            state = self._segments[number] = self.place.open(f"{HEAD_KEY}_{number}", str(number))
-            segment = load_record(state, partial(_parse_segment, number=number))
+            state = self._segments[number] = self.place.open(f"{HEADER_KEY}_{number}", str(number))
+            segment = load_record(state, partial(_parse_segment, number=number), _KEEP_JOURNAL)
             if segment is not None:
                 self._fingerprints |= segment[0]
                 self._records |= segment[1]
@@ -218,9 +235,9 @@ class Journal:
             self._segments[number], {"version": VERSION, "prompts": _join(prompts), "records": records}
         )
 
-    def _save_head(self, head: Head) -> None:
-        save_record(self._head_state, head.to_dict())
-        self._head = head
+    def _save_header(self, header: Header) -> None:
+        save_record(self._header_store, header.to_dict())
+        self._header = header
 
 
 class PromptLedger(Ledger):
@@ -236,8 +253,8 @@ class PromptLedger(Ledger):
         return self._journal.record(self._position)
 
     @property
-    def clear_hint(self) -> str:
-        return self._journal.place.clear_hint
+    def resubmit_hint(self) -> str:
+        return self._journal.resubmit_hint
 
     def save(self, record: SubmitRecord) -> None:
         self._journal.save(self._position, record)
@@ -256,7 +273,7 @@ def _parse_segment(data: Any, number: int) -> tuple[dict[int, str], dict[int, Su
     _check_version(data)
     records, prompts = data.get("records"), data.get("prompts")
     if not isinstance(records, Mapping) or not isinstance(prompts, str):
-        raise SubmitRecordError("it is no segment of a journal")
+        raise SubmitRecordError("it is not a segment of a journal")
     slots = _slots_of(number)
     expected = {str(slot): slot for slot in slots}
     if strangers := records.keys() - expected.keys():
@@ -272,7 +289,9 @@ def _join(fingerprints: Sequence[str | None]) -> str:
 def _check_version(data: Any) -> None:
     version = data.get("version") if isinstance(data, Mapping) else None
     if type(version) is not int or version != VERSION:
-        raise SubmitRecordError(f"it has the version {version!r:.20}, not {VERSION}")
+        raise SubmitRecordError(
+            f"its version is {version!r:.20}, and this release reads only version {VERSION}"
+        )
 
 
 def _fit_reason(reason: str | None) -> str | None:

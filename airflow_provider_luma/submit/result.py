@@ -67,7 +67,7 @@ class SubmitManifest(TypedDict):
 
 
 @dataclass
-class BatchSubmits:
+class BatchResult:
     """
     The results of the prompts of a batch.
 

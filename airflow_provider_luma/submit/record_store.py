@@ -35,8 +35,13 @@ from urllib.parse import quote
 from airflow_provider_luma.airflow_version import CLEAR_DELETES_STATE, NEVER_EXPIRE
 from airflow_provider_luma.exceptions import LumaError, LumaValueError, SubmitRecordError
 from airflow_provider_luma.relay.text import clean_text
-from airflow_provider_luma.submit_record import Ledger, SubmitRecord
-from airflow_provider_luma.versioned_objects import MAX_BYTES, ConflictError, VersionedObject, open_folder
+from airflow_provider_luma.submit.record import Ledger, SubmitRecord
+from airflow_provider_luma.submit.versioned_objects import (
+    MAX_BYTES,
+    ConflictError,
+    VersionedObject,
+    open_folder,
+)
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -47,10 +52,11 @@ T = TypeVar("T")
 KEY, PLACE_KEY = "luma_submit", "luma_state_path"
 
 _MAX_NAME_CHARS = 150
+DELETE_RECORD = "Check the relay's task log, then delete the record to submit"
 _WRITTEN_MEANWHILE = "another process has written it meanwhile"
 
 
-class TaskState(Protocol):
+class RecordStore(Protocol):
     """A place for one record of a task instance, shared by its tries."""
 
     def load(self) -> Any:
@@ -60,7 +66,7 @@ class TaskState(Protocol):
         """Write the record, unless another process wrote it since the last load or save."""
 
 
-class AirflowTaskState:
+class AirflowRecordStore:
     """
     The task state store of Airflow 3.3 and newer.
 
@@ -89,7 +95,7 @@ class AirflowTaskState:
         self._expected = [record]
 
 
-class ObjectTaskState:
+class ObjectRecordStore:
     """
     One small object below ``state_path``, written with a condition where the store has one.
 
@@ -97,7 +103,9 @@ class ObjectTaskState:
     :param on_save: called after each save.
     """
 
-    def __init__(self, item: VersionedObject, earlier: TaskState | None, on_save: Callable[[], None]) -> None:
+    def __init__(
+        self, item: VersionedObject, earlier: RecordStore | None, on_save: Callable[[], None]
+    ) -> None:
         self._object = item
         self._earlier = earlier
         self._on_save = on_save
@@ -155,34 +163,35 @@ class StatePlace:
         return self._store is not None or self._folder is not None
 
     @property
-    def may_move(self) -> bool:
+    def is_movable(self) -> bool:
         """Say whether a later try could find no records because it looks elsewhere."""
         return self._folder is not None and self._store is None
 
     @property
-    def may_be_lost_by_a_clear(self) -> bool:
+    def is_lost_by_a_clear(self) -> bool:
         """Say whether clearing the task deletes the records unless the user keeps them."""
         return self._store is not None and self._folder is None and CLEAR_DELETES_STATE
 
-    @property
-    def clear_hint(self) -> str:
-        """Say how the task is cleared without losing the records."""
-        if self.may_be_lost_by_a_clear:
-            return "Clear this task with 'keep task state', else it is paid for again"
-        return "Clear this task"
+    def clear_hint(self, purpose: str) -> str:
+        """Return how to clear the task for a purpose, so that nothing is paid for again."""
+        if not self.is_durable:
+            return "Do not clear this task: it keeps no record, so that a clear pays again"
+        if self.is_lost_by_a_clear:
+            return f"Clear this task with 'keep task state' to {purpose}; any other clear pays again"
+        return f"Clear this task to {purpose}"
 
-    def open(self, key: str, part: str | None = None) -> TaskState | None:
+    def open(self, key: str, part: str | None = None) -> RecordStore | None:
         """
         Return one record, ``None`` where none is kept.
 
         :param key: its name in the task state store.
         :param part: its name in the folder of the task instance, which else has one object.
         """
-        state = AirflowTaskState(self._store, key) if self._store is not None else None
+        state = AirflowRecordStore(self._store, key) if self._store is not None else None
         if self._folder is None:
             return state
         name = f"{self._name}/{part}.json" if part else f"{self._name}.json"
-        return ObjectTaskState(self._folder(name), earlier=state, on_save=self._remember)
+        return ObjectRecordStore(self._folder(name), earlier=state, on_save=self._remember)
 
     def open_manifest(self) -> tuple[VersionedObject, str]:
         """
@@ -240,35 +249,38 @@ class SubmitLedger(Ledger):
         return self._record
 
     @property
-    def clear_hint(self) -> str:
-        return self.place.clear_hint
+    def resubmit_hint(self) -> str:
+        return "clear this task to submit again"
 
     def save(self, record: SubmitRecord) -> None:
         save_record(self._state, record.to_dict())
         self._record = record
 
 
-def load_record(state: TaskState | None, parse: Callable[[Any], T]) -> T | None:
+def load_record(
+    state: RecordStore | None, parse: Callable[[Any], T], next_step: str = DELETE_RECORD
+) -> T | None:
     """
     Load a record; ``None`` where there is none.
 
+    :param next_step: what the user may do about a record that is damaged.
     :raises SubmitRecordError: when there is one that cannot be read.
     """
     if state is None:
         return None
-    with _reading(state):
+    with _reading(state, next_step):
         data = state.load()
         return None if data is None else parse(data)
 
 
 @contextmanager
-def _reading(place: object) -> Iterator[None]:
+def _reading(place: object, next_step: str = DELETE_RECORD) -> Iterator[None]:
     try:
         yield
     except SubmitRecordError as error:
         raise SubmitRecordError(
             f"The record of this task's submit, {place}, cannot be read: {error}. "
-            "Nothing was sent. Check the relay's task log, then delete the record to submit"
+            f"Nothing was sent. {next_step}"
         ) from None
     except LumaValueError:
         raise
@@ -279,7 +291,7 @@ def _reading(place: object) -> Iterator[None]:
         ) from error
 
 
-def save_record(state: TaskState | None, record: dict[str, Any]) -> None:
+def save_record(state: RecordStore | None, record: dict[str, Any]) -> None:
     """
     Save a record, where one is kept.
 
@@ -296,18 +308,6 @@ def save_record(state: TaskState | None, record: dict[str, Any]) -> None:
         raise LumaError(f"{what}: {type(error).__name__}: {clean_text(str(error))}") from error
 
 
-def is_success_recorded(ti: Any) -> bool:
-    """
-    Say whether Airflow recorded the success of the task instance that runs.
-
-    From 3.3 on success callbacks are called also when the api-server rejected the success.
-    """
-    states = ti.get_task_states(
-        dag_id=ti.dag_id, task_ids=[ti.task_id], run_ids=[ti.run_id], map_index=ti.map_index
-    )
-    return set(states.get(ti.run_id, {}).values()) == {"success"}
-
-
 def object_name(ti: Any) -> str:
     """Return the name of a task instance's records: without the try number, the same for every try."""
     parts = (ti.dag_id, ti.run_id, ti.task_id, str(ti.map_index if ti.map_index is not None else -1))
@@ -320,26 +320,3 @@ def _path_segment(name: str) -> str:
     if len(segment) > _MAX_NAME_CHARS:
         segment = f"{segment[:_MAX_NAME_CHARS]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return segment
-
-
-class Retries:
-    """
-    Whether Airflow may retry the task that runs when it fails, for whatever reason it does.
-
-    Only needed where no record is kept. An exception that Airflow does not retry would not do: the task can
-    also fail after ``execute``, such as when Airflow pushes its XCom.
-    """
-
-    def __init__(self, context: Context) -> None:
-        self._server_context: Any = getattr(context["ti"], "_ti_context_from_server", None)
-        self._should_retry = getattr(self._server_context, "should_retry", None)
-
-    def forbid(self) -> None:
-        self._set(False)
-
-    def restore(self) -> None:
-        self._set(self._should_retry)
-
-    def _set(self, should_retry: bool | None) -> None:
-        if self._server_context is not None:
-            self._server_context.should_retry = should_retry

@@ -27,8 +27,8 @@ MAX_UNKNOWN_OUTCOMES = 3
 
 
 @dataclass(frozen=True)
-class Pass:
-    """The permission of one submit to leave, since so many pauses."""
+class Token:
+    """The token of one submit to leave, since so many pauses."""
 
     pauses: int
 
@@ -47,18 +47,18 @@ class SubmitGate:
         self._width = max_parallel
         self._pace = Pace(requests_per_minute)
         self._retry = retry
-        self._under_way = 0
+        self._in_flight = 0
         self._pauses = 0
         self._backoffs = 0
         self._transient_errors = 0
         self._unknown_outcomes = 0
 
     @property
-    def under_way(self) -> int:
-        return self._under_way
+    def in_flight(self) -> int:
+        return self._in_flight
 
     @property
-    def gives_up(self) -> bool:
+    def has_given_up(self) -> bool:
         """Say whether too many errors followed each other."""
         return (
             self._transient_errors >= self._retry.max_attempts
@@ -67,30 +67,30 @@ class SubmitGate:
 
     def delay(self, now: float) -> float | None:
         """Return the seconds until a submit may leave; ``None`` while another one has to end first."""
-        if self._under_way >= self._width:
+        if self._in_flight >= self._width:
             return None
         return self._pace.delay(now)
 
-    def enter(self, now: float) -> Pass:
+    def enter(self, now: float) -> Token:
         self._pace.take(now)
-        self._under_way += 1
-        return Pass(self._pauses)
+        self._in_flight += 1
+        return Token(self._pauses)
 
-    def leave(self, permission: Pass) -> None:
+    def end_unsent(self) -> None:
         """End a submit that was not sent."""
-        self._under_way -= 1
+        self._in_flight -= 1
 
-    def leave_judged(self, permission: Pass) -> None:
+    def end_judged(self, token: Token) -> None:
         """End a submit that the relay took or rejected."""
-        self._under_way -= 1
-        if permission.pauses == self._pauses:
+        self._in_flight -= 1
+        if token.pauses == self._pauses:
             self._width = min(self._width + 1, self._max_parallel)
             self._backoffs = self._transient_errors = self._unknown_outcomes = 0
 
-    def leave_failed(self, permission: Pass, error: RelayError, now: float) -> float:
+    def end_failed(self, token: Token, error: RelayError, now: float) -> float:
         """End a submit that the relay did not judge; return the seconds of the pause."""
-        self._under_way -= 1
-        is_first = permission.pauses == self._pauses
+        self._in_flight -= 1
+        is_first = token.pauses == self._pauses
         if is_first:
             self._pauses += 1
             self._backoffs += 1

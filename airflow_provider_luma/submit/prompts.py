@@ -19,6 +19,7 @@ from typing import IO, Any
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.generation import FIELDS, Generation
 from airflow_provider_luma.relay.text import clean_text, redact_text
+from airflow_provider_luma.store_clients import show_url, validate_url
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ MAX_PROMPTS = 100_000
 MAX_LINE_CHARS = 16 * 1024 * 1024
 
 _MAX_WARNINGS = 20
-_MAX_SHOWN_CHARS = 200
 _QUOTES_HINT = (
     "A cell in quotes ends in its line, and a quote within it is written twice. "
     "Put prompts with line breaks into JSONL"
@@ -61,19 +61,20 @@ def load_prompts_file(url: str, defaults: Mapping[str, Any]) -> list[Generation]
     """
     from airflow.providers.common.compat.sdk import ObjectStoragePath
 
-    shown = redact_text(str(url))[:_MAX_SHOWN_CHARS]
+    validate_url("prompts_path", url)
+    shown = show_url(url)
     read = _PARSERS.get(str(url).rpartition(".")[2].lower())
     if read is None:
-        raise LumaValueError(f"prompts_path must end in .jsonl, .ndjson or .csv, not {shown!r}")
+        raise LumaValueError(f"prompts_path must end in .jsonl, .ndjson or .csv, not {shown}")
     try:
         path: Any = ObjectStoragePath(url)
         # Bytes that are no UTF-8 become lone surrogates, so that the error can name their line.
         file = path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="")
     except FileNotFoundError:
-        raise LumaValueError(f"There is no table of prompts at prompts_path {shown!r}") from None
+        raise LumaValueError(f"There is no table of prompts at prompts_path {shown}") from None
     except (ValueError, ImportError) as error:
         raise LumaValueError(
-            f"No object storage for prompts_path {shown!r}: {redact_text(str(error))}"
+            f"No object storage for prompts_path {shown}: {redact_text(str(error))}"
         ) from None
     with file:
         return _build_all(read(file), defaults)

@@ -26,10 +26,16 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from airflow_provider_luma.download.stores.base import status_of
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.text import redact_text
-from airflow_provider_luma.store_clients import EXTRAS, azure_client, gcs_client, s3_client
+from airflow_provider_luma.store_clients import (
+    EXTRAS,
+    azure_client,
+    gcs_client,
+    s3_client,
+    show_url,
+    validate_url,
+)
 
 MAX_BYTES = 64 * 1024
-_MAX_SHOWN_CHARS = 200
 _NOT_FOUND, _CONFLICTS = 404, {409, 412}
 
 
@@ -226,7 +232,7 @@ class OtherObject:
             _ = self._path.fs  # is where an unknown scheme shows
         except (ValueError, ImportError) as error:
             raise LumaValueError(
-                f"No object storage for state_path {_shown(url)}: {redact_text(str(error))}"
+                f"No object storage for state_path {show_url(url)}: {redact_text(str(error))}"
             ) from None
         self.uri = url
 
@@ -262,16 +268,13 @@ def open_folder(url: str) -> Callable[[str], VersionedObject]:
     if parts.scheme in {"file", "local"} or (not parts.scheme and parts.path.startswith("/")):
         if parts.netloc or parts.query or parts.fragment or not parts.path.startswith("/"):
             raise LumaValueError(
-                f"state_path must be an absolute path like 'file:///data/_luma', not {_shown(url)}"
+                f"state_path must be an absolute path like 'file:///data/_luma', not {show_url(url)}"
             )
         return partial(LocalObject, Path(unquote(parts.path) if parts.scheme else url))
     # A query or a fragment would be dropped, and with it what tells two deployments apart.
     if not parts.scheme or not bucket or parts.query or parts.fragment:
-        raise LumaValueError(f"state_path must be the URL of a folder in object storage, not {_shown(url)}")
-    if ":" in parts.netloc.rpartition("@")[0]:  # Airflow's errors would name it
-        raise LumaValueError(
-            f"state_path takes the id of a connection before '@', not a key and its secret: {_shown(url)}"
-        )
+        raise LumaValueError(f"state_path must be the URL of a folder in object storage, not {show_url(url)}")
+    validate_url("state_path", url)
     try:
         opened = _open_by_sdk(parts, bucket) if parts.scheme in EXTRAS else None
     except ImportError as error:
@@ -280,11 +283,6 @@ def open_folder(url: str) -> Callable[[str], VersionedObject]:
             f"pip install 'airflow-provider-luma[{EXTRAS[parts.scheme]}]' ({error})"
         ) from None
     return opened or (lambda name: OtherObject(f"{url.rstrip('/')}/{name}"))
-
-
-def _shown(url: Any) -> str:
-    """Return a URL for an error: people paste presigned ones."""
-    return repr(redact_text(str(url))[:_MAX_SHOWN_CHARS])
 
 
 def _open_by_sdk(parts: SplitResult, bucket: str) -> Callable[[str], VersionedObject] | None:
