@@ -18,12 +18,17 @@ _REJECTION = (
     b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>BadDigest</Code>'
     b"<Message>The checksum you specified did not match what we received.</Message></Error>"
 )
+_FORBIDDEN = (
+    b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>AccessDenied</Code>'
+    b"<Message>Access Denied.</Message></Error>"
+)
 
 
 class _Line(Quiet):
     protocol_version = "HTTP/1.1"
     server_url = corrupted = ""
     parts: dict[str, dict[int, bytes]]
+    forbidden_part: int | None = None
 
     def do_GET(self) -> None:
         self._hand_on(self._read())
@@ -39,13 +44,17 @@ class _Line(Quiet):
 
     def do_PUT(self) -> None:  # noqa: N802
         body = self._read()
-        if urlsplit(self.path).path.endswith(self.corrupted):
+        number = int(self._query.get("partNumber", ["0"])[0])
+        if number and number == self.forbidden_part:
+            self._respond(403, {}, _FORBIDDEN)
+            return
+        if self.corrupted and urlsplit(self.path).path.endswith(self.corrupted):
             body = body[:-1] + bytes([body[-1] ^ 1])
         if not self._is_as_announced(body):
             self._respond(400, {}, _REJECTION)
             return
         if upload := "".join(self._query.get("uploadId", ())):
-            self.parts.setdefault(upload, {})[int(self._query["partNumber"][0])] = body
+            self.parts.setdefault(upload, {})[number] = body
         self._hand_on(body)
 
     def do_HEAD(self) -> None:  # noqa: N802
@@ -87,12 +96,13 @@ class _Line(Quiet):
 
 
 @contextmanager
-def corrupting_line(url: str, suffix: str) -> Iterator[str]:
+def corrupting_line(url: str, suffix: str = "", *, forbidden_part: int | None = None) -> Iterator[str]:
     """
     Yield the address of the line to a server, which need not verify: rclone's and moto's do not.
 
     :param suffix: of the names whose bytes are changed.
+    :param forbidden_part: the part of each upload that is rejected.
     """
-    settings = {"server_url": url, "corrupted": suffix, "parts": {}}
+    settings = {"server_url": url, "corrupted": suffix, "parts": {}, "forbidden_part": forbidden_part}
     with serving(type("Line", (_Line,), settings)) as address:
         yield address

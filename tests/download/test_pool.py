@@ -352,7 +352,7 @@ def test_a_stop_ends_everything_and_leaves_no_file(
     threading.Timer(0.5, stopped.set).start()
     result = run(ids, link_timeout=1000)
     assert result.records == []
-    assert {str(error) for error in result.errors.values()} == {"stopped"}
+    assert {str(error) for error in result.errors.values()} == {"not finished: the task was stopped"}
     assert list(Path(staging.folder).iterdir()) == []
     assert list((tmp_path / "clips").glob("*.mp4")) == []
 

@@ -23,6 +23,7 @@ from airflow_provider_luma.download.stores.local import LocalStore
 from airflow_provider_luma.download.stores.path import PathStore
 from airflow_provider_luma.exceptions import DownloadError, LumaValueError, ObjectExistsError
 from airflow_provider_luma.operators.destination import open_store
+from airflow_provider_luma.threads import StoppedError
 from tests.slow_line import slow_line
 from tests.stores import S3
 from tests.verifying_s3 import corrupting_line
@@ -158,7 +159,7 @@ def test_large_files_do_not_replace_either(store: NamedStore, put: Any) -> None:
 def test_a_stopped_upload_leaves_nothing(store: NamedStore, put: Any) -> None:
     stopped = threading.Event()
     stopped.set()
-    with pytest.raises(DownloadError, match="stopped"):
+    with pytest.raises(StoppedError):
         put("clip.mp4", CONTENT, stopped=stopped)
     assert store.head("clip.mp4") is None
 
@@ -171,7 +172,7 @@ def test_a_stopped_upload_aborts_its_multipart_upload(
         monkeypatch.setenv("AIRFLOW_CONN_SLOW", S3(url, moto.folder).connection())
         store = opened("s3://slow@bucket/slow")
         threading.Timer(1.0, stopped.set).start()
-        with pytest.raises(DownloadError, match="stopped"):
+        with pytest.raises(StoppedError):
             store.put(Upload(staged(bytes(100_000_000)), "large.mp4", "video/mp4", stopped=stopped))
     monkeypatch.setenv("AIRFLOW_CONN_MOTO", moto.connection())
     store = opened("s3://moto@bucket/slow")
@@ -179,6 +180,17 @@ def test_a_stopped_upload_aborts_its_multipart_upload(
     unfinished = client.list_multipart_uploads(Bucket="bucket", Prefix="slow/")
     assert unfinished.get("Uploads", []) == []
     assert store.head("large.mp4") is None
+
+
+def test_the_error_of_a_rejected_part_is_the_error_of_the_upload(
+    moto: S3, staged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of the parts that were not sent because of it."""
+    with corrupting_line(moto.url, forbidden_part=2) as url:
+        monkeypatch.setenv("AIRFLOW_CONN_FORBIDDING", S3(url, moto.folder).connection())
+        store = opened("s3://forbidding@bucket/forbidden")
+        with pytest.raises(DownloadError, match="Access Denied"):
+            store.put(Upload(staged(bytes(6 * 16 * MIB)), "large.mp4", "video/mp4"))
 
 
 def test_s3_gets_the_checksums_of_the_downloaded_bytes(

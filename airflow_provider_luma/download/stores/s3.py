@@ -20,15 +20,19 @@ from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
-from airflow_provider_luma.download.abandon import StoppedError, start_thread
 from airflow_provider_luma.download.staging import StagedFile
 from airflow_provider_luma.download.stores.base import StoredObject, Upload, join, status_of
 from airflow_provider_luma.download.stores.body import PIECE_BYTES, FileBody
+from airflow_provider_luma.threads import start_thread
 
 PART_BYTES = 16 * 1024 * 1024
 PARTS_AT_ONCE = 4
 _MAX_PARTS = 10_000
 _NOT_FOUND, _PRECONDITION_FAILED, _CONFLICT = 404, 412, 409
+
+
+class _PartNotSentError(Exception):
+    """Another part of the upload has failed."""
 
 
 class S3Store:
@@ -140,7 +144,13 @@ class S3Store:
 
         # Daemons, as a stop waits for nobody; an executor's threads would be joined when Python exits.
         shares = [start_thread(partial(put, parts[first::PARTS_AT_ONCE])) for first in range(PARTS_AT_ONCE)]
-        done = [part for future, _ in shares for part in future.result()]
+        futures = [future for future, _ in shares]
+        errors = [error for future in futures if (error := future.exception())]
+        upload.check_stopped()  # botocore wraps what a body raises
+        # Those of the parts that were not sent come after the one that they were not sent for.
+        for error in sorted(errors, key=lambda error: isinstance(error, _PartNotSentError)):
+            raise error
+        done = [part for future in futures for part in future.result()]
         return sorted(done, key=lambda part: int(part["PartNumber"]))
 
     def _put_part(
@@ -153,7 +163,7 @@ class S3Store:
         failed: threading.Event,
     ) -> dict[str, Any]:
         if failed.is_set():
-            raise StoppedError
+            raise _PartNotSentError
         size = min(size, upload.file.size - offset)
         checksum = _crc32_base64(_crc32(upload.file, offset, size))
         part = self._client.upload_part(
