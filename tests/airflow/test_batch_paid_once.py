@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
-from airflow_provider_luma.exceptions import SubmitRecordError
+from airflow_provider_luma.exceptions import RelayTransientError, SubmitRecordError
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.submit.journal import HEADER_KEY, SEGMENT_SIZE, Header
@@ -140,6 +140,25 @@ def test_a_retry_submits_only_the_rest(store: Store, sandbox: Sandbox, quick_ret
     assert ids[: len(first)] == first
     assert prompts_of(sandbox, ids) == prompts
     assert charges(sandbox) == Counter(prompts)
+
+
+def test_a_hint_never_advises_a_clear_that_pays_for_the_whole_batch_again(
+    store: Store, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_luma.submit.record_store.CLEAR_DELETES_STATE", True)  # as on 3.4
+    sandbox.script_submits(*[ScriptedResponse(status=502)] * 3, created=True)
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
+    with pytest.raises(RelayTransientError, match=r"have an unknown outcome.*keep task state"):
+        task.run()
+    with caplog.at_level("ERROR"):
+        task.run()
+    assert "If it does not show them: Clear this task with 'keep task state'" in caplog.text
+
+
+def test_a_batch_without_a_journal_is_not_to_be_cleared(sandbox: Sandbox) -> None:
+    sandbox.script_submits(*[ScriptedResponse(status=502)] * 3, created=True)
+    with pytest.raises(RelayTransientError, match="Do not clear this task: it keeps no record"):
+        BatchTask(None, prompts=PROMPTS, max_parallel=1).run()
 
 
 def test_an_unknown_outcome_is_reported_by_position_and_not_resubmitted(

@@ -203,6 +203,13 @@ def test_neither_key_nor_signature_leaks(
     assert not [r for r in sandbox.requests if r.path == "/elsewhere" and "authorization" in r.headers]
 
 
+@pytest.mark.parametrize("url", ["s3://AKIA1:5ec7e7@bucket/clips", "s3://AKIA1:5ec7e7@[bucket/clips"])
+def test_a_secret_in_the_destination_is_an_error_that_does_not_show_it(url: str) -> None:
+    with pytest.raises(LumaValueError, match="destination") as error:
+        open_store(url, None, max_parallel=1, fsync=True)
+    assert "5ec7e7" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

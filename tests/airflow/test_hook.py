@@ -99,6 +99,21 @@ def test_an_unusable_extra_field_is_named(define: Define, field: str, value: Any
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"host": "http://[broken"},
+        {"host": "http://user:secret@relay"},
+        {"password": "sk 1"},
+        {"extra": {"verify": "/no/such/bundle.pem"}},
+    ],
+)
+def test_an_unusable_field_names_the_connection(define: Define, fields: dict[str, Any]) -> None:
+    with pytest.raises(LumaValueError, match=r"The connection 'luma_default'") as error:
+        _ = define(**fields).client
+    assert "secret" not in str(error.value)
+
+
 @pytest.mark.parametrize("fields", [{"password": None}, {"password": ""}])
 def test_a_connection_without_a_key_says_where_the_key_goes(define: Define, fields: dict[str, Any]) -> None:
     with pytest.raises(LumaValueError, match=r"luma_default.*no password"):

@@ -198,6 +198,14 @@ def test_web_pages_are_transient_errors(wait: Wait, sandbox: Sandbox) -> None:
     assert ended(wait(ids), "failed", tries=2)
 
 
+def test_each_failure_is_logged_once(
+    wait: Wait, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = sandbox.add_task(seconds=0, failure_reason="moderation")
+    wait([failed, sandbox.add_task(seconds=0)], fail_when="all")
+    assert capsys.readouterr().out.count(f"{failed}: moderation") == 1
+
+
 POLICIES = ["soft_fail", "never_fail", "silent_fail"]
 
 

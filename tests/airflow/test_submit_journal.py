@@ -132,10 +132,10 @@ def _longest(reason: str, position: int) -> Any:
     "header",
     [{}, [], {"version": 1}, {"version": 1, "prompts": -1}, {"version": 2, "prompts": 1}, {"version": True}],
 )
-def test_a_head_that_cannot_be_read_is_an_error(tmp_path: Path, header: Any) -> None:
+def test_a_header_that_cannot_be_read_is_an_error(tmp_path: Path, header: Any) -> None:
     store = Store(tmp_path / "state.json")
     store.set(HEADER_KEY, header)
-    with pytest.raises(SubmitRecordError, match="cannot be read"):
+    with pytest.raises(SubmitRecordError, match=r"cannot be read.*Do not delete it"):
         Journal(StatePlace({"ti": Instance(), "task_state_store": store}, None, durable=True), 0, [CAT])  # type: ignore[typeddict-item,typeddict-unknown-key]
 
 
@@ -206,7 +206,7 @@ def test_records_that_moved_to_a_state_path_survive_that_the_state_is_deleted(
     again.ledger(1).begin(CAT)
 
 
-def test_records_are_found_without_the_head(tmp_path: Path) -> None:
+def test_records_are_found_without_the_header(tmp_path: Path) -> None:
     context: Any = {"ti": Instance()}
     journal = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, [CAT] * 3)
     journal.ledger(0).begin(CAT)
