@@ -76,13 +76,13 @@ class Header:
     What belongs to the whole batch.
 
     :param slots: how many there are.
-    :param prompts: how many the list of the last try had.
+    :param is_edited: whether the list of prompts was edited since there were charges.
     :param successes: how often Airflow recorded a success.
     :param returned: ``max_tries`` of the task instance when it last did.
     """
 
     slots: int = 0
-    prompts: int = 0
+    is_edited: bool = False
     successes: int = 0
     returned: int | None = None
 
@@ -97,10 +97,12 @@ class Header:
         :raises SubmitRecordError: when it is something else.
         """
         _check_version(data)
-        header = cls(data.get("slots"), data.get("prompts"), data.get("successes"), data.get("returned"))
-        counts = (header.slots, header.prompts, header.successes)
-        if any(type(number) is not int or number < 0 for number in counts) or (
-            type(header.returned) not in {int, type(None)}
+        header = cls(data.get("slots"), data.get("is_edited"), data.get("successes"), data.get("returned"))
+        counts = (header.slots, header.successes)
+        if (
+            any(type(number) is not int or number < 0 for number in counts)
+            or type(header.is_edited) is not bool
+            or type(header.returned) not in {int, type(None)}
         ):
             raise SubmitRecordError("it is not the header of a journal")
         return header
@@ -120,7 +122,9 @@ class Journal:
         self.place = place
         self.max_tries = max_tries
         self._header_store = place.open(HEADER_KEY, "header")
-        self._header = load_record(self._header_store, Header.from_dict, _KEEP_JOURNAL) or Header()
+        header = load_record(self._header_store, Header.from_dict, _KEEP_JOURNAL)
+        self._has_header = header is not None
+        self._header = header or Header()
         self._records: dict[int, SubmitRecord] = {}
         self._fingerprints: dict[int, str] = {}
         self._segments: dict[int, RecordStore | None] = {}
@@ -130,25 +134,26 @@ class Journal:
 
     def _assign_slots(self, fingerprints: Sequence[str]) -> list[int]:
         """Find the slot of each prompt, and save which prompts the new slots are for."""
-        recorded = {slot: shorten(record.fingerprint) for slot, record in self._records.items()}
+        charged = {slot: record for slot, record in self._records.items() if self._may_be_charged(slot)}
+        was_edited = self._header.is_edited or len(fingerprints) != self._header.slots
         slots = assign_slots(
             fingerprints,
-            self._fingerprints | recorded,
-            charged={slot for slot in self._records if self._may_be_charged(slot)},
-            was_as_long=len(fingerprints) == self._header.prompts,
+            self._fingerprints | {slot: shorten(record.fingerprint) for slot, record in charged.items()},
+            charged={slot: record.id is not None for slot, record in charged.items()},
+            was_edited=was_edited,
         )
         self._open_segments(max(slots, default=-1) + 1)
         for slot, fingerprint in zip(slots, fingerprints, strict=True):
-            if slot not in self._fingerprints:
+            if slot not in charged and self._fingerprints.get(slot) != fingerprint:
                 self._fingerprints[slot] = fingerprint
                 self._commits.add(_segment_of(slot))
         self.save_rest()
         header = replace(
             self._header,
-            slots=max([self._header.slots - 1, *slots], default=-1) + 1,
-            prompts=len(fingerprints),
+            slots=max([*slots, *charged, self._header.slots - 1 if charged else -1], default=-1) + 1,
+            is_edited=bool(charged) and (was_edited or slots != list(range(len(slots)))),
         )
-        if header != self._header:
+        if header != self._header or not self._has_header:
             self._save_header(header)
         return slots
 
@@ -217,11 +222,15 @@ class Journal:
         )
 
     def _open_segments(self, slots: int) -> None:
-        """Read the segments of so many slots; they may be there without a header, if somebody deleted it."""
+        """Read the segments of that many slots; none that the header counts may be missing."""
         for number in range(len(self._segments), -(-slots // SEGMENT_SIZE)):
             state = self._segments[number] = self.place.open(f"{HEADER_KEY}_{number}", str(number))
             segment = load_record(state, partial(_parse_segment, number=number), _KEEP_JOURNAL)
+            if state is not None and segment is None and number * SEGMENT_SIZE < self._header.slots:
+                raise _lost(state)
             if segment is not None:
+                if segment[1] and not self._has_header:
+                    raise _lost(self._header_store)
                 self._fingerprints |= segment[0]
                 self._records |= segment[1]
 
@@ -237,7 +246,7 @@ class Journal:
 
     def _save_header(self, header: Header) -> None:
         save_record(self._header_store, header.to_dict())
-        self._header = header
+        self._header, self._has_header = header, True
 
 
 class PromptLedger(Ledger):
@@ -258,6 +267,13 @@ class PromptLedger(Ledger):
 
     def save(self, record: SubmitRecord) -> None:
         self._journal.save(self._position, record)
+
+
+def _lost(store: RecordStore | None) -> SubmitRecordError:
+    return SubmitRecordError(
+        f"A part of the journal of this task's submits, {store}, is missing. Nothing was sent. Restore it, "
+        "or run the prompts that the relay's task log does not show in another Dag run"
+    )
 
 
 def _segment_of(slot: int) -> int:

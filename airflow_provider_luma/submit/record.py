@@ -24,6 +24,7 @@ pay: it fails, or reconnects.
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -211,5 +212,6 @@ def next_action(record: SubmitRecord | None, max_tries: int) -> Action:
 
 
 def fingerprint_of(generation: Generation) -> str:
-    """Return a digest of what a generation sends."""
-    return hashlib.sha256(generation.path.encode() + b"\n" + generation.to_json()).hexdigest()
+    """Return a digest of what a generation sends, in whatever order its fields are given."""
+    fields = json.dumps(json.loads(generation.to_json()), sort_keys=True)
+    return hashlib.sha256(f"{generation.path}\n{fields}".encode()).hexdigest()

@@ -1,26 +1,26 @@
 """
-Which slot of the journal is whose, when the list of prompts may have been edited between two tries: pure.
+The slot of each prompt in the journal, also when the list of prompts was edited between two tries. No I/O.
 
 A prompt is known by its fingerprint, the digest of all that it sends:
 
-======================================  =================================================================
-the prompt                              gets
-======================================  =================================================================
-is known from an earlier try            its slot, wherever it stands now; of equal prompts those come
-                                        first that were paid for
-is unknown; the list is as long as it   the slot of its position, as prompts may render differently with
-was, and no known prompt has moved      each try: what was paid for is not paid for again
-is unknown; the list was edited         a new slot
-======================================  =================================================================
-
-Where the list was edited, not one prompt is known, and some were paid for, no rule says which of the two it
-is. That is an error, and nothing is sent.
+=================================================  =========================================================
+situation                                          slots
+=================================================  =========================================================
+nothing was charged since the last success         the positions
+each prompt is known                               theirs; of equal prompts those with an id come first
+the list was never edited: it is as long as ever,  the positions: prompts may render differently with each
+and each known prompt has always stood here        try, and what was paid for is not paid for again
+some are unknown, and every prompt that may have   theirs; new slots for the unknown ones
+been charged for is in the list
+some are unknown, and some that may have been      none: the unknown ones may be new, or render differently.
+charged for are not in the list                    An error; nothing is sent
+=================================================  =========================================================
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 
 from airflow_provider_luma.exceptions import SubmitRecordError
@@ -35,36 +35,37 @@ def shorten(fingerprint: str) -> str:
 
 
 def assign_slots(
-    fingerprints: Sequence[str], known: Mapping[int, str], *, charged: Collection[int], was_as_long: bool
+    fingerprints: Sequence[str], known: Mapping[int, str], *, charged: Mapping[int, bool], was_edited: bool
 ) -> list[int]:
     """
     Return the slot of each prompt.
 
     :param fingerprints: of the prompts, in their order.
     :param known: the fingerprints of the slots.
-    :param charged: the slots whose prompts were charged for, or may have been.
-    :param was_as_long: whether the last try had as many prompts.
-    :raises SubmitRecordError: when the list was edited so much that a prompt could be paid for again.
+    :param charged: the slots whose prompts were charged for, or may have been, and whether they have an id.
+    :param was_edited: whether the list was ever edited, also since the last try.
+    :raises SubmitRecordError: when a prompt could be paid for again, or get the id of another one.
     """
+    positions = range(len(fingerprints))
+    if not charged:
+        return list(positions)
     slots = _find_known(fingerprints, known, charged)
-    has_moved = any(slot != position for position, slot in slots.items())
-    if was_as_long and not has_moved:
-        return list(range(len(fingerprints)))
-    if not slots and charged:
+    if not was_edited and all(slot == position for position, slot in slots.items()):
+        return list(positions)
+    unknown = len(fingerprints) - len(slots)
+    if unknown and (removed := len(charged.keys() - slots.values())):
         raise SubmitRecordError(
-            "None of the prompts is one of those that earlier tries submitted, and there are not as many. "
-            "Nothing was sent. Restore the list, or trigger another run. Do the prompts render differently "
-            "with each try?"
+            f"{unknown} prompts are new, or render differently from earlier tries, and {removed} prompts "
+            "that earlier tries submitted are not in the list any more. Nothing was sent, as a prompt could "
+            "be paid for twice. Put the submitted prompts back into the list, in any order, or give the new "
+            "ones to another Dag run"
         )
-    unused = count(max([len(fingerprints) - 1, *known]) + 1)
-    for position in range(len(fingerprints)):
-        if position not in slots:
-            slots[position] = next(unused) if position in known else position
-    return [slots[position] for position in range(len(fingerprints))]
+    unused = count(max(known) + 1)
+    return [slots[position] if position in slots else next(unused) for position in positions]
 
 
 def _find_known(
-    fingerprints: Sequence[str], known: Mapping[int, str], charged: Collection[int]
+    fingerprints: Sequence[str], known: Mapping[int, str], charged: Mapping[int, bool]
 ) -> dict[int, int]:
     """Return the slots of the prompts that earlier tries knew, by position."""
     slots_of: dict[str, list[int]] = defaultdict(list)
@@ -75,7 +76,10 @@ def _find_known(
         positions_of[fingerprint].append(position)
     found: dict[int, int] = {}
     for fingerprint, positions in positions_of.items():
-        slots = sorted(slots_of[fingerprint], key=lambda slot: slot not in charged)[: len(positions)]
+        likeliest_first = sorted(
+            slots_of[fingerprint], key=lambda slot: (slot not in charged, not charged.get(slot))
+        )
+        slots = likeliest_first[: len(positions)]
         own = [position for position in positions if position in slots]
         others = [position for position in positions if position not in slots]
         found |= dict(zip(own, own, strict=True))

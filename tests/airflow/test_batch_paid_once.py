@@ -63,7 +63,7 @@ def test_each_phase_leads_to_the_action_in_its_row(
         kept = Phase.CREATED if phase is Phase.RETURNED else phase
         record = begun.at(kept, 0, id=CREATED_BEFORE if kept is Phase.CREATED else None, reason="as said")
         returned = {"successes": 1, "returned": 0} if phase is Phase.RETURNED else {}
-        store.set(HEADER_KEY, Header(slots=2, prompts=2, **returned).to_dict())
+        store.set(HEADER_KEY, Header(slots=2, **returned).to_dict())
         store.set(f"{HEADER_KEY}_0", {"version": 1, "prompts": "", "records": {"1": record.to_dict()}})
     if is_cleared:
         task.clear()
@@ -265,7 +265,7 @@ def _edited(prompts: list[str], *edits: tuple[int, str | None]) -> list[str]:
         pytest.param([(0, "dog dance")], id="one is inserted at the start"),
         pytest.param([(0, None), (1, "dog dance")], id="the rejected one is removed, and one is inserted"),
         pytest.param([(3, "dog dance"), (0, None)], id="one is inserted, and the rejected one is removed"),
-        pytest.param([(0, None), (0, None), (2, "dog dance")], id="those at the start are removed"),
+        pytest.param([(0, None), (0, None)], id="those at the start are removed"),
         pytest.param([(2, "cat dance 2"), (2, "cat dance 2")], id="one is wanted three times"),
     ],
 )
@@ -308,33 +308,64 @@ def test_an_unknown_outcome_moves_with_its_prompt(
 
 
 def test_the_rest_of_a_list_is_the_rest(store: Store, sandbox: Sandbox) -> None:
-    """A batch that stopped is given only what was left, or that and more."""
-    for length, edited in ((4, PROMPTS[2:]), (4, [*PROMPTS[2:], "dog dance", "bird song"])):
-        store.wipe()
-        before = len(sandbox.submits)
-        task = BatchTask(store, prompts=PROMPTS[:length], max_parallel=1, max_generations=2)
-        assert len(task.run_without_recording()) == 2
-        task.clear()
-        task.arguments["max_generations"] = None
-        ids = _with_prompts(task, edited).run_without_recording()
-        assert prompts_of(sandbox, ids) == edited
-        assert charges(sandbox, before) == Counter([*PROMPTS[:2], *edited])
+    """A batch that stopped is given only what was left."""
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1, max_generations=2)
+    assert len(task.run_without_recording()) == 2
+    task.clear()
+    task.arguments["max_generations"] = None
+    ids = _with_prompts(task, PROMPTS[2:]).run_without_recording()
+    assert prompts_of(sandbox, ids) == PROMPTS[2:]
+    assert charges(sandbox) == Counter(PROMPTS)
 
 
-def test_a_replaced_prompt_among_others_that_moved_is_a_new_one(store: Store, sandbox: Sandbox) -> None:
+@pytest.mark.parametrize(
+    "edited",
+    [
+        pytest.param([*PROMPTS[2:], "dog dance"], id="the rest and more"),
+        pytest.param([PROMPTS[2], "dog dance", PROMPTS[3]], id="one of the rest is replaced"),
+        pytest.param([PROMPTS[1], PROMPTS[0], "dog dance"], id="moved and replaced"),
+    ],
+)
+def test_new_prompts_in_place_of_submitted_ones_are_an_error(
+    store: Store, sandbox: Sandbox, edited: list[str]
+) -> None:
+    """They may be the submitted ones, rendered differently."""
+    task = BatchTask(store, prompts=PROMPTS)
+    first = task.run_without_recording()
+    task.clear()
+    with pytest.raises(LumaNonRetryableError, match="Nothing was sent, as a prompt could be paid for twice"):
+        _with_prompts(task, edited).run_without_recording()
+    assert _with_prompts(task, PROMPTS).run_without_recording() == first
+    assert charges(sandbox) == Counter(PROMPTS)
+
+
+def test_prompts_that_render_differently_after_an_edit_are_not_paid_for_again(
+    store: Store, sandbox: Sandbox
+) -> None:
     sandbox.script_submits(ScriptedResponse(status=400, body={"code": "invalid_request", "message": "no"}))
-    task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
+    signed = lambda number: [f"cat dance, signed {number}-{name}" for name in "abc"]  # noqa: E731
+    task = BatchTask(store, prompts=["rejected", *signed(1), "last"], max_parallel=1)
     task.run_without_recording()
-    edited = [PROMPTS[2], "dog dance", PROMPTS[3]]
-    ids = _with_prompts(task, edited).run_without_recording()
-    assert prompts_of(sandbox, ids) == edited
-    assert charges(sandbox) == Counter([*PROMPTS[1:], "dog dance"])
+    task.clear()
+    for number in (2, 3):
+        with pytest.raises(LumaNonRetryableError, match="render differently"):
+            _with_prompts(task, [*signed(number), "last", "more"]).run_without_recording()
+    assert len(sandbox.submits) == 4
+
+
+def test_a_prompt_never_gets_the_task_of_another_that_stood_there(store: Store, sandbox: Sandbox) -> None:
+    task = BatchTask(store, prompts=PROMPTS[:2])
+    task.run_without_recording()
+    _with_prompts(task, PROMPTS[1::-1]).run_without_recording()
+    with pytest.raises(LumaNonRetryableError, match="are new"):
+        _with_prompts(task, ["dog dance", PROMPTS[1]]).run_without_recording()
+    assert charges(sandbox) == Counter(PROMPTS[:2])
 
 
 def test_a_list_of_another_length_and_of_other_prompts_is_an_error(store: Store, sandbox: Sandbox) -> None:
     task = BatchTask(store, prompts=PROMPTS)
     task.run_without_recording()
-    with pytest.raises(LumaNonRetryableError, match="Do the prompts render differently with each try"):
+    with pytest.raises(LumaNonRetryableError, match="are new, or render differently"):
         _with_prompts(task, ["dog dance"]).run()
     assert len(sandbox.submits) == len(PROMPTS)
 

@@ -16,7 +16,7 @@ from airflow_provider_luma.exceptions import SubmitRecordError
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.submit.group_commit import GroupCommit
 from airflow_provider_luma.submit.journal import HEADER_KEY, SEGMENT_SIZE, Header, Journal
-from airflow_provider_luma.submit.record import Action, Phase
+from airflow_provider_luma.submit.record import Action, Phase, fingerprint_of
 from airflow_provider_luma.submit.record_store import StatePlace
 from airflow_provider_luma.submit.versioned_objects import MAX_BYTES
 from tests.airflow.tries import Instance, Store
@@ -130,7 +130,7 @@ def _longest(reason: str, position: int) -> Any:
 
 @pytest.mark.parametrize(
     "header",
-    [{}, [], {"version": 1}, {"version": 1, "prompts": -1}, {"version": 2, "prompts": 1}, {"version": True}],
+    [{}, [], {"version": 1}, {"version": 1, "slots": -1}, {"version": 2, "slots": 1}, {"version": True}],
 )
 def test_a_header_that_cannot_be_read_is_an_error(tmp_path: Path, header: Any) -> None:
     store = Store(tmp_path / "state.json")
@@ -206,15 +206,24 @@ def test_records_that_moved_to_a_state_path_survive_that_the_state_is_deleted(
     again.ledger(1).begin(CAT)
 
 
-def test_records_are_found_without_the_header(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["header.json", "0.json", "1.json"])
+def test_a_missing_part_of_the_journal_is_an_error(tmp_path: Path, name: str) -> None:
+    """As after a lifecycle rule that expired what was not written for long."""
     context: Any = {"ti": Instance()}
-    journal = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, [CAT] * 3)
-    journal.ledger(0).begin(CAT)
-    journal.ledger(0).mark(Phase.CREATED, id="paid-0")
-    (header,) = tmp_path.rglob("header.json")
-    header.unlink()
-    again = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, [CAT] * 3)
-    assert again.ledger(0).next_action() is Action.RECONNECT
+    prompts = [CAT] * (SEGMENT_SIZE + 1)
+    journal = Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, prompts)
+    for position in (0, SEGMENT_SIZE):
+        journal.ledger(position).begin(CAT)
+    (part,) = tmp_path.rglob(name)
+    part.unlink()
+    with pytest.raises(SubmitRecordError, match=rf"/{name}, is missing\. Nothing was sent"):
+        Journal(StatePlace(context, tmp_path.as_uri(), durable=True), 0, prompts)
+
+
+def test_the_order_of_fields_does_not_make_another_prompt() -> None:
+    bodies = [{"seed": 1, "fps": 24}, {"fps": 24, "seed": 1}]
+    one, other = (fingerprint_of(Generation("cat dance", extra_body=body)) for body in bodies)
+    assert one == other
 
 
 def test_changes_during_a_flush_share_the_next_one() -> None:
