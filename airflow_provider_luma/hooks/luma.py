@@ -135,7 +135,8 @@ class LumaHook(BaseHook):
     def settings(self) -> RelaySettings:
         connection = self.get_connection(self.luma_conn_id)
         extra = connection.extra_dejson
-        if not isinstance(extra, Mapping):
+        # Airflow logs what is not JSON, and reads it as an empty object.
+        if not isinstance(extra, Mapping) or (not extra and not _is_json(connection.extra or "{}")):
             raise LumaValueError(f"The extra of the connection {self.luma_conn_id!r} is not a JSON object")
         self._warn_unknown_extras(extra)
         settings = RelaySettings.from_connection(connection, extra)
@@ -228,6 +229,14 @@ class LumaHook(BaseHook):
 def _connection_type() -> dict[str, Any]:
     connection_type: dict[str, Any] = get_provider_info()["connection-types"][0]
     return connection_type
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _parse_host(name: str, connection: Connection) -> str:

@@ -88,12 +88,16 @@ class BaseGenerateOperator(BaseOperator):
 
         return LumaHook(self.luma_conn_id)
 
+    def _has_own_place(self, context: Context) -> bool:
+        """Say whether records are kept whatever the connection says."""
+        return self.durable and bool(context.get("task_state_store") or self.state_path)
+
     def _open_place(self, context: Context) -> StatePlace:
         state_path = self.state_path or self.hook.settings.state_path
         place = StatePlace(context, state_path, durable=self.durable)
         if place.is_movable and self._is_connection_templated and not self.state_path:
             raise LumaValueError(
-                "luma_conn_id is templated, so that a retry may render another connection with another "
+                "luma_conn_id is templated, so that a later try may render another connection with another "
                 "state_path, and pay again. Give state_path to the operator itself"
             )
         return place

@@ -15,6 +15,7 @@ Airflow records the success         the task is a success; cleared, it reconnect
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -120,6 +121,8 @@ class LumaGenerateOperator(BaseGenerateOperator):
     template_fields: Sequence[str] = ("prompt", *BaseGenerateOperator.template_fields)
 
     _ledger: SubmitLedger | None = None
+    # Of the class, so that an operator can be copied before it runs: an event cannot.
+    _stopped: threading.Event | None = None
 
     def __init__(
         self,
@@ -155,15 +158,19 @@ class LumaGenerateOperator(BaseGenerateOperator):
         return self._wait(context, ledger, task_id, event or {})
 
     def on_kill(self) -> None:
+        if self._stopped is not None:
+            self._stopped.set()
         record = self._ledger.record if self._ledger is not None else None
         if record is not None and record.id is not None:
             self.log.warning("Luma task %s is still running at the relay, and is charged", record.id)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        # Before the base class, which raises when the trigger failed.
+        # First of all: the connection may be unreadable, and the base class raises when the trigger failed.
+        retries = Retries(context)
+        retries.forbid()
         with fail_without_retry(self.luma_conn_id):
-            if not self._open_ledger(context).place.is_durable:
-                Retries(context).forbid()
+            if self._has_own_place(context) or self._open_ledger(context).place.is_durable:
+                retries.restore()
         return super().resume_execution(next_method, next_kwargs, context)
 
     def _open_ledger(self, context: Context) -> SubmitLedger:
@@ -184,17 +191,19 @@ class LumaGenerateOperator(BaseGenerateOperator):
         return task_id
 
     def _submit(self, context: Context, ledger: SubmitLedger) -> str:
-        from tenacity import Retrying
+        from tenacity import Retrying, sleep_using_event
 
+        self._stopped = stopped = threading.Event()
         generation = self._build_generation()
         generation.warn_undocumented()
         self.hook.client.validate_submit(generation)
         if self.wait_for_completion:
             self._build_sensor(PROBE_ID)  # raises now what would be found out after the charge
         client = self.hook.client
-        submit = Retrying(**client.retry.retrying_kwargs())  # each attempt leaves its own phase in the record
+        # Each attempt leaves its own phase in the record.
+        submit = Retrying(**client.retry.retrying_kwargs(), sleep=sleep_using_event(stopped))
         with _without_retries(context, ledger):
-            task = submit(DurableSubmit(ledger).submit, client.submit_once, generation)
+            task = submit(DurableSubmit(ledger).submit, client.submit_once, generation, stopped)
         if ledger.place.is_lost_by_a_clear:
             self.log.info("If this task fails later: %s", ledger.place.clear_hint("reconnect"))
         self._push_task(context, _build_xcom(task))
@@ -247,8 +256,10 @@ class LumaGenerateOperator(BaseGenerateOperator):
         try:
             if self._get_task(task_id).state is not TaskState.FAILED:
                 return
-        except RelayError:
-            self.log.warning("The state of Luma task %s is not known; it is not submitted again", task_id)
+        except Exception as unknown:  # noqa: BLE001 - the failure of the wait matters more
+            self.log.warning(
+                "The state of Luma task %s is not known; it is not submitted again: %s", task_id, unknown
+            )
             return
         DurableSubmit(ledger).mark_failed(clean_text(str(error)))
 

@@ -148,6 +148,7 @@ class RelaySession:
 
         :raises SubmitOutcomeUnknownError: when it may have been sent, and has no complete response.
         :raises RelayTransientError: when it was not sent.
+        :raises BaseException: of a task that is killed, with ``was_sent``.
         """
         # A session of its own: on a connection that was kept alive a submit may break off without a fault of
         # anybody's, and then nobody knows whether it arrived.
@@ -160,6 +161,9 @@ class RelaySession:
                 if exchange.may_have_been_sent:
                     raise outcome_unknown(what) from error
                 raise RelayTransientError(what) from error
+            except BaseException as error:  # such as Airflow's execution_timeout
+                error.was_sent = exchange.may_have_been_sent  # type: ignore[attr-defined]
+                raise
 
     def _send(
         self,

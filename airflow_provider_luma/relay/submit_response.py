@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from airflow_provider_luma.exceptions import (
@@ -22,6 +23,7 @@ from airflow_provider_luma.exceptions import (
     RelayInvalidRequestError,
     SubmitOutcomeUnknownError,
 )
+from airflow_provider_luma.relay.decode import decode_json
 from airflow_provider_luma.relay.responses import (
     hint_for,
     is_html,
@@ -90,6 +92,7 @@ _TASK_ID_IN_BYTES = re.compile(
     rb'(?:task|generation|job)[_-]?ids?\\{0,9}" ?: ?[\[{]? ?\\{0,9}"?([^\s",\]}\\]{1,200})', re.IGNORECASE
 )
 
+_CONTROLS = re.compile("[\x00-\x1f]")
 _UUID_IN_BYTES = re.compile(rb"(?i)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 # Some relays number requests by UUIDs, and say so.
 _REQUEST_ID_IN_BYTES = re.compile(
@@ -105,7 +108,7 @@ def parse_submitted(response: RelayResponse, *, extended_id: str | None = None) 
     :raises SubmitOutcomeUnknownError: when the response does not say whether one was created.
     :raises RelayError: when it says that none was.
     """
-    body = parse_json(response)
+    body = _parse_leniently(response)
     message, code = message_and_code(body)
     is_rejection = _is_rejection(response, body, message)
     is_error = is_rejection or _is_error(response, body, message, code)
@@ -124,6 +127,28 @@ def parse_submitted(response: RelayResponse, *, extended_id: str | None = None) 
         status=response.status,
         request_id=request_id(response),
     )
+
+
+def _parse_leniently(response: RelayResponse) -> Any:
+    """
+    Parse a body that may name a task although it is not quite JSON.
+
+    A relay may echo a prompt in another encoding, cut a character in two, or leave a line break in a text;
+    or send JSON as a text, or as an event of a stream.
+    """
+    body = parse_json(response)
+    if not isinstance(body, str) or is_html(response):
+        return body
+    text = body if _is_json_text(body) else response.body.decode("utf-8-sig", errors="replace")
+    start, end = text.find("{"), text.rfind("}") + 1
+    with suppress(ValueError, RecursionError):
+        parsed = decode_json(_CONTROLS.sub(" ", text[max(start, 0) : end]).encode(errors="replace"))
+        return parsed if isinstance(parsed, Mapping) else body
+    return body
+
+
+def _is_json_text(body: str) -> bool:
+    return body.lstrip()[:1] == "{"
 
 
 def outcome_unknown(what: str, response: RelayResponse | None = None) -> SubmitOutcomeUnknownError:

@@ -95,7 +95,7 @@ def _named_ids(holders: list[Json], extended_id: str | None, *, is_error: bool) 
 
 def has_known_state(holder: Json) -> bool:
     """Say whether an object has the state of a task; an error, too, may say "failed" of a request."""
-    return parse_task(holder) is not None and has_good_state(holder)
+    return parse_task(_lower_keys(holder)) is not None and has_good_state(holder)
 
 
 def _is_unfinished_task(holder: Json) -> bool:
@@ -104,8 +104,13 @@ def _is_unfinished_task(holder: Json) -> bool:
 
 
 def has_good_state(holder: Json) -> bool:
-    state, raw_state = parse_state(holder)
+    state, raw_state = parse_state(_lower_keys(holder))
     return is_documented(raw_state) and state is not TaskState.FAILED
+
+
+def _lower_keys(holder: Json) -> Json:
+    """Return the fields of a relay that writes ``Id`` and ``Status``, by their usual names."""
+    return {**{key.lower(): value for key, value in holder.items()}, **holder}
 
 
 def _fold_keys(holder: Json) -> dict[str, Any]:

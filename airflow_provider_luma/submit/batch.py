@@ -240,7 +240,7 @@ class BatchSubmitter:
                 self._release(token, requeue=position)
                 self._stop(too_low)
                 return
-            submit.submit(self._send, self._generations[position])
+            submit.submit(self._client.submit_once, self._generations[position], self._stopped)
         except RelayInvalidRequestError as error:
             self._reject(position, token, clean_text(str(error)))
         except (RelayRateLimitError, RelayTransientError) as error:
@@ -254,11 +254,6 @@ class BatchSubmitter:
             with self._changed:
                 self._gate.end_judged(token)
                 self._changed.notify_all()
-
-    def _send(self, generation: Generation) -> LumaTask:
-        if self._stopped.is_set():
-            raise RelayTransientError("The task was stopped before this prompt was sent")
-        return self._client.submit_once(generation)
 
     def _release(self, token: Token, *, requeue: int | None = None) -> None:
         with self._changed:

@@ -19,11 +19,17 @@ the id is logged                    likewise; the id is in the log
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
-from airflow_provider_luma.exceptions import UNKNOWN_OUTCOME_HINT, RelayError, SubmitOutcomeUnknownError
+from airflow_provider_luma.exceptions import (
+    UNKNOWN_OUTCOME_HINT,
+    RelayError,
+    RelayTransientError,
+    SubmitOutcomeUnknownError,
+)
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit.record import Action, Ledger, Phase
 
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_STOPPED = "The task was stopped before the submit was sent"
 _IF_NOT_SAVED = {
     Phase.NOT_CREATED: "the next try will report its outcome as unknown, although no Luma task was created",
     Phase.REPORTED: "the next try will report its outcome as unknown again",
@@ -70,22 +77,29 @@ class DurableSubmit:
         log.info("Reconnecting to Luma task %s, which an earlier try submitted", record.id)
         return record.id
 
-    def submit(self, send: Callable[[Generation], LumaTask], generation: Generation) -> LumaTask:
+    def submit(
+        self, send: Callable[[Generation], LumaTask], generation: Generation, stopped: threading.Event
+    ) -> LumaTask:
         """
         Submit a generation that was validated.
 
         :param send: the client's method.
+        :param stopped: set when nothing may leave any more.
         :raises SubmitOutcomeUnknownError: when a task may have been created.
         :raises RelayError: when it is proven that none was.
         :raises LumaNonRetryableError: when one was created, and its id could not be saved.
         """
         self._ledger.begin(generation)
         try:
-            task = send(generation)
+            task = _send(send, generation, stopped)
         except SubmitOutcomeUnknownError as error:
             self._report_unknown_outcome(str(error), error)
         except RelayError as error:
             self._try_mark(Phase.NOT_CREATED, clean_text(str(error)))
+            raise
+        except BaseException as error:
+            if not getattr(error, "was_sent", True):
+                self._try_mark(Phase.NOT_CREATED, _STOPPED)
             raise
         log.info("%sLuma task %s was created", self._prefix, task.id)
         self._mark_created(task)
@@ -123,3 +137,11 @@ class DurableSubmit:
             log.exception(
                 "%sThe record of the submit could not be saved; %s", self._prefix, _IF_NOT_SAVED[phase]
             )
+
+
+def _send(
+    send: Callable[[Generation], LumaTask], generation: Generation, stopped: threading.Event
+) -> LumaTask:
+    if stopped.is_set():
+        raise RelayTransientError(_STOPPED)
+    return send(generation)

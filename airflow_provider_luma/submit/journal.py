@@ -49,7 +49,13 @@ from airflow_provider_luma.submit.record import (
     fingerprint_of,
     next_action,
 )
-from airflow_provider_luma.submit.record_store import RecordStore, StatePlace, load_record, save_record
+from airflow_provider_luma.submit.record_store import (
+    RecordStore,
+    StatePlace,
+    load_record,
+    lost_record,
+    save_record,
+)
 from airflow_provider_luma.submit.slots import assign_slots, shorten
 
 if TYPE_CHECKING:
@@ -60,11 +66,6 @@ HEADER_KEY = "luma_journal"
 
 # Slots of a segment. A flush writes a segment or two: small ones are more objects, large ones more bytes.
 SEGMENT_SIZE = 64
-
-_KEEP_JOURNAL = (
-    "Do not delete it, as its prompts would be paid for again. Restore it from a backup, or run the prompts "
-    "that the relay's task log does not show in another Dag run"
-)
 
 # Of a reason in JSON, so that a segment of nothing but reasons stays below 64 KB.
 _MAX_REASON_BYTES = 570
@@ -122,14 +123,17 @@ class Journal:
         self.place = place
         self.max_tries = max_tries
         self._header_store = place.open(HEADER_KEY, "header")
-        header = load_record(self._header_store, Header.from_dict, _KEEP_JOURNAL)
+        header = load_record(self._header_store, Header.from_dict)
         self._has_header = header is not None
         self._header = header or Header()
         self._records: dict[int, SubmitRecord] = {}
         self._fingerprints: dict[int, str] = {}
         self._segments: dict[int, RecordStore | None] = {}
         self._commits = GroupCommit(self._save_segment)
+        had_records = place.has_records
         self._open_segments(max(self._header.slots, len(generations)))
+        if had_records and header is None and not self._fingerprints:
+            raise lost_record(self._header_store)
         self._slots = self._assign_slots([shorten(fingerprint_of(item)) for item in generations])
 
     def _assign_slots(self, fingerprints: Sequence[str]) -> list[int]:
@@ -225,12 +229,12 @@ class Journal:
         """Read the segments of that many slots; none that the header counts may be missing."""
         for number in range(len(self._segments), -(-slots // SEGMENT_SIZE)):
             state = self._segments[number] = self.place.open(f"{HEADER_KEY}_{number}", str(number))
-            segment = load_record(state, partial(_parse_segment, number=number), _KEEP_JOURNAL)
+            segment = load_record(state, partial(_parse_segment, number=number))
             if state is not None and segment is None and number * SEGMENT_SIZE < self._header.slots:
-                raise _lost(state)
+                raise lost_record(state)
             if segment is not None:
                 if segment[1] and not self._has_header:
-                    raise _lost(self._header_store)
+                    raise lost_record(self._header_store)
                 self._fingerprints |= segment[0]
                 self._records |= segment[1]
 
@@ -267,13 +271,6 @@ class PromptLedger(Ledger):
 
     def save(self, record: SubmitRecord) -> None:
         self._journal.save(self._position, record)
-
-
-def _lost(store: RecordStore | None) -> SubmitRecordError:
-    return SubmitRecordError(
-        f"A part of the journal of this task's submits, {store}, is missing. Nothing was sent. Restore it, "
-        "or run the prompts that the relay's task log does not show in another Dag run"
-    )
 
 
 def _segment_of(slot: int) -> int:

@@ -27,6 +27,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
@@ -188,7 +189,15 @@ class Ledger(ABC):
 
     def begin(self, generation: Generation) -> None:
         """Save ``sending``: the submit may leave from now on."""
-        self.save(SubmitRecord.sending(generation, self.max_tries))
+        sending = SubmitRecord.sending(generation, self.max_tries)
+        try:
+            self.save(sending)
+        except SubmitRecordError:  # another process has written it
+            raise
+        except Exception:
+            with suppress(Exception):  # the write may have arrived, and says what did not happen
+                self.save(sending.at(Phase.NOT_CREATED, self.max_tries, reason="Its record was not saved"))
+            raise
 
     def mark(
         self,

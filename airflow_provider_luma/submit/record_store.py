@@ -52,7 +52,10 @@ T = TypeVar("T")
 KEY, PLACE_KEY = "luma_submit", "luma_state_path"
 
 _MAX_NAME_CHARS = 150
-DELETE_RECORD = "Check the relay's task log, then delete the record to submit"
+RESTORE = (
+    "Restore it, or trigger another Dag run to submit what the relay's task log does not show: without its "
+    "records a task may be paid for again"
+)
 _WRITTEN_MEANWHILE = "another process has written it meanwhile"
 
 
@@ -163,9 +166,14 @@ class StatePlace:
         return self._store is not None or self._folder is not None
 
     @property
+    def has_records(self) -> bool:
+        """Say whether an earlier try is known to have saved records at this ``state_path``."""
+        return self._remembered is not None
+
+    @property
     def is_movable(self) -> bool:
-        """Say whether a later try could find no records because it looks elsewhere."""
-        return self._folder is not None and self._store is None
+        """Say whether a later try could find no records because it looks elsewhere, unnoticed."""
+        return self._folder is not None and (self._store is None or CLEAR_DELETES_STATE)
 
     @property
     def is_lost_by_a_clear(self) -> bool:
@@ -191,7 +199,9 @@ class StatePlace:
         if self._folder is None:
             return state
         name = f"{self._name}/{part}.json" if part else f"{self._name}.json"
-        return ObjectRecordStore(self._folder(name), earlier=state, on_save=self._remember)
+        # A batch may have been killed while its parts were moved.
+        earlier = state if part or not self.has_records else None
+        return ObjectRecordStore(self._folder(name), earlier=earlier, on_save=self._remember)
 
     def open_manifest(self) -> tuple[VersionedObject, str]:
         """
@@ -243,6 +253,8 @@ class SubmitLedger(Ledger):
         self.place = place
         self._state = place.open(KEY)
         self._record = load_record(self._state, SubmitRecord.from_dict)
+        if self._record is None and place.has_records:
+            raise lost_record(self._state)
 
     @property
     def record(self) -> SubmitRecord | None:
@@ -257,30 +269,26 @@ class SubmitLedger(Ledger):
         self._record = record
 
 
-def load_record(
-    state: RecordStore | None, parse: Callable[[Any], T], next_step: str = DELETE_RECORD
-) -> T | None:
+def load_record(state: RecordStore | None, parse: Callable[[Any], T]) -> T | None:
     """
     Load a record; ``None`` where there is none.
 
-    :param next_step: what the user may do about a record that is damaged.
     :raises SubmitRecordError: when there is one that cannot be read.
     """
     if state is None:
         return None
-    with _reading(state, next_step):
+    with _reading(state):
         data = state.load()
         return None if data is None else parse(data)
 
 
 @contextmanager
-def _reading(place: object, next_step: str = DELETE_RECORD) -> Iterator[None]:
+def _reading(place: object) -> Iterator[None]:
     try:
         yield
     except SubmitRecordError as error:
         raise SubmitRecordError(
-            f"The record of this task's submit, {place}, cannot be read: {error}. "
-            f"Nothing was sent. {next_step}"
+            f"The record of this task's submit, {place}, cannot be read: {error}. Nothing was sent. {RESTORE}"
         ) from None
     except LumaValueError:
         raise
@@ -289,6 +297,14 @@ def _reading(place: object, next_step: str = DELETE_RECORD) -> Iterator[None]:
             f"The record of this task's submit, {place}, cannot be read at the moment: "
             f"{type(error).__name__}: {clean_text(str(error))}. Nothing was sent"
         ) from error
+
+
+def lost_record(state: RecordStore | None) -> SubmitRecordError:
+    """Build the error of a record that an earlier try has saved, and that is not there."""
+    return SubmitRecordError(
+        f"The record of this task's submit, {state}, is missing, such as where a volume is not mounted. "
+        f"Nothing was sent. {RESTORE}"
+    )
 
 
 def save_record(state: RecordStore | None, record: dict[str, Any]) -> None:

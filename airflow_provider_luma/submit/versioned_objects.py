@@ -1,13 +1,13 @@
 """
 One small object that is only written if nobody else has written it meanwhile.
 
-==========================  ==========================================================
+==========================  ============================================================
 S3                          ``If-None-Match`` and ``If-Match`` with the ETag
 Google Cloud Storage        ``ifGenerationMatch``
 Azure Blob Storage          ``If-None-Match`` and ``If-Match`` with the ETag
 a local folder              a lock on the folder, and the content that was read
-any other ``fsspec`` store  no condition
-==========================  ==========================================================
+any other ``fsspec`` store  no condition, but the content is read again before each write
+==========================  ============================================================
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ class LocalObject:
     def read(self) -> bytes | None:
         if not self._folder.is_dir():  # as when its volume is not mounted
             raise LumaValueError(
-                f"The folder of state_path, {self._folder}, does not exist. Create or mount it"
+                f"The folder of state_path, {self._folder}, does not exist. "
+                "Create or mount it on every worker"
             )
         self._content = self._read()
         return self._content
@@ -235,17 +236,27 @@ class OtherObject:
                 f"No object storage for state_path {show_url(url)}: {redact_text(str(error))}"
             ) from None
         self.uri = url
+        self._expected: list[bytes | None] = [None]
 
     def read(self) -> bytes | None:
+        content = self._read()
+        self._expected = [content]
+        return content
+
+    def write(self, content: bytes) -> None:
+        if self._read() not in self._expected:
+            raise ConflictError
+        self._expected.append(content)  # it may arrive though its response is lost
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_bytes(content)
+        self._expected = [content]
+
+    def _read(self) -> bytes | None:
         try:
             with self._path.open("rb") as file:
                 return bytes(file.read(MAX_BYTES + 1))
         except FileNotFoundError:
             return None
-
-    def write(self, content: bytes) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_bytes(content)
 
 
 def open_object(folder: str, name: str) -> VersionedObject:
@@ -316,10 +327,7 @@ def _or_none(request: Callable[[], Any], code: str) -> Any:
     except Exception as error:
         response: Any = getattr(error, "response", None)
         error_code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-        if status_of(error) == _NOT_FOUND and (error_code or getattr(error, "error_code", None)) in {
-            code,
-            "404",
-            None,
-        }:
+        # A gateway's own 404 has none of the store's codes.
+        if status_of(error) == _NOT_FOUND and (error_code or getattr(error, "error_code", None)) == code:
             return None
         raise

@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
+import threading
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.exceptions import AirflowTaskTimeout
+from airflow.sdk.execution_time.timeout import timeout
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
 from airflow_provider_luma.exceptions import (
@@ -489,3 +496,69 @@ def test_only_a_generation_that_failed_ends_the_record(task: GenerateTask, sandb
     task.clear()
     task.run()
     assert len(sandbox.submits) == 1
+
+
+def test_an_unreadable_connection_at_the_resumption_is_not_retried_without_a_record(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next try would submit again."""
+    task = GenerateTask(None, wait_for_completion=True, deferrable=True)
+    operator, context = task._prepared({})
+    server_context = SimpleNamespace(should_retry=True)
+    task.instance._ti_context_from_server = server_context  # type: ignore[attr-defined]
+    monkeypatch.delenv("AIRFLOW_CONN_LUMA_DEFAULT")
+    with pytest.raises(Exception, match="luma_default"):
+        operator.resume_execution("execute_complete", {"event": {}}, context)  # type: ignore[arg-type]
+    assert server_context.should_retry is False
+
+
+def test_an_execution_timeout_while_it_connects_leaves_no_doubt(
+    task: GenerateTask, sandbox: Sandbox, connect: Callable[..., None]
+) -> None:
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(8)]  # the backlog is full: no SYN is answered any more
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        sandbox_connection = os.environ["AIRFLOW_CONN_LUMA_DEFAULT"]
+        host = f"http://127.0.0.1:{full.getsockname()[1]}"
+        os.environ["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(sandbox.connection | {"host": host})
+        with pytest.raises(AirflowTaskTimeout), timeout(2):
+            task.run()
+        for client in waiting:
+            client.close()
+    os.environ["AIRFLOW_CONN_LUMA_DEFAULT"] = sandbox_connection
+    assert read_record(task).phase is Phase.NOT_CREATED  # type: ignore[union-attr]
+    assert task.run() in sandbox.task_ids
+    assert len(sandbox.submits) == 1
+
+
+def test_a_lost_write_of_the_intent_leaves_no_doubt(tmp_path: Path, sandbox: Sandbox) -> None:
+    class LosingStore(Store):
+        writes = 0
+
+        def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+            super().set(key, value)
+            self.writes += 1
+            if self.writes == 1:
+                raise ConnectionError("the response to the write was lost")
+
+    task = GenerateTask(LosingStore(tmp_path / "state.json"))
+    with pytest.raises(LumaError, match="cannot be written"):
+        task.run()
+    assert task.run() in sandbox.task_ids
+    assert len(sandbox.submits) == 1
+
+
+def test_a_stop_in_the_wait_for_a_rate_limit_submits_nothing(task: GenerateTask, sandbox: Sandbox) -> None:
+    sandbox.script_submits(ScriptedResponse(status=429, headers={"Retry-After": "60"}))
+    operator, context = task._prepared({})
+    threading.Timer(1.0, operator.on_kill).start()
+    started = time.monotonic()
+    with pytest.raises(RelayTransientError, match="stopped before the submit was sent"):
+        operator.execute(context)  # type: ignore[arg-type]
+    assert time.monotonic() - started < 30
+    assert sandbox.submits == []
+    assert task.run() in sandbox.task_ids

@@ -112,3 +112,49 @@ def test_a_state_path_that_is_none_is_a_clear_error(
     with pytest.raises(LumaNonRetryableError, match="state_path must be"):
         task.run()
     assert not sandbox.submits
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_volume_that_is_not_mounted_does_not_pay_again(
+    tmp_path: Path, sandbox: Sandbox, kind: type[GenerateTask]
+) -> None:
+    """Its mount point is there, and empty; the task state store knows that there were records."""
+    task = kind(Store(tmp_path / "state.json"), **ARGUMENTS[kind], state_path=folder(tmp_path, "volume"))
+    first = task.run_without_recording()
+    charged = len(sandbox.submits)
+    (tmp_path / "volume").rename(tmp_path / "elsewhere")
+    folder(tmp_path, "volume")
+    with pytest.raises(LumaNonRetryableError, match=r"is missing, .*not mounted\. Nothing was sent"):
+        task.run()
+    (tmp_path / "volume").rmdir()
+    (tmp_path / "elsewhere").rename(tmp_path / "volume")
+    assert task.run() == first
+    assert len(sandbox.submits) == charged
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_a_templated_connection_names_no_state_path_where_a_clear_forgets_it(
+    tmp_path: Path,
+    sandbox: Sandbox,
+    connect_with: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[GenerateTask],
+) -> None:
+    monkeypatch.setattr("airflow_provider_luma.submit.record_store.CLEAR_DELETES_STATE", True)  # as on 3.4
+    connect_with("relay_a", state_path=folder(tmp_path, "a"))
+    task = kind(Store(tmp_path / "state.json"), **ARGUMENTS[kind], luma_conn_id="{{ params.relay }}")
+    operator, context = task._prepared({})
+    operator.luma_conn_id = "relay_a"  # as it renders
+    with pytest.raises(LumaNonRetryableError, match="Give state_path to the operator itself"):
+        operator.execute(context)  # type: ignore[arg-type]
+    assert sandbox.submits == []
+
+
+def test_an_extra_that_is_not_json_is_an_error_and_not_an_empty_one(
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = sandbox.connection | {"extra": '{"state_path": "file:///data/_luma",}'}
+    monkeypatch.setenv("AIRFLOW_CONN_LUMA_DEFAULT", json.dumps(connection))
+    with pytest.raises(LumaNonRetryableError, match="extra of the connection 'luma_default' is not a JSON"):
+        GenerateTask(None).run()
+    assert sandbox.submits == []

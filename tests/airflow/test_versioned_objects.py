@@ -130,3 +130,37 @@ def test_no_secret_of_a_path_stands_in_an_error(url: str) -> None:
     with pytest.raises(LumaValueError, match="state_path") as error:
         open_object(url, NAME)
     assert "SECRET" not in str(error.value)
+
+
+def test_where_a_store_has_no_condition_a_look_before_the_write_shows_the_other_writer(
+    azure: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of Azure without a connection, whose credentials only Airflow's object storage reads."""
+    connection = json.loads(azure)["extra"]["connection_string"]
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", connection)
+    folder = f"abfs://bucket/{uuid.uuid4().hex}"
+    first, second = (open_object(folder, NAME) for _ in range(2))
+    assert first.read() is second.read() is None
+    second.write(b"2")
+    with pytest.raises(ConflictError):
+        first.write(b"1")
+    assert second.read() == b"2"
+
+
+class _Gateway(Quiet):
+    def do_GET(self) -> None:
+        page = b"404 page not found\n"
+        self.send_response(404)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Content-Length", str(len(page)))
+        self.end_headers()
+        self.wfile.write(page)
+
+
+def test_a_404_of_a_gateway_is_an_error_and_not_an_absent_object(
+    s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(_Gateway) as url:
+        monkeypatch.setenv("AIRFLOW_CONN_GATEWAY", S3(url, s3.folder).connection())
+        with pytest.raises(Exception, match="404"):
+            open_object("s3://gateway@bucket/x", NAME).read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import socket
 import threading
 import time
@@ -699,3 +700,44 @@ def test_the_task_that_is_extended_by_itself_is_no_new_one(
     sandbox.script_submits(response)
     with pytest.raises(SubmitOutcomeUnknownError):
         client.submit(Generation("and on", extend_task_id=UUID))
+
+
+ID = "4665a07c-7641-4809-a133-10786201bb56"
+HEAD = f'{{"id": "{ID}", "state": "pending"'.encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(HEAD + b', "prompt": "' + "猫".encode("gbk") + b'"}', id="a prompt in another encoding"),
+        pytest.param(HEAD + b', "prompt": "' + "猫".encode()[:-1] + b'"}', id="a character cut in two"),
+        pytest.param(HEAD + b', "prompt": "a cat\ndances"}', id="a raw line break"),
+        pytest.param(b"data: " + HEAD + b"}\n\n", id="an event of a stream"),
+        pytest.param(HEAD + b"}\nserved by x", id="text behind it"),
+        pytest.param(json.dumps((HEAD + b"}").decode()).encode(), id="JSON as a text"),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 429])
+def test_what_is_nearly_json_and_names_an_id_created_a_task(status: int, body: bytes) -> None:
+    with raw_relay(_raw(status, body)) as relay:
+        client = RelayClient("sk-1", relay.url)
+        assert client.submit(Generation("cat dance")).id == ID
+        assert len(relay.posts) == 1
+
+
+def test_an_id_in_capital_fields_beside_a_429_created_a_task() -> None:
+    body = json.dumps({"Message": "slow down", "Data": {"Id": ID, "Status": "pending"}}).encode()
+    with raw_relay(_raw(429, body)) as relay:
+        assert RelayClient("sk-1", relay.url).submit(Generation("cat dance")).id == ID
+        assert len(relay.posts) == 1
+
+
+def test_json_in_a_web_page_names_no_task() -> None:
+    body = f'<html><script>state = {{"id": "{ID}"}}</script></html>'.encode()
+    with raw_relay(_raw(200, body)) as relay, pytest.raises(SubmitOutcomeUnknownError):
+        RelayClient("sk-1", relay.url).submit(Generation("cat dance"))
+
+
+def _raw(status: int, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return head.encode() + b"Connection: close\r\n\r\n" + body
