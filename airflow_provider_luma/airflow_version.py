@@ -41,7 +41,7 @@ except ImportError:  # Airflow 3.0 to 3.2, without a task state store
 
 
 def get_merged_default_args(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``default_args`` in force for an operator: those of the DAG, task group and task."""
+    """Return the ``default_args`` in force for an operator: those of the Dag, task group and task."""
     from airflow.sdk.bases.operator import get_merged_defaults
     from airflow.sdk.definitions._internal.contextmanager import DagContext, TaskGroupContext
 
