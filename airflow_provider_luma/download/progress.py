@@ -16,7 +16,7 @@ class Counts:
 
     :param downloaded: by this run.
     :param unchanged: downloaded before.
-    :param failed: given up.
+    :param failed: given up; ``errors`` in the line, as ``failed`` tasks have no video.
     """
 
     downloaded: int
@@ -53,7 +53,7 @@ class Progress:
             f"{done:,} of {self._tasks:,} videos",
             _of_total(downloaded, [*sizes, *known], self._tasks - counts.unchanged - counts.failed),
             f"{format_bytes(self._speed(downloaded, done + counts.failed == self._tasks))}/s",
-            f"{counts.failed:,} failed",
+            f"{counts.failed:,} errors",
         ]
         return ", ".join(parts + ([f"{counts.unchanged:,} unchanged"] if counts.unchanged else []))
 

@@ -301,7 +301,7 @@ class LumaDownloadOperator(BaseOperator):
     def _emit_lineage_and_metrics(self, context: Context, store: NamedStore, report: Report) -> None:
         """Tell others what was downloaded. It is done, so that nothing here can fail the task."""
         files = report.result.downloaded_files
-        with lineage.log_errors("The metrics"):
+        with lineage.log_errors("metrics"):
             metrics.count_downloads(report.summary, report.result.seconds)
         lineage.collect_hook_lineage(self.hook, files)
         lineage.update_outlet_events(context, self.outlets, store.uri("").rstrip("/"), report.summary)
@@ -317,7 +317,7 @@ class LumaDownloadOperator(BaseOperator):
         if not has_errors and report.batch.outcome(FailWhen.parse(self.fail_when)) is not Outcome.FAILED:
             return
         context["ti"].xcom_push("return_value", returned)
-        summary = f"{report.summary['completed']} of {len(report.batch.ids)} Luma tasks downloaded. "
+        summary = f"{report.summary['completed']} of {len(report.batch.ids)} Luma tasks are downloaded. "
         text = f"{summary}{'; '.join(messages)}"
         raise DownloadError(text) if has_errors else LumaTaskFailedError(text)
 

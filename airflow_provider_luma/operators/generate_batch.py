@@ -151,7 +151,7 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
             context["ti"].xcom_push("return_value", returned)
         if not place.is_durable and not submits.ids and not submits.unknown:
             retries.restore()
-        self._raise_on_failures(submits, len(generations))
+        self._raise_on_failures(place, submits, len(generations))
         return returned
 
     def on_kill(self) -> None:
@@ -174,7 +174,7 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
             try:
                 self.hook.client.validate_submit(generation)
             except LumaValueError as error:
-                raise LumaValueError(f"prompt {position}: {error}") from None
+                raise LumaValueError(f"prompts[{position}]: {error}") from None
         return generations
 
     def _open_batch(
@@ -231,16 +231,26 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
             ) from error
         return url
 
-    def _raise_on_failures(self, submits: BatchResult, prompts: int) -> None:
+    def _raise_on_failures(self, place: StatePlace, submits: BatchResult, prompts: int) -> None:
         text = submits.describe(prompts)
         if submits.error is not None:
             self.log.error("%s", text)
             with fail_without_retry(self.luma_conn_id):
                 raise submits.error
+        text = f"{text}. {_next_step(place, submits)}"
         if self._is_killed:
             raise LumaError(text)
         if submits.fails(prompts, FailWhen.parse(self.fail_when)):
             raise LumaTaskFailedError(text)
+
+
+def _next_step(place: StatePlace, submits: BatchResult) -> str:
+    """Say how to submit the rest, without advice that pays for a prompt again."""
+    if submits.unknown:
+        return (
+            "Before you clear this task, check the relay's task log for those that may have been charged for"
+        )
+    return place.clear_hint("submit the prompts that have no Luma task")
 
 
 def _mark_returned(context: Context) -> None:

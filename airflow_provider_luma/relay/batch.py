@@ -250,13 +250,11 @@ def read_task_ids(value: Any) -> list[str]:
     ids = list(value)
     for position, task_id in enumerate(ids):
         if not isinstance(task_id, str) or not task_id.strip():
-            raise LumaValueError(
-                f"luma_task_ids[{position}] must be a non-empty string, not {task_id!r:.80}; nothing was sent"
-            )
+            raise LumaValueError(f"luma_task_ids[{position}] must be a non-empty string, not {task_id!r:.80}")
         if not is_valid_id(task_id.strip()):
             raise LumaValueError(
                 f"luma_task_ids[{position}] must be one line of plain text of at most {MAX_ID_CHARS} "
-                f"characters, not {task_id[:60]!a}; nothing was sent"
+                f"characters, not {task_id[:60]!a}"
             )
     return list(dict.fromkeys(task_id.strip() for task_id in ids))
 
@@ -266,8 +264,8 @@ def _ids_in_text(text: str) -> Any:
     if not text.startswith("["):
         if text in {"None", "null"} or _NO_ID.search(text):
             raise LumaValueError(
-                f"luma_task_ids is {text[:80]!r}, which is no id. A template of an XCom that is not there "
-                "renders to None; several ids are a list"
+                f"luma_task_ids is {text[:80]!r}, which is not a task id. Did a template render to None? "
+                "Pass several ids as a list"
             )
         return [text]
     for read in (json.loads, ast.literal_eval):  # Jinja renders a Python list the way Python writes it

@@ -39,8 +39,8 @@ _HINTS: Mapping[type[RelayError], str] = {
     RelayAuthenticationError: "Check the API key",
     RelayPermissionError: "Check the permissions of the API key and of its account",
     RelayInsufficientBalanceError: "Top up the account behind the API key",
-    RelayInvalidRequestError: "The relay does not take this request as it is",
-    RelayRateLimitError: "Slow down",
+    RelayInvalidRequestError: "Correct the field that the message names",
+    RelayRateLimitError: "Lower max_requests_per_minute or max_parallel",
     RelayTransientError: "Try again later",
 }
 

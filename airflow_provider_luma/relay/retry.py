@@ -111,4 +111,10 @@ def _log_before_sleep(retry_state: RetryCallState) -> None:
     error = _error(retry_state)
     status = error.status if isinstance(error, RelayError) else None
     level = logging.INFO if status == 429 else logging.WARNING
-    log.log(level, "Retrying in %.1f s: %s", retry_state.upcoming_sleep, error)
+    log.log(
+        level,
+        "Retrying in %.1f s, after attempt %d: %s",
+        retry_state.upcoming_sleep,
+        retry_state.attempt_number,
+        error,
+    )

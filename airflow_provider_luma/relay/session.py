@@ -193,7 +193,9 @@ class RelaySession:
             if self._event_hook:
                 self._event_hook(error, time.monotonic() - started)
         except Exception:
-            log.exception("The event hook failed")  # which must not lose the id of a task that was paid for
+            log.exception(
+                "Could not record request metrics; the request is not affected"
+            )  # which must not lose the id of a task that was paid for
 
     def _redacted(self, error: RelayError) -> RelayError:
         """

@@ -107,7 +107,7 @@ class Wait:
             self.not_before = time.time() + (error.retry_after or 0)
             self._log.info("%s", error)
         except TimeoutError as cut:
-            self._log.info("The poll was ended with the wait: %s", cut)
+            self._log.info("Sensor timeout reached during a poll: %s", cut)
         else:
             for isolation in isolations:
                 isolation.finish()
@@ -214,7 +214,7 @@ class _Query:
         """
         now = time.time()
         if now >= self.last_call:
-            raise TimeoutError("no time is left for its other requests")
+            raise TimeoutError("the remaining requests were not sent")
         try:
             return self.client.query(
                 ids,

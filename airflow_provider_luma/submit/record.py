@@ -141,15 +141,17 @@ class SubmitRecord:
                 data.get("successes"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SubmitRecordError(f"it is no record of a submit: {clean_text(repr(error), 80)}") from None
+            raise SubmitRecordError(
+                f"it is not a record of a submit: {clean_text(repr(error), 80)}"
+            ) from None
         if type(record.max_tries) is not int or type(record.successes) not in {int, type(None)}:
             raise SubmitRecordError("its max_tries or its successes is not an integer")
         if not isinstance(record.fingerprint, str):
-            raise SubmitRecordError("its fingerprint is no text")
+            raise SubmitRecordError("its fingerprint is not a string")
         if record.id is None and record.phase in _WITH_ID:
-            raise SubmitRecordError(f"it has the phase {record.phase.value!r} and no id")
+            raise SubmitRecordError(f"its phase is {record.phase.value!r}, but it has no id")
         if record.id is not None and not (isinstance(record.id, str) and is_valid_id(record.id)):
-            raise SubmitRecordError("its id can be no task's")
+            raise SubmitRecordError("its id is not a valid task id")
         return record
 
 

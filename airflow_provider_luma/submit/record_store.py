@@ -215,7 +215,7 @@ class StatePlace:
         now = f"below {self._place}" if self._place else "in the task state store"
         raise SubmitRecordError(
             f"The records of this task's submits are kept below {clean_text(str(remembered))}, and this try "
-            f"would keep them {now}. Nothing was sent. Let state_path and luma_conn_id be the same for every "
+            f"would keep them {now}. Nothing was sent. Use the same state_path and luma_conn_id in every "
             "try of a task, or trigger another run"
         )
 

@@ -52,9 +52,9 @@ def assign_slots(
         return list(range(len(fingerprints)))
     if not slots and charged:
         raise SubmitRecordError(
-            "None of the prompts is one of those that earlier tries submitted, and there are not as many. "
-            "Nothing was sent. Restore the list, or trigger another run. Do the prompts render differently "
-            "with each try?"
+            f"The prompt list changed completely: none of its {len(fingerprints)} prompts is one that an earlier "
+            "try submitted. Nothing was sent. Restore the list, or trigger a new run. Check that templates "
+            "render the same in every try"
         )
     unused = count(max([len(fingerprints) - 1, *known]) + 1)
     for position in range(len(fingerprints)):

@@ -186,7 +186,7 @@ class LocalObject:
     def read(self) -> bytes | None:
         if not self._folder.is_dir():  # as when its volume is not mounted
             raise LumaValueError(
-                f"The folder of state_path, {self._folder}, does not exist. Create or mount it"
+                f"The folder of state_path, {self._folder}, does not exist. Create or mount it on every worker"
             )
         self._content = self._read()
         return self._content

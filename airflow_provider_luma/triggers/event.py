@@ -1,4 +1,4 @@
-"""Starts DAGs when Luma tasks end."""
+"""Starts Dags when Luma tasks end."""
 
 from __future__ import annotations
 
@@ -89,7 +89,9 @@ class LumaTaskEventTrigger(BaseEventTrigger):
                 if not subscription.has_ended:
                     await subscription.news()
                 while subscription.warnings:
-                    self.log.warning("Polling goes on: %s", subscription.warnings.pop(0))
+                    self.log.warning(
+                        "Poll failed, retrying at the next interval: %s", subscription.warnings.pop(0)
+                    )
                 self.log.info("%s", batch.progress_message())
                 result, state = batch.result, batch.dump()
                 running = set(result.running)
@@ -127,7 +129,9 @@ class LumaTaskEventTrigger(BaseEventTrigger):
                 return await call(*arguments)
             return await asyncio.to_thread(getattr(store, method), *arguments)  # 3.3.0 and 3.3.1
         except Exception as error:  # noqa: BLE001 - events are worth more than their memory
-            self.log.warning("What has fired cannot be remembered over a restart: %s", error)
+            self.log.warning(
+                "Could not save which events fired; a triggerer restart may fire them again: %s", error
+            )
             return None
 
 

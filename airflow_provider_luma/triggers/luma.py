@@ -137,7 +137,9 @@ class LumaTaskTrigger(BaseTrigger):
 
     def _log_news(self, subscription: Subscription) -> None:
         while subscription.warnings:
-            self.log.warning("Polling goes on, as silent_fail is set: %s", subscription.warnings.pop(0))
+            self.log.warning(
+                "Poll failed, retrying at the next interval (silent_fail): %s", subscription.warnings.pop(0)
+            )
         self.log.info("%s", subscription.batch.progress_message())
 
     def _build_subscription(self, batch: TaskBatch) -> Subscription:

@@ -63,7 +63,7 @@ def test_a_state_path_that_is_taken_away_is_an_error(
     task.run_without_recording()
     charged = len(sandbox.submits)
     del task.arguments["state_path"]
-    with pytest.raises(LumaNonRetryableError, match="Let state_path and luma_conn_id be the same"):
+    with pytest.raises(LumaNonRetryableError, match="Use the same state_path and luma_conn_id"):
         task.run()
     assert len(sandbox.submits) == charged
 

@@ -368,5 +368,5 @@ def test_a_long_download_logs_its_progress(
     DownloadPool(downloader, progress_interval=0.2).download(tasks)
     lines = [line for line in caplog.messages if "of 1 videos" in line]
     assert len(lines) >= 3
-    assert lines[-1].endswith("1 failed")
+    assert lines[-1].endswith("1 errors")
     assert tasks[0].state is TaskState.COMPLETED

@@ -90,5 +90,5 @@ def test_an_error_is_short_however_long_the_argument():
 
 @pytest.mark.parametrize("text", ["None", "null", "a, b", "('a', 'b')", '{"a": 1}', "a b", '"a"'])
 def test_text_that_cannot_be_an_id_is_rejected_before_it_is_missing(text):
-    with pytest.raises(LumaValueError, match="which is no id"):
+    with pytest.raises(LumaValueError, match="which is not a task id"):
         read_task_ids(text)

@@ -38,7 +38,7 @@ def test_each_rule(now: str, earlier: str, charged: str, slots: list[int]) -> No
 
 
 def test_a_list_that_no_rule_understands_is_an_error() -> None:
-    with pytest.raises(SubmitRecordError, match="there are not as many"):
+    with pytest.raises(SubmitRecordError, match="changed completely: none of its 2 prompts"):
         assign_slots("xy", dict(enumerate("abc")), charged={1}, was_as_long=False)
 
 
