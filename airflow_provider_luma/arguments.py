@@ -30,7 +30,7 @@ class Choice(StrEnum):
 
 
 class FailWhen(Choice):
-    """When failed or missing ids fail the batch."""
+    """The failed or missing ids that fail the batch."""
 
     ANY = "any"
     ALL = "all"
@@ -38,7 +38,7 @@ class FailWhen(Choice):
 
 
 class IfExists(Choice):
-    """What to do where an object has the name of a file already."""
+    """The action where an object has the name of a file already."""
 
     SKIP = "skip"
     OVERWRITE = "overwrite"
@@ -61,7 +61,7 @@ def validate_number(
     """
     number = isinstance(value, int if integer else int | float) and not isinstance(value, bool)
     if not number or not (value > 0 or (allow_zero and value == 0)):
-        kind = f"{'integer ' if integer else ''}number {'from 0 up' if allow_zero else 'above 0'}"
+        kind = f"{'integer ' if integer else ''}number {'of 0 or greater' if allow_zero else 'above 0'}"
         raise LumaValueError(f"{name} must be a {kind}, not {value!r:.80}")
     if value == math.inf:
         raise LumaValueError(f"{name} must be finite")

@@ -43,7 +43,7 @@ def update_outlet_events(
     """
     Add the numbers to the events of the assets that the user declared; an alias gets the destination.
 
-    :param outlets: those of the operator; some may be no assets.
+    :param outlets: those of the operator; some may not be assets.
     :param uri: of the destination.
     :param summary: small, as it goes into Airflow's database.
     """

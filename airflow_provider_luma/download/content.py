@@ -12,7 +12,7 @@ WebP             a RIFF chunk of the file's size
 JPEG             starts and ends with the markers of an image
 ===============  ========================================================================================
 
-``moov`` and ``mdat`` with nothing in them are no video.
+``moov`` and ``mdat`` with nothing in them are not a video.
 
 A last box or segment may say "to the end of the file", a fragmented file may end after any fragment, and a
 JPEG may have more after its end marker. All of it holds only if the server sent the file's size. Without a

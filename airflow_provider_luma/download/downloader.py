@@ -31,14 +31,14 @@ from airflow_provider_luma.threads import DeadlineError, StoppedError, call_aban
 
 log = logging.getLogger(__name__)
 
-# What one read takes at the most: enough that the time goes into copying and hashing.
+# Bytes of one read at most: enough that the time goes into copying and hashing.
 READ_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
 class Limits:
     """
-    What a download may take.
+    Limits of a download.
 
     :param max_bytes: how large a file may be.
     :param download_timeout: seconds for one file, with all its attempts.
@@ -82,7 +82,7 @@ class Downloader:
 
     def download(self, link: Link, file: StagedFile, kind: str, label: str) -> str:
         """
-        Write what the link leads to into ``file``, resuming where an earlier attempt was cut.
+        Write what the link leads to into ``file``, resuming where an earlier attempt was truncated.
 
         :param kind: one of :data:`..relay.task.MEDIA_KINDS`, which it must be.
         :param label: names the file in the log.

@@ -1,4 +1,4 @@
-"""How far a download is, in a line."""
+"""The progress of a download, in a line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from airflow_provider_luma.download.staging import StagedFile, format_bytes
 @dataclass(frozen=True)
 class Counts:
     """
-    How many tasks are done.
+    Counts of the tasks that are done.
 
     :param downloaded: by this run.
     :param unchanged: downloaded before.

@@ -1,4 +1,4 @@
-"""Where a download grows until it is complete: an anonymous temporary file, gone when its process is."""
+"""The file of a download until it is complete: an anonymous temporary file, gone when its process is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READ_BYTES = 1024 * 1024
 @dataclass(frozen=True)
 class Source:
     """
-    What a server says of a complete file.
+    A server's statement about a complete file.
 
     :param size: its Content-Length in bytes; ``None`` when there is none.
     :param content_type: its media type.
@@ -84,7 +84,7 @@ class StagedFile:
 
     @property
     def remaining_bytes(self) -> int:
-        """How many bytes are still to come, as far as the source says."""
+        """Bytes that are still to come, as far as the source says."""
         return max((self.source.size or 0) - self.size, 0) if self.source else 0
 
     def restart(self, source: Source | None = None) -> None:

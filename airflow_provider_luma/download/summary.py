@@ -1,4 +1,4 @@
-"""What happened to every id that was requested."""
+"""The outcome of every id that was requested."""
 
 from __future__ import annotations
 

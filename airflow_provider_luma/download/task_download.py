@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Options:
     """
-    What to download, and how.
+    Options of a download.
 
     :param media: kinds of files.
     :param name_template: see :func:`..naming.parse_name_template`.
@@ -46,7 +46,7 @@ class Options:
 @dataclass(frozen=True)
 class TaskResult:
     """
-    What happened to one task: a record when there is any file, an error when one is not there, or both.
+    Result of one task: a record when there is any file, an error when one is not there, or both.
 
     :param downloaded: the files that this run downloaded.
     """

@@ -1,4 +1,4 @@
-"""What operators that submit generations have in common: the fields, and where their records are kept."""
+"""Common parts of operators that submit generations: the fields, and the place of their records."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class LumaDownloadOperator(BaseOperator):
         system, so that nothing is copied. (templated)
     :param fsync: whether local files survive a power loss: each file and its folder is flushed to disk before
         the record that calls it complete. Default ``True``. Other stores take care of this themselves.
-    :raises LumaTaskFailedError: by ``fail_when``, after everything else was downloaded; not retried.
+    :raises LumaTaskFailedError: as ``fail_when`` decides, after all others were downloaded; not retried.
     :raises LumaNonRetryableError: on a permanent error of the relay, or an invalid argument; not retried.
     :raises DownloadError: when a video was not downloaded or is not completed yet; Airflow's ``retries``
         apply, and a retry downloads only what is missing.

@@ -5,7 +5,7 @@ The submits, and what a crash in them leaves: :mod:`airflow_provider_luma.submit
 :mod:`airflow_provider_luma.submit.batch`. What follows:
 
 ==================================  =====================================================================
-act                                 after a crash behind it
+act                                 if the process dies after this step
 ==================================  =====================================================================
 the XComs are pushed                the next try reconnects to all that were created
 the manifest is written             likewise; XCom does not name it yet
@@ -67,7 +67,7 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
     :param prompts_path: instead of ``prompts``, the URL of a table in object storage, which is read as a
         stream: ``.jsonl`` or ``.ndjson`` with a text or an object in each line, or ``.csv`` with a header.
         (templated)
-    :param max_parallel: how many submits may be under way at once. Default 8.
+    :param max_parallel: how many submits may be in flight at once. Default 8.
     :param max_generations: stop before more of the prompts than this are submitted, by all tries of the task
         together; prompts whose outcome is unknown count. Default: no limit.
     :param min_balance: stop when the account has less than this, in the relay's unit. It is checked before
@@ -84,8 +84,8 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
     :param state_path: a folder in object storage, such as ``s3://conn_id@bucket/_luma``, for the journal; as
         in :class:`~airflow_provider_luma.operators.generate.LumaGenerateOperator`.
     :param retries: Airflow's own. Default 2 on Airflow 3.3 and newer or with the argument ``state_path``,
-        else 0. With ``state_path`` only in the connection's extra on 3.0 to 3.2, set it to 2 yourself.
-    :raises LumaTaskFailedError: by ``fail_when``; not retried.
+        otherwise 0. With ``state_path`` only in the connection's extra on 3.0 to 3.2, set it to 2 yourself.
+    :raises LumaTaskFailedError: as ``fail_when`` decides; not retried.
     :raises LumaNonRetryableError: when the relay rejects the key, the account's balance is too low, a prompt
         is invalid, or the journal cannot be read; not retried.
     :raises RelayTransientError: when too many submits in a row got no response; Airflow's ``retries`` apply,

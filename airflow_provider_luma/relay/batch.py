@@ -139,7 +139,7 @@ class TaskBatch:
         return any(since is not None for since in self._pending.values())
 
     def forget_absences(self) -> None:
-        """Count absences anew, where an id may have been seen since this state was kept."""
+        """Start the grace period over, where an id may have been seen since this state was kept."""
         self._pending = dict.fromkeys(self._pending)
 
     def dump(self) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class TaskBatch:
 def _listed(state: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> list[Any]:
     values = state[name]
     if not isinstance(values, list) or not all(isinstance(value, kinds) for value in values):
-        raise TypeError(f"{name} is no list of {kinds}")
+        raise TypeError(f"{name} is not a list of {kinds}")
     return values
 
 

@@ -171,7 +171,7 @@ class RelayClient:
         return tasks
 
     def exchange(self, max_seconds: float = math.inf) -> Exchange:
-        """Return what follows one request, for ``request_timeout`` at the most; see :meth:`query_once`."""
+        """Return what follows one request, for at most ``request_timeout``; see :meth:`query_once`."""
         return self._session.exchange(max_seconds)
 
     def query_once(self, ids: Sequence[str], *, exchange: Exchange | None = None) -> dict[str, LumaTask]:
@@ -180,7 +180,7 @@ class RelayClient:
 
         :param exchange: from :meth:`exchange`, by which another thread may abort the request.
         :raises RelayTaskNotFoundError: when the relay says of several ids that it does not know them all.
-        :raises RelayError: for anything else but a list of tasks.
+        :raises RelayError: for anything but a list of tasks.
         """
         tasks = self._session.observe(lambda: self._query_tasks(ids, exchange))
         self._warn_unknown_states(tasks)
@@ -296,7 +296,7 @@ class RelayClient:
     def _warn_unknown_states(self, tasks: Mapping[str, LumaTask]) -> None:
         for task in tasks.values():
             word = task.raw_state
-            # Only so many, as a hostile relay has a new word for each task.
+            # Only that many, as a hostile relay has a new word for each task.
             is_new = word not in self._unknown_states and len(self._unknown_states) < _MAX_UNKNOWN_STATES
             if word and is_new and not task.is_known_state:
                 self._unknown_states.add(word)

@@ -27,7 +27,7 @@ PROMPT_LENGTHS = range(3, 6001)
 _DURATION = re.compile(r"[1-9]\d?s?")
 _USER_INFO = re.compile(r"(?<=//)[^/]*@")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-# A character that is no blank, no control, no mark without a width, and no lone surrogate.
+# A character that is not a blank, a control, a mark without a width, or a lone surrogate.
 _VISIBLE = re.compile("[^\\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_FOR_EXTEND = ("aspect_ratio", "model_name", "resolution", "duration")

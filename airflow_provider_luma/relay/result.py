@@ -17,7 +17,7 @@ _MIN_FAILED_BYTES = 8_000
 
 
 class Outcome(StrEnum):
-    """How a batch stands."""
+    """The outcome of a batch so far."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -42,7 +42,7 @@ class LumaSummary(TypedDict):
 @dataclass(frozen=True)
 class BatchResult:
     """
-    How a batch of tasks stands or ended. Every id that is in none of the collections has completed.
+    The result of a batch of tasks, which may not have ended. Every id that is in none of the collections has completed.
 
     :param ids: all ids, in the order of the request.
     :param failed: the reason of each failed id.
@@ -102,7 +102,7 @@ class BatchResult:
 
         ``missing`` and ``running`` are complete, as they hold the user's own ids. ``failed`` gets what they
         leave of 64 KB, and 8 KB at the least. Where that is not enough for thousands of failures, their
-        reasons are cut first, then it holds only the first of them, and ``failed_not_listed`` says how many
+        reasons are truncated first, then it holds only the first of them, and ``failed_not_listed`` says how many
         others there are.
         """
         missing, running = self._ordered(self.missing), self._ordered(self.running)

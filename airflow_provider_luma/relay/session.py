@@ -85,7 +85,7 @@ class RelaySession:
         self._session.close()
 
     def exchange(self, max_seconds: float = math.inf) -> Exchange:
-        """Return what follows one request, for ``request_timeout`` at the most."""
+        """Return what follows one request, for at most ``request_timeout``."""
         return Exchange(max(min(max_seconds, self._request_timeout), 0.0))
 
     def observe(self, request: Callable[[], T]) -> T:
@@ -201,7 +201,7 @@ class RelaySession:
         """
         Redact the signatures of URLs, proxies' passwords and the API key.
 
-        Some relays echo the key, in part where it was cut.
+        Some relays echo the key, in part where it was truncated.
         """
         prefix = re.escape(self._api_key[:_REDACTABLE_PREFIX_LENGTH])
         message = re.sub(rf"{re.escape(self._api_key)}|{prefix}[\w-]*", "***", str(error))

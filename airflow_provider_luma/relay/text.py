@@ -26,7 +26,7 @@ def clean_text(value: Any, max_chars: int = MAX_MESSAGE_CHARS) -> str:
     Return ``value`` as one line of at most ``max_chars`` characters that any encoder accepts.
 
     :param value: a ``str``; anything else gives ``""``.
-    :param max_chars: a longer text is cut, and ends with an ellipsis.
+    :param max_chars: a longer text is truncated, and ends with an ellipsis.
     """
     if not isinstance(value, str):
         return ""

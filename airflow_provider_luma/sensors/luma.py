@@ -67,7 +67,7 @@ class LumaTaskSensor(BaseSensorOperator):
         without showing it in between, counts as missing.
     :param deferrable: wait in the triggerer instead of a worker slot, whatever ``mode`` says. Default:
         ``[operators] default_deferrable``.
-    :raises LumaTaskFailedError: by ``fail_when``; not retried, skipped under ``soft_fail`` or ``never_fail``.
+    :raises LumaTaskFailedError: as ``fail_when`` decides; not retried, skipped under ``soft_fail`` or ``never_fail``.
     :raises LumaNonRetryableError: when the relay rejects the key or the request, or an argument is invalid;
         likewise.
     :raises RelayTransientError: when a transient error outlasted the retries of a request; Airflow's
@@ -124,7 +124,7 @@ class LumaTaskSensor(BaseSensorOperator):
         """
         Query every id that is still pending once.
 
-        An error that may pass ends the wait, unless ``silent_fail`` tolerates it. Once ``timeout`` is over it
+        An error that may pass ends the wait, unless ``silent_fail`` tolerates it. Once ``timeout`` has expired it
         counts as the timeout that it leads to: the trigger decides by the same rule.
         """
         wait = self._begin(context)
@@ -208,7 +208,7 @@ class LumaTaskSensor(BaseSensorOperator):
     def _one_policy(self, context: Context) -> Iterator[None]:
         """
         Decide what a failed wait means, alike in every mode: ``soft_fail`` skips for what no retry can help,
-        ``never_fail`` for any error. The state is kept when the wait goes on in another process.
+        ``never_fail`` for any error. The state is kept when the wait continues in another process.
         """
         try:
             yield
@@ -233,7 +233,7 @@ class LumaTaskSensor(BaseSensorOperator):
     def _begin(self, context: Context, *, is_resumed: bool = False) -> Wait:
         """Begin the wait, or resume it where an earlier process has left it."""
         if self._wait is None:
-            # Only a rescheduled or resumed task looks for a kept state: a cleared one begins anew.
+            # Only a rescheduled or resumed task looks for a kept state: a cleared one starts over.
             first = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
             started_at = first.timestamp() if first else time.time()
             self._wait = self._build_wait(context)

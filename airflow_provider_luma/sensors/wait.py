@@ -210,7 +210,7 @@ class _Query:
         """
         Return the tasks, or an error that may be about these ids alone.
 
-        :raises TimeoutError: when the time of the poll is over.
+        :raises TimeoutError: when the time of the poll has expired.
         """
         now = time.time()
         if now >= self.last_call:

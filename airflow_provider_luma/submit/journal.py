@@ -11,7 +11,7 @@ header, which counts Airflow's *successes*: from then on a record that was writt
 Saving is a *group commit*: one flush runs at a time, see :mod:`airflow_provider_luma.submit.group_commit`.
 
 ==================================  =====================================================================
-act                                 after a crash behind it
+act                                 if the process dies after this step
 ==================================  =====================================================================
 all prompts are validated           no header: the next try submits all
 the fingerprints are saved          no records: the next try submits all
@@ -73,7 +73,7 @@ _MAX_REASON_BYTES = 570
 @dataclass(frozen=True)
 class Header:
     """
-    What belongs to the whole batch.
+    The part of the journal that belongs to the whole batch.
 
     :param slots: how many there are.
     :param prompts: how many the list of the last try had.
@@ -217,7 +217,7 @@ class Journal:
         )
 
     def _open_segments(self, slots: int) -> None:
-        """Read the segments of so many slots; they may be there without a header, if somebody deleted it."""
+        """Read the segments of that many slots; they may be there without a header, if somebody deleted it."""
         for number in range(len(self._segments), -(-slots // SEGMENT_SIZE)):
             state = self._segments[number] = self.place.open(f"{HEADER_KEY}_{number}", str(number))
             segment = load_record(state, partial(_parse_segment, number=number), _KEEP_JOURNAL)
@@ -295,7 +295,7 @@ def _check_version(data: Any) -> None:
 
 
 def _fit_reason(reason: str | None) -> str | None:
-    """Cut a reason to what a segment has room for; a character takes up to twelve bytes in JSON."""
+    """Truncate a reason to what a segment has room for; a character takes up to twelve bytes in JSON."""
     if reason is None or len(json.dumps(reason)) <= _MAX_REASON_BYTES:
         return reason
     length = bisect_right(

@@ -2,8 +2,8 @@
 From a list or a table of prompts to generations, all of them validated before the first is submitted.
 
 A table is read as a stream, a line at a time: JSONL with a text or an object in each line, or CSV with a
-header and a row in each line. A cell holds no line break, as a quote that is never closed would else swallow
-all rows behind it. An error names the line, or the position in the list.
+header and a row in each line. A cell holds no line break, as a quote that is never closed would otherwise
+swallow all rows after it. An error names the line, or the position in the list.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def parse_prompts(prompts: Any, defaults: Mapping[str, Any]) -> list[Generation]
     :raises LumaValueError: when one of them cannot be sent, naming its position.
     """
     if isinstance(prompts, str):
-        prompts = _parse_json(prompts, "prompts is no list of prompts")
+        prompts = _parse_json(prompts, "prompts is not a list of prompts")
     if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
         raise LumaValueError(f"prompts must be a list of texts or dicts, not {prompts!r:.80}")
     numbered = ((f"prompts[{position}]", prompt) for position, prompt in enumerate(prompts))
@@ -68,7 +68,7 @@ def load_prompts_file(url: str, defaults: Mapping[str, Any]) -> list[Generation]
         raise LumaValueError(f"prompts_path must end in .jsonl, .ndjson or .csv, not {shown}")
     try:
         path: Any = ObjectStoragePath(url)
-        # Bytes that are no UTF-8 become lone surrogates, so that the error can name their line.
+        # Bytes that are not UTF-8 become lone surrogates, so that the error can name their line.
         file = path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="")
     except FileNotFoundError:
         raise LumaValueError(f"There is no table of prompts at prompts_path {shown}") from None
@@ -93,7 +93,7 @@ def _build_all(numbered: Iterable[tuple[str, Any]], defaults: Mapping[str, Any])
     generations: list[Generation] = []
     for place, prompt in numbered:
         if len(generations) == MAX_PROMPTS:
-            raise LumaValueError(f"There are more than {MAX_PROMPTS} prompts; cut them into several tasks")
+            raise LumaValueError(f"There are more than {MAX_PROMPTS} prompts; split them into several tasks")
         try:
             generations.append(_build(prompt, defaults))
         except LumaValueError as error:

@@ -86,7 +86,7 @@ class SubmitRecord:
     :param max_tries: of the task instance when this was written.
     :param fingerprint: of what was submitted.
     :param id: the Luma task's, once it is known.
-    :param reason: why the phase was reached, for people.
+    :param reason: why the phase was reached, human-readable.
     :param quota: the charge in the relay's own quota, where the relay reports it.
     :param successes: of a batch: how many the task instance had when this was submitted.
     """
@@ -157,7 +157,7 @@ class SubmitRecord:
 
 class Ledger(ABC):
     """
-    Where the record of one submit is kept, for the tries of one task instance.
+    The place of the record of one submit, for the tries of one task instance.
 
     :param max_tries: of the task instance, which each clear raises.
     """
@@ -173,7 +173,7 @@ class Ledger(ABC):
     @property
     @abstractmethod
     def resubmit_hint(self) -> str:
-        """How the user has it submitted again, once the relay's task log shows no task."""
+        """The advice for submitting again, once the relay's task log shows no task."""
 
     @abstractmethod
     def save(self, record: SubmitRecord) -> None:

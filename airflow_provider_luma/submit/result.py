@@ -75,7 +75,7 @@ class BatchResult:
     :param rejected: the reason of each prompt that the relay rejected, by position.
     :param unknown: the positions of prompts that may have been charged for.
     :param not_submitted: how many were left out.
-    :param stopped_by: why some were left out, for people.
+    :param stopped_by: why some were left out, human-readable.
     :param error: what stopped the batch, where the task must fail by it.
     :param cost: what the relay said that it charged; of those tasks of which it said so.
     """
@@ -89,7 +89,7 @@ class BatchResult:
     cost: Money | None = None
 
     def fails(self, prompts: int, fail_when: FailWhen) -> bool:
-        """Say whether prompts without an id fail a batch of so many."""
+        """Say whether prompts without an id fail a batch of that many."""
         unsuccessful = prompts - len(self.ids)
         return judge(prompts, unsuccessful, 0, fail_when, fail_fast=False) is Outcome.FAILED
 
@@ -98,7 +98,7 @@ class BatchResult:
         Return what goes into XCom as ``luma_submits``.
 
         It is within 64 KB. ``unknown`` holds the first 2,000 positions, ``rejected`` what fits beside them:
-        reasons are cut first, then left out. What is not listed is counted.
+        reasons are truncated first, then left out. What is not listed is counted.
         """
         rejected = {str(position): self.rejected[position] for position in sorted(self.rejected)}
         unknown = self.unknown[:_MAX_UNKNOWN_LISTED]

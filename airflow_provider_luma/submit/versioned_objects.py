@@ -49,7 +49,7 @@ class VersionedObject(Protocol):
     uri: str
 
     def read(self) -> bytes | None:
-        """Return the content, cut a byte above ``MAX_BYTES``; ``None`` where there is no object."""
+        """Return the content, truncated a byte above ``MAX_BYTES``; ``None`` where there is no object."""
 
     def write(self, content: bytes) -> None:
         """
@@ -186,7 +186,8 @@ class LocalObject:
     def read(self) -> bytes | None:
         if not self._folder.is_dir():  # as when its volume is not mounted
             raise LumaValueError(
-                f"The folder of state_path, {self._folder}, does not exist. Create or mount it on every worker"
+                f"The folder of state_path, {self._folder}, does not exist. "
+                "Create or mount it on every worker"
             )
         self._content = self._read()
         return self._content

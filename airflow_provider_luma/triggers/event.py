@@ -36,8 +36,8 @@ class LumaTaskEventTrigger(BaseEventTrigger):
     Fire an event for each of these Luma tasks when it is completed or failed, for ``AssetWatcher``.
 
     The payload is ``{"id": ..., "state": "completed" | "failed", "failure_reason": ...}``. Polls are shared
-    with every other trigger of the connection. Errors of any kind are logged, and polling goes on, as nobody
-    would start a watcher anew. On Airflow 3.3 and newer the asset's state store remembers which tasks have
+    with every other trigger of the connection. Errors of any kind are logged, and polling continues, as nobody
+    would start a watcher again. On Airflow 3.3 and newer the asset's state store remembers which tasks have
     fired, where the trigger watches one asset. A triggerer that dies within two seconds of an event fires it
     again, and without that store each restart fires again for tasks that have ended; a download that finds
     its videos at their destination does nothing. An id that the relay never knows never fires, and is polled
@@ -76,11 +76,11 @@ class LumaTaskEventTrigger(BaseEventTrigger):
                 async with aclosing(self._watch(batch, unfired)) as events:
                     async for event in events:
                         yield event
-            except Exception as error:  # noqa: BLE001 - of any kind, as nobody would start a watcher anew
+            except Exception as error:  # noqa: BLE001 - of any kind, as nobody would start a watcher again
                 self.log.warning("Polling again in %.0f s: %s", self.poke_interval, error)
                 await asyncio.sleep(self.poke_interval)
         self.log.info("All %d Luma tasks have ended", len(batch.ids))
-        await asyncio.Event().wait()  # Airflow would start a watcher that ends anew, and it would fire again
+        await asyncio.Event().wait()  # Airflow would start a watcher that ends again, and it would fire twice
 
     async def _watch(self, batch: TaskBatch, unfired: dict[str, None]) -> AsyncGenerator[TriggerEvent, None]:
         subscription = Subscription(batch, PollSchedule(self.poke_interval), tolerates=lambda error: True)

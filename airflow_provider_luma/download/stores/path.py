@@ -17,7 +17,7 @@ _PIECE_BYTES = 1024 * 1024
 
 
 class ObjectPath(Protocol):
-    """What we need of a path in an object store, such as Airflow's ``ObjectStoragePath``."""
+    """The needed part of a path in an object store, such as Airflow's ``ObjectStoragePath``."""
 
     @property
     def fs(self) -> Any: ...
