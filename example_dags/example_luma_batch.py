@@ -10,8 +10,7 @@ JSONL is a text, or an object with the fields of one generation:
 
 One sensor waits for all of the clips. They are downloaded in chunks, side by side on all workers, and a chunk
 that fails is retried alone. Prompts that the relay rejects do not stop the others: the XCom `luma_submits` of
-the task `generate` names them. Clear a task that failed: it continues where it stopped, and pays for no prompt
-twice.
+the task `generate` names them. Clear a task that failed: it continues, and pays for no prompt twice.
 
 ```json
 {"prompts": "s3://aws_default@my-bucket/prompts.jsonl", "destination": "s3://aws_default@my-bucket/clips"}

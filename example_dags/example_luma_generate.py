@@ -9,8 +9,8 @@ into object storage, each with a record of its metadata beside it:
 ```
 
 Each prompt costs what the relay charges for it, once: a submit that may have arrived is never sent again. A
-prompt that the relay rejects fails its own task instance, and the clips of the others are downloaded. For more
-than about 50 prompts see `example_luma_batch`, which submits them in one task.
+prompt that the relay rejects fails its own task instance, and the other clips are downloaded. For more than
+about 50 prompts see `example_luma_batch`, which submits them in one task.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ error                           verdict     until
 ==============================  ==========  =============================================================
 
 All of it ends at the deadline of the file, and after ``MAX_TOTAL_ATTEMPTS`` attempts. An attempt makes
-worthwhile progress when it brings ``MIN_PROGRESS`` bytes: a server that truncates each response would otherwise be
+worthwhile progress when it brings ``MIN_PROGRESS`` bytes: a server that truncates each would otherwise be
 resumed for ever.
 """
 

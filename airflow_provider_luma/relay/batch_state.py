@@ -60,8 +60,9 @@ def merge_times(times: Iterable[float], span: float) -> dict[float, float]:
     times move no further, so that none drifts along with the newest: they are drawn to a grid whose step is a
     power of two, which floating-point numbers divide without an error.
 
-    Example: a span of 120 gives steps of 16, so that of the times 880, 900, 1000, 1001, 1010 and 1100 the first
-    two become 976, which is further back than the span, the next two 1008, then 1024, and the newest stays.
+    Example: a span of 120 gives steps of 16, so that of the times 880, 900, 1000, 1001, 1010 and 1100 the
+    first two become 976, which is further back than the span, the next two 1008, the next one 1024, and the
+    newest stays.
 
     :param span: in seconds; what matters of a time is whether it lies that far back.
     """

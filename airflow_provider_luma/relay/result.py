@@ -42,7 +42,7 @@ class LumaSummary(TypedDict):
 @dataclass(frozen=True)
 class BatchResult:
     """
-    The result of a batch of tasks, which may not have ended. Every id that is in none of the collections has completed.
+    The result of a batch of tasks, ended or not. Every id that is in none of the collections has completed.
 
     :param ids: all ids, in the order of the request.
     :param failed: the reason of each failed id.
@@ -102,8 +102,8 @@ class BatchResult:
 
         ``missing`` and ``running`` are complete, as they hold the user's own ids. ``failed`` gets what they
         leave of 64 KB, and 8 KB at the least. Where that is not enough for thousands of failures, their
-        reasons are truncated first, then it holds only the first of them, and ``failed_not_listed`` says how many
-        others there are.
+        reasons are truncated first, then it holds only the first of them, and ``failed_not_listed``
+        counts the others.
         """
         missing, running = self._ordered(self.missing), self._ordered(self.running)
         failed = {task_id: self.failed[task_id] for task_id in self._ordered(self.failed)}

@@ -67,7 +67,8 @@ class LumaTaskSensor(BaseSensorOperator):
         without showing it in between, counts as missing.
     :param deferrable: wait in the triggerer instead of a worker slot, whatever ``mode`` says. Default:
         ``[operators] default_deferrable``.
-    :raises LumaTaskFailedError: as ``fail_when`` decides; not retried, skipped under ``soft_fail`` or ``never_fail``.
+    :raises LumaTaskFailedError: as ``fail_when`` decides; not retried, but skipped under ``soft_fail`` or
+        ``never_fail``.
     :raises LumaNonRetryableError: when the relay rejects the key or the request, or an argument is invalid;
         likewise.
     :raises RelayTransientError: when a transient error outlasted the retries of a request; Airflow's
@@ -124,7 +125,7 @@ class LumaTaskSensor(BaseSensorOperator):
         """
         Query every id that is still pending once.
 
-        An error that may pass ends the wait, unless ``silent_fail`` tolerates it. Once ``timeout`` has expired it
+        A transient error ends the wait, unless ``silent_fail`` tolerates it. Once ``timeout`` has expired it
         counts as the timeout that it leads to: the trigger decides by the same rule.
         """
         wait = self._begin(context)

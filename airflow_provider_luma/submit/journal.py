@@ -217,7 +217,7 @@ class Journal:
         )
 
     def _open_segments(self, slots: int) -> None:
-        """Read the segments of that many slots; they may be there without a header, if somebody deleted it."""
+        """Read the segments of that many slots; there may be some without a header, if that was deleted."""
         for number in range(len(self._segments), -(-slots // SEGMENT_SIZE)):
             state = self._segments[number] = self.place.open(f"{HEADER_KEY}_{number}", str(number))
             segment = load_record(state, partial(_parse_segment, number=number), _KEEP_JOURNAL)

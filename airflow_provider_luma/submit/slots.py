@@ -1,5 +1,5 @@
 """
-The slot of each prompt in the journal, when the list of prompts may have been edited between two tries. No I/O.
+The slot of each prompt in the journal, when the list may have been edited between two tries. No I/O.
 
 A prompt is known by its fingerprint, the digest of all that it sends:
 
@@ -13,8 +13,8 @@ was, and no known prompt has moved      each try: what was paid for is not paid 
 is unknown; the list was edited         a new slot
 ======================================  =================================================================
 
-If the list has another length, none of its prompts is known, and earlier ones were paid for, it may be an edited
-list or one that renders differently. That is an error, and nothing is sent.
+If the list has another length, none of its prompts is known, and earlier ones were paid for, it may be an
+edited list or one that renders differently. That is an error, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def assign_slots(
     if not slots and charged:
         raise SubmitRecordError(
             f"The prompt list changed completely: none of its {len(fingerprints)} prompts is one that an "
-            "earlier try submitted. Nothing was sent. Restore the list, or trigger a new run. Check that templates "
-            "render the same in every try"
+            "earlier try submitted. Nothing was sent. Restore the list, or trigger a new run. Check that "
+            "templates render the same in every try"
         )
     unused = count(max([len(fingerprints) - 1, *known]) + 1)
     for position in range(len(fingerprints)):

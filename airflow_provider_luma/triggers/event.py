@@ -36,7 +36,7 @@ class LumaTaskEventTrigger(BaseEventTrigger):
     Fire an event for each of these Luma tasks when it is completed or failed, for ``AssetWatcher``.
 
     The payload is ``{"id": ..., "state": "completed" | "failed", "failure_reason": ...}``. Polls are shared
-    with every other trigger of the connection. Errors of any kind are logged, and polling continues, as nobody
+    with every other trigger of the connection. All errors are logged, and polling continues, as nobody
     would start a watcher again. On Airflow 3.3 and newer the asset's state store remembers which tasks have
     fired, where the trigger watches one asset. A triggerer that dies within two seconds of an event fires it
     again, and without that store each restart fires again for tasks that have ended; a download that finds

@@ -1,8 +1,8 @@
 """
 Reads the manifest of a download task, which has the records that XCom then has not.
 
-Its URI is stored in XCom like any other. So it is read under the same list of the administrator, and by the same
-connection: through a presigned URL.
+Its URI is stored in XCom like any other. So it is read under the same list of the administrator, and by the
+same connection: through a presigned URL.
 """
 
 from __future__ import annotations
