@@ -11,6 +11,7 @@ __all__ = [
     "AIRFLOW_VERSION",
     "CLEAR_DELETES_STATE",
     "HAS_TASK_STATE_STORE",
+    "HAS_UI_PLUGINS",
     "NEVER_EXPIRE",
     "AirflowRescheduleException",
     "TaskDeferralError",

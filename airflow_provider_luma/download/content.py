@@ -46,7 +46,7 @@ def detect_media_type(kind: str, size: int, read_at: ReadAt, *, size_is_known: b
     """
     Verify a complete file and return its media type.
 
-    :param kind: one of :data:`..relay.task.MEDIA_KINDS`.
+    :param kind: one of :data:`airflow_provider_luma.relay.media.MEDIA_KINDS`.
     :param size: of the file.
     :param read_at: returns bytes of it, by offset and number.
     :param size_is_known: whether the server sent the size before the file.

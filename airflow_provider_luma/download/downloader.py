@@ -73,10 +73,6 @@ class Downloader:
         self.limits = limits or Limits()
         self._transport = transport
 
-    def stop(self) -> None:
-        """End all downloads soon, whatever they wait for."""
-        self.stopped.set()
-
     def close(self) -> None:
         self._transport.close()
 
@@ -84,7 +80,7 @@ class Downloader:
         """
         Write what the link leads to into ``file``, resuming where an earlier attempt was truncated.
 
-        :param kind: one of :data:`..relay.task.MEDIA_KINDS`, which it must be.
+        :param kind: one of :data:`airflow_provider_luma.relay.media.MEDIA_KINDS`, which it must be.
         :param label: names the file in the log.
         :return: its media type, by its content.
         :raises LinkExpiredError: when the URL is expired or missing, and no fresh one came.

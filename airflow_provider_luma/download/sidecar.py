@@ -44,7 +44,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_luma.download.naming import MEDIA_KINDS, MediaKind, candidate_names
+from airflow_provider_luma.download.naming import candidate_names
 from airflow_provider_luma.download.records import (
     DOWNLOADED,
     PARTIAL,
@@ -57,6 +57,7 @@ from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import SHA256, TASK_ID, NamedStore, StoredObject
 from airflow_provider_luma.download.urls import redact_url
 from airflow_provider_luma.exceptions import ObjectExistsError
+from airflow_provider_luma.relay.media import MEDIA_KINDS, MediaKind
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text
 

@@ -101,6 +101,11 @@ class StagedFile:
         self._staging.check_disk_space()
 
     def write(self, chunk: bytes) -> None:
+        """
+        Append bytes.
+
+        :raises DownloadError: when the file was closed by a stop.
+        """
         with self._open():
             self._hasher.update(chunk)
             rest = memoryview(chunk)
@@ -110,6 +115,11 @@ class StagedFile:
             self.reached = max(self.reached, self.size)
 
     def read_at(self, offset: int, length: int) -> bytes:
+        """
+        Read bytes.
+
+        :raises DownloadError: when the file was closed by a stop.
+        """
         with self._open():
             return os.pread(self._fd, length, offset)
 
@@ -132,7 +142,7 @@ class StagedFile:
     def _open(self) -> Iterator[None]:
         with self._lock:
             if self._is_closed:
-                raise DownloadError("stopped")
+                raise DownloadError("The download was stopped")
             yield
 
     def _begin(self) -> None:

@@ -9,7 +9,7 @@ from airflow_provider_luma.download.records import DownloadSummary, ManifestRow,
 from airflow_provider_luma.relay.result import BatchResult
 from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
-from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.relay.text import clean_text, list_first
 
 _MAX_MESSAGES = 20
 
@@ -59,9 +59,7 @@ class Report:
     def messages(self) -> list[str]:
         """Say what is not downloaded and why, the first few of each kind."""
         errors = [f"{task_id}: {reason}" for task_id, reason in self.errors.items()]
-        left_out = len(errors) - _MAX_MESSAGES
-        more = [f"and {left_out} more"] if left_out > 0 else []
-        return [*errors[:_MAX_MESSAGES], *more, *self.batch.failure_messages()]
+        return [*list_first(errors, _MAX_MESSAGES), *self.batch.failure_messages()]
 
     def manifest_rows(self) -> Iterator[Record | ManifestRow]:
         """Yield the row of each id."""

@@ -133,6 +133,11 @@ class LumaHook(BaseHook):
 
     @cached_property
     def settings(self) -> RelaySettings:
+        """
+        The settings of the connection.
+
+        :raises LumaValueError: when one of its fields is missing or unusable.
+        """
         connection = self.get_connection(self.luma_conn_id)
         extra = connection.extra_dejson
         if not isinstance(extra, Mapping):
@@ -144,6 +149,11 @@ class LumaHook(BaseHook):
 
     @cached_property
     def client(self) -> RelayClient:
+        """
+        A client with these settings.
+
+        :raises LumaValueError: when a field of the connection is missing or unusable.
+        """
         try:
             return self.settings.create_client()
         except LumaValueError as error:

@@ -14,7 +14,7 @@ from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_w
 from airflow_provider_luma.arguments import FailWhen, IfExists, validate_number
 from airflow_provider_luma.exceptions import DownloadError, LumaValueError
 from airflow_provider_luma.relay.batch import read_task_ids
-from airflow_provider_luma.relay.media import MEDIA_KINDS
+from airflow_provider_luma.relay.media import MEDIA_KINDS, MediaKind
 from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_luma.download.downloader import Downloader
-    from airflow_provider_luma.download.naming import MediaKind
     from airflow_provider_luma.download.pool import DownloadResult
     from airflow_provider_luma.download.records import DownloadManifest, Record
     from airflow_provider_luma.download.staging import Staging

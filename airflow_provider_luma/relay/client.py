@@ -252,7 +252,11 @@ class RelayClient:
         Takes a task from a submit or from a query, and sends a request only for the first one. It raises no
         ``RelayError``, so that it can stand behind a submit that was paid for.
         """
-        return self._account.get_cost(task)
+        return self.get_cost_of_quota(task.quota)
+
+    def get_cost_of_quota(self, quota: float | None) -> Money | None:
+        """Return a charge, counted in an integer quota, in the relay's unit; as :meth:`get_cost`."""
+        return self._account.get_cost(quota)
 
     def _get_optional(self, path: str) -> Json | None:
         return self._session.observe(lambda: parse_optional(self._session.request("GET", path)))

@@ -9,6 +9,7 @@ from typing import NotRequired, TypedDict
 
 from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.relay.batch_state import MAX_BYTES, fit_entries, json_size
+from airflow_provider_luma.relay.text import list_first
 
 _MAX_MESSAGES = 20
 
@@ -83,11 +84,11 @@ class BatchResult:
         """Return a line for each failed or missing id, the first few of them and then a count."""
         failed = [f"{task_id}: {self.failed[task_id]}" for task_id in self.ids if task_id in self.failed]
         missing = [f"{task_id}: the relay does not know this id" for task_id in self._ordered(self.missing)]
-        return _first([*failed, *missing])
+        return list_first([*failed, *missing], _MAX_MESSAGES)
 
     def running_message(self) -> str:
         """Return the ids that are still running in one line, the first few of them and then a count."""
-        return ", ".join(_first(self._ordered(self.running)))
+        return ", ".join(list_first(self._ordered(self.running), _MAX_MESSAGES))
 
     def abandoned_message(self) -> str:
         """Name the tasks that are still running when a wait is stopped."""
@@ -144,8 +145,3 @@ def progress_message(total: int, failed: int, missing: int, running: int) -> str
     counts = {"failed": failed, "missing": missing, "running": running}
     parts = [f"{count} {word}" for word, count in counts.items() if count]
     return ", ".join([f"{total - failed - missing - running} of {total} completed", *parts])
-
-
-def _first(lines: Sequence[str]) -> list[str]:
-    left_out = len(lines) - _MAX_MESSAGES
-    return [*lines[:_MAX_MESSAGES], *([f"and {left_out} more"] if left_out > 0 else [])]

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 # What the last poll may take beyond the deadline, in every mode: after an outage there is still one.
 LAST_POLL_SECONDS = 10
 
+# A wait logs its progress at least this often, in seconds.
+QUIET_SECONDS = 300
 # Doubling ends here, so that no number of polls overflows a float.
 _MAX_DOUBLINGS = 40
 

@@ -19,7 +19,7 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.metrics import count_tasks
 from airflow_provider_luma.relay.batch import TaskBatch
 from airflow_provider_luma.relay.isolation import Evidence, Isolation, Response
-from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS
+from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS, QUIET_SECONDS
 from airflow_provider_luma.sensors.store import WaitStore
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 SUMMARY_KEY = "luma_summary"
 
 # How long a wait in which nothing changes goes without a log line.
-QUIET_SECONDS = 300
 
 
 class Wait:

@@ -42,7 +42,6 @@ from airflow_provider_luma.exceptions import (
     SubmitOutcomeUnknownError,
     SubmitRecordError,
 )
-from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit.durable import DurableSubmit
@@ -123,7 +122,12 @@ class BatchSubmitter:
         self._error: Exception | None = None
 
     def run(self, max_parallel: int) -> None:
-        """Submit until nothing is left to, or something stops the batch; see :meth:`submits`."""
+        """
+        Submit until nothing is left to, or something stops the batch; see :meth:`submits`.
+
+        :raises RelayTransientError: when no thread could be started; nothing was sent.
+        :raises LumaError: when the records cannot be read or saved before the first submit.
+        """
         self._waiting = plan_submits(self._journal, self._generations)
         self._removed = len(self._journal.removed())
         futures: list[Future[None]] = []
@@ -171,7 +175,7 @@ class BatchSubmitter:
             else:  # nothing was planned: the store failed before
                 result.not_submitted += 1
         if quota and not self._stopped.is_set():
-            result.cost = self._client.get_cost(LumaTask("all", TaskState.PENDING, raw={"quota": quota}))
+            result.cost = self._client.get_cost_of_quota(quota)
         return result
 
     def _watch(self, futures: Sequence[Future[None]]) -> None:

@@ -182,7 +182,11 @@ class Journal:
         self.save_rest()
 
     def mark_returned(self) -> None:
-        """Save that the ids were returned."""
+        """
+        Save that the ids were returned.
+
+        :raises LumaError: when it could not be saved.
+        """
         self._save_header(
             replace(self._header, successes=self._header.successes + 1, returned=self.max_tries)
         )
@@ -192,7 +196,11 @@ class Journal:
         self._commits.commit()
 
     def save(self, position: int, record: SubmitRecord) -> None:
-        """Save the record of a prompt; one that cannot begin was not sent."""
+        """
+        Save the record of a prompt; one that cannot begin was not sent.
+
+        :raises LumaError: when it could not be saved.
+        """
         slot = self._slots[position]
         if record.phase is Phase.SENDING:
             record = replace(record, successes=self._header.successes)

@@ -11,14 +11,13 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.generation import FIELDS, Generation
-from airflow_provider_luma.relay.text import clean_text, redact_text
+from airflow_provider_luma.relay.generation import FIELDS, FLAGS, Generation
+from airflow_provider_luma.relay.text import SURROGATE, clean_text, redact_text
 from airflow_provider_luma.store_clients import show_url, validate_url
 
 log = logging.getLogger(__name__)
@@ -32,8 +31,7 @@ _QUOTES_HINT = (
     "A cell in quotes ends in its line, and a quote within it is written twice. "
     "Put prompts with line breaks into JSONL"
 )
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_FLAGS = {"true": True, "false": False}
+_FLAG_VALUES = {"true": True, "false": False}
 
 
 def parse_prompts(prompts: Any, defaults: Mapping[str, Any]) -> list[Generation]:
@@ -148,8 +146,8 @@ def _parse_row(place: str, line: str) -> list[str]:
 
 
 def _parse_cell(place: str, name: str, value: str) -> Any:
-    if name in {"loop", "expand_prompt"}:
-        return _FLAGS.get(value.strip().lower(), value)
+    if name in FLAGS:
+        return _FLAG_VALUES.get(value.strip().lower(), value)
     if name == "extra_body":
         return _parse_json(value, f"{place}: extra_body is not JSON")
     return value
@@ -161,7 +159,7 @@ def _lines(file: IO[str]) -> Iterator[str]:
         number += 1
         if len(line) > MAX_LINE_CHARS:
             raise LumaValueError(f"line {number} has more than {MAX_LINE_CHARS} characters")
-        if _SURROGATE.search(line):
+        if SURROGATE.search(line):
             raise LumaValueError(f"line {number} is not UTF-8")
         yield line
 

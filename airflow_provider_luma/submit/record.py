@@ -188,7 +188,11 @@ class Ledger(ABC):
         return next_action(self.record, self.max_tries)
 
     def begin(self, generation: Generation) -> None:
-        """Save ``sending``: the submit may leave from now on."""
+        """
+        Save ``sending``: the submit may leave from now on.
+
+        :raises LumaError: when it could not be saved; nothing may be sent then.
+        """
         self.save(SubmitRecord.sending(generation, self.max_tries))
 
     def mark(
@@ -199,7 +203,11 @@ class Ledger(ABC):
         reason: str | None = None,
         quota: float | None = None,
     ) -> None:
-        """Save that the submit reached a phase."""
+        """
+        Save that the submit reached a phase.
+
+        :raises LumaError: when it could not be saved.
+        """
         if self.record is not None:
             self.save(self.record.at(phase, self.max_tries, id=id, reason=reason, quota=quota))
 

@@ -11,6 +11,7 @@ from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.relay.batch_state import MAX_BYTES, fit_entries, json_size
 from airflow_provider_luma.relay.money import Money
 from airflow_provider_luma.relay.result import Outcome, judge
+from airflow_provider_luma.relay.text import list_first
 
 _MAX_NAMED = 20
 # A position and its separator are 8 bytes at most, and the list so takes a quarter of the XCom.
@@ -124,8 +125,7 @@ class BatchResult:
             parts.append(f"which cost {self.cost}")
         if self.rejected:
             named = [f"{position}: {self.rejected[position]}" for position in sorted(self.rejected)]
-            left_out = len(named) - _MAX_NAMED
-            reasons = "; ".join([*named[:_MAX_NAMED], *([f"and {left_out} more"] if left_out > 0 else [])])
+            reasons = "; ".join(list_first(named, _MAX_NAMED))
             parts.append(f"{len(self.rejected)} were rejected ({reasons})")
         if self.unknown:
             parts.append(f"{len(self.unknown)} may have been charged for ({first_positions(self.unknown)})")
@@ -155,6 +155,4 @@ class BatchResult:
 
 def first_positions(positions: Sequence[int]) -> str:
     """Name the first few positions, and count the others."""
-    named = ", ".join(map(str, positions[:_MAX_NAMED]))
-    left_out = len(positions) - _MAX_NAMED
-    return f"{named} and {left_out} more" if left_out > 0 else named
+    return ", ".join(list_first([*map(str, positions)], _MAX_NAMED))

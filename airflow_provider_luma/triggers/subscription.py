@@ -12,7 +12,7 @@ from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.exceptions import is_permanent, most_specific_error
 from airflow_provider_luma.relay.batch import TaskBatch
 from airflow_provider_luma.relay.result import Outcome
-from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS, PollSchedule
+from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS, QUIET_SECONDS, PollSchedule
 from airflow_provider_luma.relay.task import LumaTask
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from airflow_provider_luma.triggers.request import Request
 
 # How long a wait may go without waking its trigger, which then logs a sign of life.
-QUIET_SECONDS = 300
 
 
 class Subscription:

@@ -108,7 +108,11 @@ class Store(Protocol):
 
 
 class NamedStore:
-    """A store whose errors are :class:`DownloadError`, naming the object and the reason, no secrets."""
+    """
+    A store whose errors name the object and the reason, and no secrets.
+
+    :raises DownloadError: from every method that reaches the store.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store
