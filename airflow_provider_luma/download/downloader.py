@@ -36,7 +36,7 @@ READ_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
-class Limits:
+class DownloadLimits:
     """
     Limits of a download.
 
@@ -67,10 +67,14 @@ class Downloader:
     """
 
     def __init__(
-        self, transport: Transport, limits: Limits | None = None, *, stopped: threading.Event | None = None
+        self,
+        transport: Transport,
+        limits: DownloadLimits | None = None,
+        *,
+        stopped: threading.Event | None = None,
     ) -> None:
         self.stopped = stopped or threading.Event()
-        self.limits = limits or Limits()
+        self.limits = limits or DownloadLimits()
         self._transport = transport
 
     def close(self) -> None:

@@ -63,7 +63,7 @@ def validate_name(argument: str, name: str) -> str:
     return name
 
 
-def validate_manifest_name(name: str) -> str:
+def parse_manifest_name(name: str) -> str:
     """
     Validate the name of a manifest.
 

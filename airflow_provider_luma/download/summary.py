@@ -14,7 +14,7 @@ from airflow_provider_luma.relay.text import clean_text, list_first
 _MAX_MESSAGES = 20
 
 
-class Report:
+class DownloadReport:
     """
     Joins what the relay says and what was downloaded.
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Options:
+class DownloadOptions:
     """
     Options of a download.
 
@@ -73,7 +73,7 @@ class TaskDownloader:
         refresh: Callable[[str], LumaTask | None],
         store: NamedStore,
         staging: Staging,
-        options: Options,
+        options: DownloadOptions,
     ) -> None:
         self.downloader = downloader
         self.store = store

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
-from airflow_provider_luma.arguments import seconds_of
+from airflow_provider_luma.arguments import to_seconds
 from airflow_provider_luma.exceptions import (
     LumaValueError,
     RelayError,
@@ -134,8 +134,8 @@ class LumaGenerateOperator(BaseGenerateOperator):
         super().__init__(**kwargs)
         self.prompt = prompt
         self.wait_for_completion = wait_for_completion
-        self.poke_interval = seconds_of("poke_interval", poke_interval)
-        self.timeout = seconds_of("timeout", timeout)
+        self.poke_interval = to_seconds("poke_interval", poke_interval)
+        self.timeout = to_seconds("timeout", timeout)
         self.deferrable = deferrable
         self.on_success_callback = [*self.on_success_callback, _mark_returned]
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
-from airflow_provider_luma.arguments import FailWhen, validate_number
+from airflow_provider_luma.arguments import FailWhen, validate_amount, validate_count
 from airflow_provider_luma.exceptions import LumaError, LumaValueError
 from airflow_provider_luma.operators.base import BaseGenerateOperator
 from airflow_provider_luma.relay.text import clean_text, redact_text
@@ -119,12 +119,12 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
         self.min_balance = min_balance
         self.fail_when = fail_when
         self.manifest = manifest
-        FailWhen.parse(fail_when)
-        validate_number("max_parallel", max_parallel, integer=True)
+        FailWhen.parse("fail_when", fail_when)
+        validate_count("max_parallel", max_parallel)
         if max_generations is not None:
-            validate_number("max_generations", max_generations, allow_zero=True, integer=True)
+            validate_count("max_generations", max_generations, allow_zero=True)
         if min_balance is not None:
-            validate_number("min_balance", min_balance, allow_zero=True, seconds=False)
+            validate_amount("min_balance", min_balance)
         self.on_success_callback = [*self.on_success_callback, _mark_returned]
 
     def execute(self, context: Context) -> list[str] | SubmitManifest:
@@ -240,7 +240,7 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
         text = f"{text}. {_next_step(place, submits)}"
         if self._is_killed:
             raise LumaError(text)
-        if submits.fails(prompts, FailWhen.parse(self.fail_when)):
+        if submits.fails(prompts, FailWhen.parse("fail_when", self.fail_when)):
             raise LumaTaskFailedError(text)
 
 

@@ -229,7 +229,7 @@ def _numbered(values: Iterable[T], first: int) -> dict[T, int]:
     return {value: number for number, value in enumerate(dict.fromkeys(values), start=first)}
 
 
-def read_task_ids(value: Any) -> list[str]:
+def parse_task_ids(value: Any) -> list[str]:
     """
     Read the ``luma_task_ids`` argument as users and templates give it.
 

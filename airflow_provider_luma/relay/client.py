@@ -14,7 +14,7 @@ from tenacity import Retrying
 
 from airflow_provider_luma.exceptions import RelayError, RelayTaskNotFoundError
 from airflow_provider_luma.relay.account import Account
-from airflow_provider_luma.relay.batch import read_task_ids
+from airflow_provider_luma.relay.batch import parse_task_ids
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.isolation import find_tasks
 from airflow_provider_luma.relay.money import Money
@@ -134,7 +134,7 @@ class RelayClient:
         :raises RelayRateLimitError: when a rate limit exceeds the rest of ``max_delay``.
         """
         deadline = time.monotonic() + max_delay
-        for batch in self.batches(read_task_ids(ids)):
+        for batch in self.batches(parse_task_ids(ids)):
             query = partial(self.query, max_delay=max(deadline - time.monotonic(), 0.0))
             try:
                 yield batch, query(batch)

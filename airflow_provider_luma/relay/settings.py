@@ -54,7 +54,7 @@ def validate_limits(batch_size: int, timeout: float, request_timeout: float, max
             raise LumaValueError(f"{name} must be above 0 and at most {MAX_TIMEOUT} seconds, not {seconds!r}")
 
 
-def validate_verify(verify: bool | str) -> bool | str:
+def parse_verify(verify: bool | str) -> bool | str:
     """
     Return ``verify`` if it is a flag or the path of a CA bundle.
 
@@ -65,7 +65,7 @@ def validate_verify(verify: bool | str) -> bool | str:
     return verify
 
 
-def validate_api_key(api_key: str) -> str:
+def parse_api_key(api_key: str) -> str:
     key = f"{api_key.strip()} ".removeprefix("Bearer ").strip()
     if not key:
         raise LumaValueError("The API key of the Luma relay is empty")

@@ -24,9 +24,9 @@ from airflow_provider_luma.airflow_version import (
     TaskDeferralError,
     TaskDeferralTimeout,
 )
-from airflow_provider_luma.arguments import FailWhen, validate_number
+from airflow_provider_luma.arguments import FailWhen, validate_seconds
 from airflow_provider_luma.exceptions import RelayAuthenticationError, RelayError, error_from_dict
-from airflow_provider_luma.relay.batch import read_task_ids
+from airflow_provider_luma.relay.batch import parse_task_ids
 from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.schedule import PollSchedule
 from airflow_provider_luma.sensors.store import WaitStore
@@ -98,8 +98,8 @@ class LumaTaskSensor(BaseSensorOperator):
         self.missing_grace = missing_grace
         self.deferrable = deferrable
         self._wait: Wait | None = None
-        FailWhen.parse(fail_when)
-        validate_number("missing_grace", missing_grace, allow_zero=True)
+        FailWhen.parse("fail_when", fail_when)
+        validate_seconds("missing_grace", missing_grace, allow_zero=True)
 
     @cached_property
     def hook(self) -> LumaHook:
@@ -248,7 +248,7 @@ class LumaTaskSensor(BaseSensorOperator):
 
     def _build_wait(self, context: Context) -> Wait:
         with fail_without_retry(self.luma_conn_id):
-            ids = read_task_ids(self.luma_task_ids)
+            ids = parse_task_ids(self.luma_task_ids)
         return Wait(ids, self.missing_grace, WaitStore(context), self.log)
 
     def _deadline(self, wait: Wait) -> float:
@@ -276,7 +276,7 @@ class LumaTaskSensor(BaseSensorOperator):
         return self.max_wait.total_seconds() if self.max_wait else None
 
     def _outcome(self, wait: Wait) -> Outcome:
-        return wait.batch.outcome(FailWhen.parse(self.fail_when), fail_fast=self.fail_fast)
+        return wait.batch.outcome(FailWhen.parse("fail_when", self.fail_when), fail_fast=self.fail_fast)
 
     def _finish(self, wait: Wait) -> list[str]:
         """Return the completed ids of a wait that has its outcome, or fail."""

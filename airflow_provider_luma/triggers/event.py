@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.batch import TaskBatch, read_task_ids
+from airflow_provider_luma.relay.batch import TaskBatch, parse_task_ids
 from airflow_provider_luma.relay.batch_state import digest_ids
 from airflow_provider_luma.relay.result import BatchResult
 from airflow_provider_luma.relay.schedule import PollSchedule
@@ -54,7 +54,7 @@ class LumaTaskEventTrigger(BaseEventTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         if poke_interval <= 0:
             raise LumaValueError(f"poke_interval must be above 0 seconds, not {poke_interval!r}")
-        self.luma_task_ids = read_task_ids(luma_task_ids)
+        self.luma_task_ids = parse_task_ids(luma_task_ids)
         self.luma_conn_id = luma_conn_id
         self.poke_interval = poke_interval
 

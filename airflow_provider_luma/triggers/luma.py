@@ -146,7 +146,7 @@ class LumaTaskTrigger(BaseTrigger):
         return Subscription(
             batch,
             PollSchedule(self.poke_interval, self.exponential_backoff, self.max_wait),
-            fail_when=FailWhen.parse(self.fail_when),
+            fail_when=FailWhen.parse("fail_when", self.fail_when),
             fail_fast=self.fail_fast,
             deadline=batch.started_at + self.timeout,
             polled_at=self.polled_at,

@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_luma.sandbox import Sandbox
 from tests.airflow.harness import AIRFLOW, Run, load_dag, run_dag
-from tests.airflow.person import Person, at_the_api
+from tests.airflow.hitl_client import Person, at_the_api
 from tests.conftest import DAGS
 
 EXAMPLES = Path(__file__).parents[2] / "example_dags"

@@ -19,8 +19,8 @@ from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.submit.gate import MAX_UNKNOWN_OUTCOMES
 from airflow_provider_luma.submit.record_store import object_name
 from airflow_provider_luma.submit.result import BatchResult
+from tests.airflow.generate_harness import BatchTask, Store
 from tests.airflow.harness import Run, run_source
-from tests.airflow.tries import BatchTask, Store
 from tests.stores import S3, free_port
 
 CATS = [f"cat dance {number}" for number in range(12)]

@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError
 from airflow_provider_luma.sandbox import Sandbox
-from tests.airflow.tries import BatchTask, GenerateTask, Store
+from tests.airflow.generate_harness import BatchTask, GenerateTask, Store
 
 Connect = Callable[..., None]
 TASKS = [pytest.param(GenerateTask, id="one"), pytest.param(BatchTask, id="batch")]
