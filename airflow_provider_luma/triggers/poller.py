@@ -78,7 +78,7 @@ _THREADS_PER_SLOT = 4
 
 # The clock may be set meanwhile, so no sleep is longer.
 _MAX_SLEEP = 60.0
-# Offset of the grid, by a hash of the key: no poll interval is longer than this.
+# Range of a grid's offset, which a hash of the key chooses; only its remainder by the interval matters.
 _GRID_SECONDS = 3600
 
 

@@ -390,6 +390,15 @@ def test_an_unknown_outcome_counts_as_a_generation(sandbox: Sandbox, store: Stor
     assert len(sandbox.submits) == 3
 
 
+def test_the_error_after_an_unknown_outcome_advises_a_look_at_the_log_before_a_clear(
+    sandbox: Sandbox, store: Store
+) -> None:
+    sandbox.script_submits(ScriptedResponse(status=502), created=True)
+    task = BatchTask(store, prompts=CATS, max_parallel=1, fail_when="any")
+    with pytest.raises(LumaTaskFailedError, match="Before you clear this task, check the relay's task log"):
+        task.run()
+
+
 def test_min_balance_stops_before_the_next_submit(open_sandbox: Any, store: Store) -> None:
     sandbox = open_sandbox(balance=2.5, price=1)
     task = BatchTask(store, prompts=CATS, min_balance=3, fail_when="any")
