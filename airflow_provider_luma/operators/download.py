@@ -322,7 +322,7 @@ class LumaDownloadOperator(BaseOperator):
         ):
             return
         context["ti"].xcom_push("return_value", returned)
-        summary = f"{report.summary['completed']} of {len(report.batch.ids)} Luma tasks are downloaded. "
+        summary = f"{report.summary['completed']} of {len(report.batch.ids)} Luma tasks downloaded. "
         text = f"{summary}{'; '.join(messages)}"
         raise DownloadError(text) if has_errors else LumaTaskFailedError(text)
 
