@@ -1,5 +1,5 @@
 """
-What tasks raise where a retry cannot help.
+Errors of tasks where a retry cannot help.
 
 Transient errors are raised as they are, ordinary exceptions, so that Airflow's ``retries`` apply.
 """

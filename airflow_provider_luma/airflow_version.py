@@ -1,4 +1,4 @@
-"""What differs between the versions of Airflow."""
+"""Differences between the versions of Airflow."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ __all__ = [
     "AIRFLOW_VERSION",
     "CLEAR_DELETES_STATE",
     "HAS_TASK_STATE_STORE",
+    "HAS_UI_PLUGINS",
     "NEVER_EXPIRE",
     "AirflowRescheduleException",
     "TaskDeferralError",
@@ -41,7 +42,7 @@ except ImportError:  # Airflow 3.0 to 3.2, without a task state store
 
 
 def get_merged_default_args(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the ``default_args`` in force for an operator: those of the DAG, task group and task."""
+    """Return the ``default_args`` in force for an operator: those of the Dag, task group and task."""
     from airflow.sdk.bases.operator import get_merged_defaults
     from airflow.sdk.definitions._internal.contextmanager import DagContext, TaskGroupContext
 

@@ -27,7 +27,7 @@ class BalanceReader:
     the last query was             a reading is
     =============================  ==================================================================
     less than a minute ago         what that query gave, an error included
-    longer ago                     queried anew
+    longer ago                     queried again
     without success since then     the earlier one for 20 minutes, if there is one, then the error
     =============================  ==================================================================
 

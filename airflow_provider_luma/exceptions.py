@@ -181,5 +181,5 @@ def is_permanent(error: BaseException) -> bool:
 
 
 def most_specific_error(errors: Sequence[E]) -> E:
-    """Return the error of several requests to raise: one that no retry can help, else the first."""
+    """Return the error of several requests to raise: one that no retry can help, otherwise the first."""
     return next(filter(is_permanent, errors), errors[0])

@@ -1,4 +1,4 @@
-"""What Airflow discovers of this package. Light: Airflow calls it in every process."""
+"""The metadata that Airflow discovers of this package. Light: Airflow calls it in every process."""
 
 from __future__ import annotations
 
@@ -106,13 +106,13 @@ def _connection_type() -> dict[str, Any]:
             },
             "max_in_flight": {
                 "label": "Requests at once",
-                "description": "How many status requests the triggerer has under way at once.",
+                "description": "How many status requests the triggerer has in flight at once.",
                 "schema": {"type": ["integer", "null"], "default": 4, "minimum": 1},
             },
             "max_requests_per_minute": {
                 "label": "Requests a minute",
                 "description": "How many status requests the triggerer, and how many submits one batch task, "
-                "sends a minute at the most. Empty: as many as are due.",
+                "sends at most in a minute. Empty: as many as are due.",
                 "schema": {"type": ["number", "null"], "default": None, "minimum": 0},
             },
             "verify": {

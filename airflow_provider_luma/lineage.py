@@ -34,7 +34,7 @@ def log_errors(description: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001 - the files are downloaded, whatever happens here
-        log.warning("%s was not updated: %s: %s", description, type(error).__name__, clean_text(str(error)))
+        log.warning("Could not update %s: %s: %s", description, type(error).__name__, clean_text(str(error)))
 
 
 def update_outlet_events(
@@ -43,12 +43,12 @@ def update_outlet_events(
     """
     Add the numbers to the events of the assets that the user declared; an alias gets the destination.
 
-    :param outlets: those of the operator; some may be no assets.
+    :param outlets: those of the operator; some may not be assets.
     :param uri: of the destination.
     :param summary: small, as it goes into Airflow's database.
     """
     for outlet in outlets:
-        with log_errors(f"The event of the outlet {type(outlet).__name__}"):
+        with log_errors(f"the event of the outlet {type(outlet).__name__}"):
             event = context["outlet_events"][outlet]
             if isinstance(outlet, AssetAlias):
                 event.add(Asset(uri), extra=dict(summary))
@@ -58,13 +58,13 @@ def update_outlet_events(
 
 def collect_hook_lineage(hook: BaseHook, files: Iterable[File]) -> None:
     """Tell Airflow's collector where each file came from and went to."""
-    with log_errors("Hook lineage"):
+    with log_errors("hook lineage"):
         # Imported here, as it takes a second on Airflow 3.0.
         from airflow.providers.common.compat.sdk import get_hook_lineage_collector
 
         collector = get_hook_lineage_collector()
         for file in islice(files, _MAX_DATASETS):
-            with log_errors(f"Hook lineage of {file['uri']}"):
+            with log_errors(f"hook lineage of {file['uri']}"):
                 collector.add_output_asset(context=hook, uri=file["uri"])
                 collector.add_input_asset(context=hook, uri=file["source"])
 

@@ -47,7 +47,7 @@ def show_url(url: Any) -> str:
 
 
 def s3_client(conn_id: str | None, *, max_connections: int = 1, signature_version: str | None = None) -> Any:
-    """Return a boto3 client with at least so many connections."""
+    """Return a boto3 client with at least that many connections."""
     from airflow.providers.amazon.aws.hooks.s3 import S3Hook
     from botocore.config import Config
 

@@ -35,7 +35,7 @@ class StoppedError(DownloadError):
 
 
 class DeadlineError(DownloadError):
-    """The time for a file is over."""
+    """The time for a file has expired."""
 
     def __init__(self) -> None:
         super().__init__("not complete within download_timeout")

@@ -153,7 +153,7 @@ def measure(where: str, path: str | None, number: int, pipe: Any) -> None:
     with relay() as count:
         from airflow_provider_luma import submit_journal
         from airflow_provider_luma.operators.luma import LumaGenerateBatchOperator
-        from tests.airflow.tries import Instance
+        from tests.airflow.generate_harness import Instance
 
         written: list[int] = []
         save = submit_journal.save_record

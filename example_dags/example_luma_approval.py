@@ -10,7 +10,7 @@ the clips are downloaded, somebody chooses the ones to keep:
  "destination": "s3://aws_default@my-bucket/clips"}
 ```
 
-Needs Airflow 3.1 or newer; on 3.0 this file defines no DAG.
+Needs Airflow 3.1 or newer; on 3.0 this file defines no Dag.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ def approval() -> None:
         prompts=repeat(),
         max_generations=500,
         fail_when="all",
+        execution_timeout=timedelta(hours=2),
     )
     wait = LumaTaskSensor(
         task_id="wait",

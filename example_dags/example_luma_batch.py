@@ -10,7 +10,7 @@ JSONL is a text, or an object with the fields of one generation:
 
 One sensor waits for all of the clips. They are downloaded in chunks, side by side on all workers, and a chunk
 that fails is retried alone. Prompts that the relay rejects do not stop the others: the XCom `luma_submits` of
-the task `generate` names them.
+the task `generate` names them. Clear a task that failed: it continues, and pays for no prompt twice.
 
 ```json
 {"prompts": "s3://aws_default@my-bucket/prompts.jsonl", "destination": "s3://aws_default@my-bucket/clips"}
@@ -43,7 +43,10 @@ with DAG(
         prompts_path="{{ params.prompts }}",
         aspect_ratio="16:9",  # for prompts that give none
         fail_when="all",
+        # On Airflow 3.0 to 3.2 a folder for its journal: without it a batch that failed cannot be continued.
+        # state_path="s3://aws_default@my-bucket/_luma",
         retry_delay=timedelta(minutes=1),
+        execution_timeout=timedelta(hours=6),  # a rate limit is waited out until then
     )
     wait = LumaTaskSensor(
         task_id="wait",

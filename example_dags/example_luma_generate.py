@@ -8,7 +8,9 @@ into object storage, each with a record of its metadata beside it:
 {"prompts": ["a paper boat crossing a puddle"], "destination": "s3://aws_default@my-bucket/clips"}
 ```
 
-Each prompt costs what the relay charges for it, once: a submit that may have arrived is never sent again.
+Each prompt costs what the relay charges for it, once: a submit that may have arrived is never sent again. A
+prompt that the relay rejects fails its own task instance, and the other clips are downloaded. For more than
+about 50 prompts see `example_luma_batch`, which submits them in one task.
 """
 
 from __future__ import annotations
@@ -40,11 +42,13 @@ with DAG(
         task_id="generate",
         aspect_ratio="16:9",
         map_index_template="{{ task.prompt[:40] }}",
+        execution_timeout=timedelta(hours=1),  # a rate limit is waited out until then
     ).expand(prompt=prompts())
 
     wait = LumaTaskSensor(
         task_id="wait",
         luma_task_ids=generate.output,
+        trigger_rule="all_done",  # also when a prompt was rejected
         fail_when="all",
         deferrable=True,
         poke_interval=10,

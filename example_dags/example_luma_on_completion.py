@@ -2,7 +2,7 @@
 ### Download a clip as soon as it is finished
 
 An asset watcher in the triggerer polls Luma tasks that somebody else submitted, and starts a run of this
-DAG for each one that is completed or failed. It shares its requests with every waiting sensor of the
+Dag for each one that is completed or failed. It shares its requests with every waiting sensor of the
 connection.
 """
 

@@ -1,5 +1,5 @@
 """
-Runs the DAG from prompts to downloaded clips in a real Airflow on the embedded sandbox, and shows the result.
+Runs the Dag from prompts to downloaded clips in a real Airflow on the embedded sandbox, and shows the result.
 
 Airflow's own output goes to ``.demo/airflow.log``.
 """
@@ -40,7 +40,7 @@ def main() -> int:
     with Sandbox(tasks=0, seconds=12) as sandbox:
         os.environ["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(sandbox.connection)
         print(f"A sandbox relay at {sandbox.base_url} stands in for Luma; one prompt will fail.", file=screen)
-        print(f"Running the DAG {DAG_ID} (example_dags/{DAG_ID}.py) ...\n", file=screen)
+        print(f"Running the Dag {DAG_ID} (example_dags/{DAG_ID}.py) ...\n", file=screen)
         dag = load_dag()
         with progress(screen):
             run = dag.test(run_conf={"prompts": PROMPTS, "destination": CLIPS.as_uri()})
@@ -105,7 +105,7 @@ def follow(screen: Any, started: float, stop: threading.Event) -> None:
 
 def report(screen: Any, run: Any) -> None:
     records, summary = xcom(run, "download", "return_value"), xcom(run, "wait", "luma_summary")
-    print(f"\nThe DAG run ended: {run.state}.\n", file=screen)
+    print(f"\nThe Dag run ended: {run.state}.\n", file=screen)
     print(f"Downloaded to {CLIPS.relative_to(ROOT)}:", file=screen)
     table(
         screen,

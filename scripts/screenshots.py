@@ -53,7 +53,7 @@ def main() -> None:
             with stack.running({file.name: file.read_text()}):
                 stack.start("dag-processor")
                 stack.until(
-                    lambda: bool(stack.rows("select 1 from serialized_dag")), "the DAG is known", PATIENCE
+                    lambda: bool(stack.rows("select 1 from serialized_dag")), "the Dag is known", PATIENCE
                 )
                 for part in ("scheduler", "triggerer"):
                     stack.start(part)

@@ -37,7 +37,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # Airflow has to end, too
     once = "--once" in sys.argv  # for those who only want to see that it starts
     with Sandbox(tasks=0, seconds=20) as sandbox, airflow(sandbox) as api:
-        print(f"Running the DAG {DAG_ID} on the sandbox; one prompt will fail ...", flush=True)
+        print(f"Running the Dag {DAG_ID} on the sandbox; one prompt will fail ...", flush=True)
         run_id = trigger(api)
         run = f"{api.url}/dags/{DAG_ID}/runs/{run_id}"
         print(f"\n  The run, with its tab Clips: {run}/plugin/luma-run-clips", flush=True)
@@ -124,7 +124,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def trigger(api: Api) -> str:
-    api.until(lambda: api.request("PATCH", f"/dags/{DAG_ID}", {"is_paused": False}), "the DAG is known")
+    api.until(lambda: api.request("PATCH", f"/dags/{DAG_ID}", {"is_paused": False}), "the Dag is known")
     conf = {"prompts": PROMPTS, "destination": CLIPS.as_uri()}
     run = api.request("POST", f"/dags/{DAG_ID}/dagRuns", {"conf": conf, "logical_date": None})
     return str(run["dag_run_id"])

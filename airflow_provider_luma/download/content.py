@@ -12,7 +12,7 @@ WebP             a RIFF chunk of the file's size
 JPEG             starts and ends with the markers of an image
 ===============  ========================================================================================
 
-``moov`` and ``mdat`` with nothing in them are no video.
+``moov`` and ``mdat`` with nothing in them are not a video.
 
 A last box or segment may say "to the end of the file", a fragmented file may end after any fragment, and a
 JPEG may have more after its end marker. All of it holds only if the server sent the file's size. Without a
@@ -46,7 +46,7 @@ def detect_media_type(kind: str, size: int, read_at: ReadAt, *, size_is_known: b
     """
     Verify a complete file and return its media type.
 
-    :param kind: one of :data:`..relay.task.MEDIA_KINDS`.
+    :param kind: one of :data:`airflow_provider_luma.relay.media.MEDIA_KINDS`.
     :param size: of the file.
     :param read_at: returns bytes of it, by offset and number.
     :param size_is_known: whether the server sent the size before the file.

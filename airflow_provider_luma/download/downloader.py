@@ -31,14 +31,14 @@ from airflow_provider_luma.threads import DeadlineError, StoppedError, call_aban
 
 log = logging.getLogger(__name__)
 
-# What one read takes at the most: enough that the time goes into copying and hashing.
+# Bytes of one read at most: enough that the time goes into copying and hashing.
 READ_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
-class Limits:
+class DownloadLimits:
     """
-    What a download may take.
+    Limits of a download.
 
     :param max_bytes: how large a file may be.
     :param download_timeout: seconds for one file, with all its attempts.
@@ -67,24 +67,24 @@ class Downloader:
     """
 
     def __init__(
-        self, transport: Transport, limits: Limits | None = None, *, stopped: threading.Event | None = None
+        self,
+        transport: Transport,
+        limits: DownloadLimits | None = None,
+        *,
+        stopped: threading.Event | None = None,
     ) -> None:
         self.stopped = stopped or threading.Event()
-        self.limits = limits or Limits()
+        self.limits = limits or DownloadLimits()
         self._transport = transport
-
-    def stop(self) -> None:
-        """End all downloads soon, whatever they wait for."""
-        self.stopped.set()
 
     def close(self) -> None:
         self._transport.close()
 
     def download(self, link: Link, file: StagedFile, kind: str, label: str) -> str:
         """
-        Write what the link leads to into ``file``, resuming where an earlier attempt was cut.
+        Write what the link leads to into ``file``, resuming where an earlier attempt was truncated.
 
-        :param kind: one of :data:`..relay.task.MEDIA_KINDS`, which it must be.
+        :param kind: one of :data:`airflow_provider_luma.relay.media.MEDIA_KINDS`, which it must be.
         :param label: names the file in the log.
         :return: its media type, by its content.
         :raises LinkExpiredError: when the URL is expired or missing, and no fresh one came.

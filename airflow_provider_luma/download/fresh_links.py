@@ -34,7 +34,7 @@ class FreshLinks:
     Queries the relay for tasks again.
 
     :param query: sends one request for these ids.
-    :param batch_size: how many ids a request has at the most.
+    :param batch_size: at most how many ids a request has.
     """
 
     def __init__(self, query: Callable[[Sequence[str]], Tasks], *, batch_size: int = 100) -> None:

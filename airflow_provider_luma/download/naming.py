@@ -6,14 +6,11 @@ import hashlib
 import re
 import string
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, TypeAlias
 
 from airflow_provider_luma.download.urls import url_suffix
 from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.relay.media import MEDIA_KINDS, MediaKind
 from airflow_provider_luma.relay.task import LumaTask
-
-MediaKind: TypeAlias = Literal["video", "thumbnail", "last_frame"]
-MEDIA_KINDS: tuple[MediaKind, ...] = ("video", "thumbnail", "last_frame")
 
 _FIELDS = ("id", "prompt", "aspect_ratio", "created_at")
 # In lower case, as some file systems are case-insensitive.
@@ -66,7 +63,7 @@ def validate_name(argument: str, name: str) -> str:
     return name
 
 
-def validate_manifest_name(name: str) -> str:
+def parse_manifest_name(name: str) -> str:
     """
     Validate the name of a manifest.
 

@@ -26,7 +26,7 @@ _POLL_SECONDS = 0.1
 @dataclass
 class DownloadResult:
     """
-    What happened to the tasks.
+    Result of a download run.
 
     :param records: of each task with any file, in the order of the tasks.
     :param errors: of each task with a file that is not there, keyed by id.

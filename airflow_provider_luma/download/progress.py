@@ -1,4 +1,4 @@
-"""How far a download is, in a line."""
+"""The progress of a download, in a line."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from airflow_provider_luma.download.staging import StagedFile, format_bytes
 @dataclass(frozen=True)
 class Counts:
     """
-    How many tasks are done.
+    Counts of the tasks that are done.
 
     :param downloaded: by this run.
     :param unchanged: downloaded before.
-    :param failed: given up.
+    :param failed: given up; ``errors`` in the line, as ``failed`` tasks have no video.
     """
 
     downloaded: int
@@ -53,7 +53,7 @@ class Progress:
             f"{done:,} of {self._tasks:,} videos",
             _of_total(downloaded, [*sizes, *known], self._tasks - counts.unchanged - counts.failed),
             f"{format_bytes(self._speed(downloaded, done + counts.failed == self._tasks))}/s",
-            f"{counts.failed:,} failed",
+            f"{counts.failed:,} errors",
         ]
         return ", ".join(parts + ([f"{counts.unchanged:,} unchanged"] if counts.unchanged else []))
 

@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NotRequired, TypedDict
 
-from airflow_provider_luma.download.naming import MEDIA_KINDS, MediaKind
 from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import NamedStore, Upload
 from airflow_provider_luma.exceptions import ObjectExistsError
-from airflow_provider_luma.relay.media import Media
+from airflow_provider_luma.relay.media import MEDIA_KINDS, Media, MediaKind
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text
 

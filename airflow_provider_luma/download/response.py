@@ -5,7 +5,7 @@ The meaning of a response for a download: every header is validated here, and no
 200                           the file, from its beginning
 206                           the rest of it, when that range was requested of this very file: from the
                               byte that is missing to the last, of the same size in all, with the same
-                              validator, which it must repeat; else from the beginning
+                              validator, which it must repeat; otherwise from the start
 401, 403, 404, 410            the URL has expired or is gone, as with presigned URLs
 408, 416, 425, 429, 5xx       transient; ``Retry-After`` is honoured
 anything else                 permanent

@@ -1,5 +1,5 @@
 """
-When a file is tried again: one budget per file, and a verdict on each error.
+The retries of a file: one budget per file, and a verdict on each error.
 
 ==============================  ==========  =============================================================
 error                           verdict     until
@@ -12,7 +12,7 @@ error                           verdict     until
 ==============================  ==========  =============================================================
 
 All of it ends at the deadline of the file, and after ``MAX_TOTAL_ATTEMPTS`` attempts. An attempt makes
-worthwhile progress when it brings ``MIN_PROGRESS`` bytes: a server that cuts each response would else be
+worthwhile progress when it brings ``MIN_PROGRESS`` bytes: a server that truncates each would otherwise be
 resumed for ever.
 """
 
@@ -39,7 +39,7 @@ _MAX_REJECTIONS = 5
 
 
 class Verdict(StrEnum):
-    """What to do after an error."""
+    """The action after an error."""
 
     RETRY = "retry"
     FRESH_LINK = "fresh link"

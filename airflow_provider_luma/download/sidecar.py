@@ -44,7 +44,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from airflow_provider_luma.download.naming import MEDIA_KINDS, MediaKind, candidate_names
+from airflow_provider_luma.download.naming import candidate_names
 from airflow_provider_luma.download.records import (
     DOWNLOADED,
     PARTIAL,
@@ -57,6 +57,7 @@ from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import SHA256, TASK_ID, NamedStore, StoredObject
 from airflow_provider_luma.download.urls import redact_url
 from airflow_provider_luma.exceptions import ObjectExistsError
+from airflow_provider_luma.relay.media import MEDIA_KINDS, MediaKind
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text
 
@@ -74,9 +75,9 @@ class ClaimLostError(ObjectExistsError):
 @dataclass(frozen=True)
 class SidecarState:
     """
-    What a sidecar says.
+    The content of a sidecar.
 
-    :param task_id: whose it is; ``None`` when it is no sidecar at all.
+    :param task_id: whose it is; ``None`` when it is not a sidecar.
     :param files: that are published.
     :param publishing: that were about to be.
     """
@@ -131,7 +132,7 @@ class Sidecar:
                 self.files[kind] = file
 
     def parse_metadata(self, found: StoredObject, name: str, source: str) -> File | None:
-        """Return the file of an object whose metadata names this task, else ``None``."""
+        """Return the file of an object whose metadata names this task, otherwise ``None``."""
         sha256 = found.metadata.get(SHA256, "")
         if found.metadata.get(TASK_ID) != self._task.id or not _SHA256.fullmatch(sha256) or not found.size:
             return None
@@ -211,7 +212,7 @@ class Sidecar:
             return False
         if found.identity == identity or SHA256 in found.metadata:
             return True
-        # Hashing is cheap only where the file is local, and else for when another writer was seen.
+        # Hashing is cheap only where the file is local, and otherwise for when another writer was seen.
         name = self._name_of(kind, file)
         needs_hash = bool(found.identity) or self._replaced_other
         return not needs_hash or (name is not None and self._store.sha256(name) == file["sha256"])

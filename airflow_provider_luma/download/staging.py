@@ -1,4 +1,4 @@
-"""Where a download grows until it is complete: an anonymous temporary file, gone when its process is."""
+"""The file of a download until it is complete: an anonymous temporary file, gone when its process is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _READ_BYTES = 1024 * 1024
 @dataclass(frozen=True)
 class Source:
     """
-    What a server says of a complete file.
+    A server's statement about a complete file.
 
     :param size: its Content-Length in bytes; ``None`` when there is none.
     :param content_type: its media type.
@@ -84,7 +84,7 @@ class StagedFile:
 
     @property
     def remaining_bytes(self) -> int:
-        """How many bytes are still to come, as far as the source says."""
+        """Bytes that are still to come, as far as the source says."""
         return max((self.source.size or 0) - self.size, 0) if self.source else 0
 
     def restart(self, source: Source | None = None) -> None:
@@ -101,6 +101,11 @@ class StagedFile:
         self._staging.check_disk_space()
 
     def write(self, chunk: bytes) -> None:
+        """
+        Append bytes.
+
+        :raises DownloadError: when the file was closed by a stop.
+        """
         with self._open():
             self._hasher.update(chunk)
             rest = memoryview(chunk)
@@ -110,6 +115,11 @@ class StagedFile:
             self.reached = max(self.reached, self.size)
 
     def read_at(self, offset: int, length: int) -> bytes:
+        """
+        Read bytes.
+
+        :raises DownloadError: when the file was closed by a stop.
+        """
         with self._open():
             return os.pread(self._fd, length, offset)
 
@@ -132,7 +142,7 @@ class StagedFile:
     def _open(self) -> Iterator[None]:
         with self._lock:
             if self._is_closed:
-                raise DownloadError("stopped")
+                raise DownloadError("The download was stopped")
             yield
 
     def _begin(self) -> None:

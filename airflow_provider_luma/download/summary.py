@@ -1,4 +1,4 @@
-"""What happened to every id that was requested."""
+"""The outcome of every id that was requested."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from airflow_provider_luma.download.records import DownloadSummary, ManifestRow,
 from airflow_provider_luma.relay.result import BatchResult
 from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
-from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.relay.text import clean_text, list_first
 
 _MAX_MESSAGES = 20
 
 
-class Report:
+class DownloadReport:
     """
     Joins what the relay says and what was downloaded.
 
@@ -59,9 +59,7 @@ class Report:
     def messages(self) -> list[str]:
         """Say what is not downloaded and why, the first few of each kind."""
         errors = [f"{task_id}: {reason}" for task_id, reason in self.errors.items()]
-        left_out = len(errors) - _MAX_MESSAGES
-        more = [f"and {left_out} more"] if left_out > 0 else []
-        return [*errors[:_MAX_MESSAGES], *more, *self.batch.failure_messages()]
+        return [*list_first(errors, _MAX_MESSAGES), *self.batch.failure_messages()]
 
     def manifest_rows(self) -> Iterator[Record | ManifestRow]:
         """Yield the row of each id."""

@@ -11,7 +11,7 @@ from functools import partial
 
 from airflow_provider_luma.arguments import IfExists
 from airflow_provider_luma.download.downloader import Downloader
-from airflow_provider_luma.download.naming import MediaKind, candidate_names, file_name
+from airflow_provider_luma.download.naming import candidate_names, file_name
 from airflow_provider_luma.download.records import DOWNLOADED, PARTIAL, UNCHANGED, File, Record, build_record
 from airflow_provider_luma.download.retry import Link
 from airflow_provider_luma.download.sidecar import DOWNLOADING, ClaimLostError, Sidecar, SidecarState
@@ -19,6 +19,7 @@ from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import SHA256, TASK_ID, NamedStore, StoredObject, Upload
 from airflow_provider_luma.download.urls import redact_url
 from airflow_provider_luma.exceptions import DownloadError, LumaError, ObjectExistsError
+from airflow_provider_luma.relay.media import MediaKind
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text, redact_text
 from airflow_provider_luma.threads import StoppedError, call_abandonable
@@ -27,9 +28,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Options:
+class DownloadOptions:
     """
-    What to download, and how.
+    Options of a download.
 
     :param media: kinds of files.
     :param name_template: see :func:`..naming.parse_name_template`.
@@ -46,7 +47,7 @@ class Options:
 @dataclass(frozen=True)
 class TaskResult:
     """
-    What happened to one task: a record when there is any file, an error when one is not there, or both.
+    Result of one task: a record when there is any file, an error when one is not there, or both.
 
     :param downloaded: the files that this run downloaded.
     """
@@ -72,7 +73,7 @@ class TaskDownloader:
         refresh: Callable[[str], LumaTask | None],
         store: NamedStore,
         staging: Staging,
-        options: Options,
+        options: DownloadOptions,
     ) -> None:
         self.downloader = downloader
         self.store = store

@@ -18,7 +18,7 @@ from airflow_provider_luma import metrics
 from airflow_provider_luma.balance import BalanceReader
 from airflow_provider_luma.exceptions import LumaError, LumaValueError, RelayPermissionError
 from airflow_provider_luma.get_provider_info import get_provider_info
-from airflow_provider_luma.relay.batch import read_task_ids
+from airflow_provider_luma.relay.batch import parse_task_ids
 from airflow_provider_luma.relay.client import RelayClient
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL, MAX_TIMEOUT, parse_base_url
@@ -133,6 +133,11 @@ class LumaHook(BaseHook):
 
     @cached_property
     def settings(self) -> RelaySettings:
+        """
+        The settings of the connection.
+
+        :raises LumaValueError: when one of its fields is missing or unusable.
+        """
         connection = self.get_connection(self.luma_conn_id)
         extra = connection.extra_dejson
         # Airflow logs what is not JSON, and reads it as an empty object.
@@ -145,6 +150,11 @@ class LumaHook(BaseHook):
 
     @cached_property
     def client(self) -> RelayClient:
+        """
+        A client with these settings.
+
+        :raises LumaValueError: when a field of the connection is missing or unusable.
+        """
         try:
             return self.settings.create_client()
         except LumaValueError as error:
@@ -160,7 +170,7 @@ class LumaHook(BaseHook):
         :return: the tasks that the relay knows, in the order of the ids.
         :raises RelayError: when the relay rejected the request, or transient errors outlasted the retries.
         """
-        return list(self.client.get_tasks(read_task_ids(luma_task_ids)).values())
+        return list(self.client.get_tasks(parse_task_ids(luma_task_ids)).values())
 
     @cached_property
     def _balance(self) -> BalanceReader:

@@ -61,7 +61,7 @@ class RelayPageLink(BaseOperatorLink):
 
 
 def web_page_of(pushed: Any) -> str | None:
-    """Return the page that an XCom names. Any task may have pushed it: a script is no page."""
+    """Return the page that an XCom names. Any task may have pushed it: a script is not a page."""
     page = pushed.get("page") if isinstance(pushed, dict) else None
     try:
         is_web = isinstance(page, str) and urlsplit(page).scheme in {"http", "https"}

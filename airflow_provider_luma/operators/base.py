@@ -1,4 +1,4 @@
-"""What operators that submit generations have in common: the fields, and where their records are kept."""
+"""Common parts of operators that submit generations: the fields, and the place of their records."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_luma.airflow_version import HAS_TASK_STATE_STORE, get_merged_default_args
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.generation import FIELDS
+from airflow_provider_luma.relay.generation import FIELDS, FLAGS
 from airflow_provider_luma.submit.record_store import StatePlace
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 # Where records are kept, a retry is the safe way back from a dead worker; elsewhere it may be charged twice.
 DURABLE_RETRIES = 2
 
-_FLAGS = frozenset({"loop", "expand_prompt"})
 # Of a generation, but for what each one has of its own.
 SHARED_FIELDS = tuple(name for name in FIELDS if name != "prompt")
 
@@ -29,7 +28,7 @@ SHARED_FIELDS = tuple(name for name in FIELDS if name != "prompt")
 class BaseGenerateOperator(BaseOperator):
     """Base of the operators that submit; the parameters are documented where they are public."""
 
-    template_fields: Sequence[str] = (*(name for name in SHARED_FIELDS if name not in _FLAGS), "luma_conn_id")
+    template_fields: Sequence[str] = (*(name for name in SHARED_FIELDS if name not in FLAGS), "luma_conn_id")
     ui_color = "#e6e0ff"
 
     def __init__(

@@ -11,10 +11,10 @@ from airflow.providers.common.compat.sdk import BaseOperator
 
 from airflow_provider_luma import lineage, metrics
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
-from airflow_provider_luma.arguments import FailWhen, IfExists, validate_number
+from airflow_provider_luma.arguments import FailWhen, IfExists, validate_count, validate_seconds
 from airflow_provider_luma.exceptions import DownloadError, LumaValueError
-from airflow_provider_luma.relay.batch import read_task_ids
-from airflow_provider_luma.relay.media import MEDIA_KINDS
+from airflow_provider_luma.relay.batch import parse_task_ids
+from airflow_provider_luma.relay.media import MEDIA_KINDS, MediaKind
 from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from airflow_provider_luma.download.downloader import Downloader
-    from airflow_provider_luma.download.naming import MediaKind
     from airflow_provider_luma.download.pool import DownloadResult
     from airflow_provider_luma.download.records import DownloadManifest, Record
     from airflow_provider_luma.download.staging import Staging
     from airflow_provider_luma.download.stores.base import NamedStore, Store
-    from airflow_provider_luma.download.summary import Report
+    from airflow_provider_luma.download.summary import DownloadReport
     from airflow_provider_luma.hooks.luma import LumaHook
 
 
@@ -85,7 +84,7 @@ class LumaDownloadOperator(BaseOperator):
         system, so that nothing is copied. (templated)
     :param fsync: whether local files survive a power loss: each file and its folder is flushed to disk before
         the record that calls it complete. Default ``True``. Other stores take care of this themselves.
-    :raises LumaTaskFailedError: by ``fail_when``, after everything else was downloaded; not retried.
+    :raises LumaTaskFailedError: as ``fail_when`` decides, after all others were downloaded; not retried.
     :raises LumaNonRetryableError: on a permanent error of the relay, or an invalid argument; not retried.
     :raises DownloadError: when a video was not downloaded or is not completed yet; Airflow's ``retries``
         apply, and a retry downloads only what is missing.
@@ -143,13 +142,13 @@ class LumaDownloadOperator(BaseOperator):
         self.download_timeout = download_timeout
         self.staging_dir = staging_dir
         self.fsync = fsync
-        FailWhen.parse(fail_when)
-        IfExists.parse(if_exists)
+        FailWhen.parse("fail_when", fail_when)
+        IfExists.parse("if_exists", if_exists)
         _validate_media(self.media)
-        validate_number("max_parallel", max_parallel, integer=True)
-        validate_number("max_bytes", max_bytes, integer=True)
-        validate_number("link_timeout", link_timeout, allow_zero=True)
-        validate_number("download_timeout", download_timeout)
+        validate_count("max_parallel", max_parallel)
+        validate_count("max_bytes", max_bytes)
+        validate_seconds("link_timeout", link_timeout, allow_zero=True)
+        validate_seconds("download_timeout", download_timeout)
 
     @cached_property
     def hook(self) -> LumaHook:
@@ -159,14 +158,14 @@ class LumaDownloadOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[Record] | DownloadManifest:
         from airflow_provider_luma.download.stores.base import NamedStore
-        from airflow_provider_luma.download.summary import Report
+        from airflow_provider_luma.download.summary import DownloadReport
         from airflow_provider_luma.threads import StoppedError, call_abandonable
 
         self._stopped = stopped = threading.Event()
         if self._is_killed:  # before there was anything to stop
             stopped.set()
         with fail_without_retry(self.luma_conn_id):
-            ids = read_task_ids(self.luma_task_ids)
+            ids = parse_task_ids(self.luma_task_ids)
             if not ids:
                 self.log.info("luma_task_ids is empty: no Luma task to download")
             # The look-up of a connection may hang too.
@@ -182,7 +181,7 @@ class LumaDownloadOperator(BaseOperator):
                     raise _stopped_when(0, len(completed)) from None
             staging = call_abandonable(partial(self._create_staging, store), stopped=stopped)
             result = self._result = self._download(store, staging, completed)
-        report = Report(ids, tasks, result)
+        report = DownloadReport(ids, tasks, result)
         counts = result.counts
         self.log.info(
             "Downloaded %d of %d videos to %s",
@@ -223,13 +222,13 @@ class LumaDownloadOperator(BaseOperator):
         from airflow_provider_luma.download.fresh_links import FreshLinks
         from airflow_provider_luma.download.naming import parse_name_template
         from airflow_provider_luma.download.pool import DownloadPool
-        from airflow_provider_luma.download.task_download import Options, TaskDownloader
+        from airflow_provider_luma.download.task_download import DownloadOptions, TaskDownloader
 
         downloader = self._create_downloader()
-        options = Options(
+        options = DownloadOptions(
             media=cast("Sequence[MediaKind]", self.media),
             name_template=parse_name_template(self.name_template),
-            if_exists=IfExists.parse(self.if_exists),
+            if_exists=IfExists.parse("if_exists", self.if_exists),
             max_parallel=self.max_parallel,
         )
         fresh_links = FreshLinks(self.hook.client.query_once, batch_size=self.hook.settings.batch_size)
@@ -243,7 +242,7 @@ class LumaDownloadOperator(BaseOperator):
         return result
 
     def _create_downloader(self) -> Downloader:
-        from airflow_provider_luma.download.downloader import Downloader, Limits
+        from airflow_provider_luma.download.downloader import Downloader, DownloadLimits
         from airflow_provider_luma.download.ssrf import AddressPolicy
         from airflow_provider_luma.download.transport import Transport
 
@@ -255,18 +254,18 @@ class LumaDownloadOperator(BaseOperator):
             verify=settings.verify,
             proxies=dict(settings.proxies),
         )
-        limits = Limits(
+        limits = DownloadLimits(
             max_bytes=self.max_bytes, download_timeout=self.download_timeout, link_timeout=self.link_timeout
         )
         return Downloader(transport, limits, stopped=self._stopped)
 
     def _manifest_name(self, context: Context) -> str | None:
-        from airflow_provider_luma.download.naming import manifest_name, validate_manifest_name
+        from airflow_provider_luma.download.naming import manifest_name, parse_manifest_name
 
         if not self.manifest:
             return None
         if self.manifest is not True:
-            return validate_manifest_name(self.manifest)
+            return parse_manifest_name(self.manifest)
         ti = context["ti"]
         map_index = -1 if ti.map_index is None else ti.map_index
         return manifest_name(ti.run_id, ti.dag_id, ti.task_id, map_index)
@@ -286,11 +285,14 @@ class LumaDownloadOperator(BaseOperator):
     def _check_replaceable(self, store: NamedStore, name: str) -> None:
         from airflow_provider_luma.download.records import check_manifest_replaceable
 
-        if self.manifest is not True and IfExists.parse(self.if_exists) is not IfExists.OVERWRITE:
+        if (
+            self.manifest is not True
+            and IfExists.parse("if_exists", self.if_exists) is not IfExists.OVERWRITE
+        ):
             check_manifest_replaceable(store, name)
 
     def _write_manifest(
-        self, staging: Staging, store: NamedStore, name: str, report: Report
+        self, staging: Staging, store: NamedStore, name: str, report: DownloadReport
     ) -> DownloadManifest:
         from airflow_provider_luma.download.records import put_json
 
@@ -298,15 +300,15 @@ class LumaDownloadOperator(BaseOperator):
         put_json(staging, store, name, report.manifest_rows())
         return {"manifest": store.uri(name), **report.summary}
 
-    def _emit_lineage_and_metrics(self, context: Context, store: NamedStore, report: Report) -> None:
+    def _emit_lineage_and_metrics(self, context: Context, store: NamedStore, report: DownloadReport) -> None:
         """Tell others what was downloaded. It is done, so that nothing here can fail the task."""
         files = report.result.downloaded_files
-        with lineage.log_errors("The metrics"):
+        with lineage.log_errors("metrics"):
             metrics.count_downloads(report.summary, report.result.seconds)
         lineage.collect_hook_lineage(self.hook, files)
         lineage.update_outlet_events(context, self.outlets, store.uri("").rstrip("/"), report.summary)
 
-    def _raise_on_failures(self, context: Context, report: Report, returned: Any) -> None:
+    def _raise_on_failures(self, context: Context, report: DownloadReport, returned: Any) -> None:
         """Fail if anything is not downloaded; push the records also then."""
         messages = report.messages()
         if report.summary["running"]:
@@ -314,7 +316,10 @@ class LumaDownloadOperator(BaseOperator):
         for message in messages:
             self.log.warning("%s", message)
         has_errors = bool(report.errors)
-        if not has_errors and report.batch.outcome(FailWhen.parse(self.fail_when)) is not Outcome.FAILED:
+        if (
+            not has_errors
+            and report.batch.outcome(FailWhen.parse("fail_when", self.fail_when)) is not Outcome.FAILED
+        ):
             return
         context["ti"].xcom_push("return_value", returned)
         summary = f"{report.summary['completed']} of {len(report.batch.ids)} Luma tasks downloaded. "

@@ -4,7 +4,7 @@ Submits a generation to a Luma relay.
 The submit itself, and what a crash in it leaves: :mod:`airflow_provider_luma.submit.durable`. What follows:
 
 ==================================  =====================================================================
-act                                 after a crash behind it
+act                                 if the process dies after this step
 ==================================  =====================================================================
 the XCom ``luma_task`` is pushed    the next try reconnects
 ``execute`` returns                 the next try reconnects
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from airflow.providers.common.compat.sdk import conf
 
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
-from airflow_provider_luma.arguments import seconds_of
+from airflow_provider_luma.arguments import to_seconds
 from airflow_provider_luma.exceptions import (
     LumaValueError,
     RelayError,
@@ -103,7 +103,7 @@ class LumaGenerateOperator(BaseGenerateOperator):
         ``aspect_ratio``, ``created_at``, ``duration``, ``width``, ``height``) instead of the id. The sensor's
         other parameters cannot be set. Default False.
     :param poke_interval: seconds, or a ``timedelta``, between two polls while it waits. Default 60.
-    :param timeout: seconds, or a ``timedelta``, to wait at the most. Default 7200.
+    :param timeout: seconds, or a ``timedelta``, to wait at most. Default 7200.
     :param deferrable: wait in the triggerer. Default: ``[operators] default_deferrable``.
     :param durable: keep a record of the submit, so that no try submits again what an earlier one did. Default
         True; without effect on Airflow 3.0 to 3.2 where there is no ``state_path``.
@@ -137,8 +137,8 @@ class LumaGenerateOperator(BaseGenerateOperator):
         super().__init__(**kwargs)
         self.prompt = prompt
         self.wait_for_completion = wait_for_completion
-        self.poke_interval = seconds_of("poke_interval", poke_interval)
-        self.timeout = seconds_of("timeout", timeout)
+        self.poke_interval = to_seconds("poke_interval", poke_interval)
+        self.timeout = to_seconds("timeout", timeout)
         self.deferrable = deferrable
         self.on_success_callback = [*self.on_success_callback, _mark_returned]
 

@@ -5,7 +5,7 @@ The submits, and what a crash in them leaves: :mod:`airflow_provider_luma.submit
 :mod:`airflow_provider_luma.submit.batch`. What follows:
 
 ==================================  =====================================================================
-act                                 after a crash behind it
+act                                 if the process dies after this step
 ==================================  =====================================================================
 the XComs are pushed                the next try reconnects to all that were created
 the manifest is written             likewise; XCom does not name it yet
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError, fail_without_retry
-from airflow_provider_luma.arguments import FailWhen, validate_number
+from airflow_provider_luma.arguments import FailWhen, validate_amount, validate_count
 from airflow_provider_luma.exceptions import LumaError, LumaValueError
 from airflow_provider_luma.operators.base import BaseGenerateOperator
 from airflow_provider_luma.relay.text import clean_text, redact_text
@@ -67,7 +67,7 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
     :param prompts_path: instead of ``prompts``, the URL of a table in object storage, which is read as a
         stream: ``.jsonl`` or ``.ndjson`` with a text or an object in each line, or ``.csv`` with a header.
         (templated)
-    :param max_parallel: how many submits may be under way at once. Default 8.
+    :param max_parallel: how many submits may be in flight at once. Default 8.
     :param max_generations: stop before more of the prompts than this are submitted, by all tries of the task
         together; prompts whose outcome is unknown count. Default: no limit.
     :param min_balance: stop when the account has less than this, in the relay's unit. It is checked before
@@ -84,8 +84,8 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
     :param state_path: a folder in object storage, such as ``s3://conn_id@bucket/_luma``, for the journal; as
         in :class:`~airflow_provider_luma.operators.generate.LumaGenerateOperator`.
     :param retries: Airflow's own. Default 2 on Airflow 3.3 and newer or with the argument ``state_path``,
-        else 0. With ``state_path`` only in the connection's extra on 3.0 to 3.2, set it to 2 yourself.
-    :raises LumaTaskFailedError: by ``fail_when``; not retried.
+        otherwise 0. With ``state_path`` only in the connection's extra on 3.0 to 3.2, set it to 2 yourself.
+    :raises LumaTaskFailedError: as ``fail_when`` decides; not retried.
     :raises LumaNonRetryableError: when the relay rejects the key, the account's balance is too low, a prompt
         is invalid, or the journal cannot be read; not retried.
     :raises RelayTransientError: when too many submits in a row got no response; Airflow's ``retries`` apply,
@@ -119,12 +119,12 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
         self.min_balance = min_balance
         self.fail_when = fail_when
         self.manifest = manifest
-        FailWhen.parse(fail_when)
-        validate_number("max_parallel", max_parallel, integer=True)
+        FailWhen.parse("fail_when", fail_when)
+        validate_count("max_parallel", max_parallel)
         if max_generations is not None:
-            validate_number("max_generations", max_generations, allow_zero=True, integer=True)
+            validate_count("max_generations", max_generations, allow_zero=True)
         if min_balance is not None:
-            validate_number("min_balance", min_balance, allow_zero=True, seconds=False)
+            validate_amount("min_balance", min_balance)
         self.on_success_callback = [*self.on_success_callback, _mark_returned]
 
     def execute(self, context: Context) -> list[str] | SubmitManifest:
@@ -151,7 +151,7 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
             context["ti"].xcom_push("return_value", returned)
         if not place.is_durable and not submits.ids and not submits.unknown:
             retries.restore()
-        self._raise_on_failures(submits, len(generations))
+        self._raise_on_failures(place, submits, len(generations))
         return returned
 
     def on_kill(self) -> None:
@@ -174,7 +174,7 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
             try:
                 self.hook.client.validate_submit(generation)
             except LumaValueError as error:
-                raise LumaValueError(f"prompt {position}: {error}") from None
+                raise LumaValueError(f"prompts[{position}]: {error}") from None
         return generations
 
     def _open_batch(
@@ -231,16 +231,26 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
             ) from error
         return url
 
-    def _raise_on_failures(self, submits: BatchResult, prompts: int) -> None:
+    def _raise_on_failures(self, place: StatePlace, submits: BatchResult, prompts: int) -> None:
         text = submits.describe(prompts)
         if submits.error is not None:
             self.log.error("%s", text)
             with fail_without_retry(self.luma_conn_id):
                 raise submits.error
+        text = f"{text}. {_next_step(place, submits)}"
         if self._is_killed:
             raise LumaError(text)
-        if submits.fails(prompts, FailWhen.parse(self.fail_when)):
+        if submits.fails(prompts, FailWhen.parse("fail_when", self.fail_when)):
             raise LumaTaskFailedError(text)
+
+
+def _next_step(place: StatePlace, submits: BatchResult) -> str:
+    """Say how to submit the rest, without advice that pays for a prompt again."""
+    if submits.unknown:
+        return (
+            "Before you clear this task, check the relay's task log for those that may have been charged for"
+        )
+    return place.clear_hint("submit the prompts that have no Luma task")
 
 
 def _mark_returned(context: Context) -> None:

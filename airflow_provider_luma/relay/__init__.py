@@ -39,7 +39,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "RelayClient":  # brings requests, which the parsing of a DAG file must not pay for
+    if name == "RelayClient":  # brings requests, which the parsing of a Dag file must not pay for
         from airflow_provider_luma.relay.client import RelayClient
 
         return RelayClient

@@ -14,7 +14,6 @@ from airflow_provider_luma.relay.money import (
     parse_unit,
 )
 from airflow_provider_luma.relay.row import Json
-from airflow_provider_luma.relay.task import LumaTask
 
 SUBMIT_MODEL, EXTEND_MODEL = "luma_video_api", "luma_video_extend_api"
 
@@ -54,11 +53,11 @@ class Account:
         except RelayError:
             return None
 
-    def get_cost(self, task: LumaTask) -> Money | None:
-        if task.quota is None or self._has_no_unit:
+    def get_cost(self, quota: float | None) -> Money | None:
+        if quota is None or self._has_no_unit:
             return None
         try:
-            return self._get_unit().of_quota(task.quota)
+            return self._get_unit().of_quota(quota)
         except RelayError:
             self._has_no_unit = True  # one timeout is enough for a batch of thousands
             return None

@@ -139,7 +139,7 @@ class TaskBatch:
         return any(since is not None for since in self._pending.values())
 
     def forget_absences(self) -> None:
-        """Count absences anew, where an id may have been seen since this state was kept."""
+        """Start the grace period over, where an id may have been seen since this state was kept."""
         self._pending = dict.fromkeys(self._pending)
 
     def dump(self) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class TaskBatch:
 def _listed(state: Mapping[str, Any], name: str, kinds: tuple[type, ...]) -> list[Any]:
     values = state[name]
     if not isinstance(values, list) or not all(isinstance(value, kinds) for value in values):
-        raise TypeError(f"{name} is no list of {kinds}")
+        raise TypeError(f"{name} is not a list of {kinds}")
     return values
 
 
@@ -229,7 +229,7 @@ def _numbered(values: Iterable[T], first: int) -> dict[T, int]:
     return {value: number for number, value in enumerate(dict.fromkeys(values), start=first)}
 
 
-def read_task_ids(value: Any) -> list[str]:
+def parse_task_ids(value: Any) -> list[str]:
     """
     Read the ``luma_task_ids`` argument as users and templates give it.
 
@@ -250,13 +250,11 @@ def read_task_ids(value: Any) -> list[str]:
     ids = list(value)
     for position, task_id in enumerate(ids):
         if not isinstance(task_id, str) or not task_id.strip():
-            raise LumaValueError(
-                f"luma_task_ids[{position}] must be a non-empty string, not {task_id!r:.80}; nothing was sent"
-            )
+            raise LumaValueError(f"luma_task_ids[{position}] must be a non-empty string, not {task_id!r:.80}")
         if not is_valid_id(task_id.strip()):
             raise LumaValueError(
                 f"luma_task_ids[{position}] must be one line of plain text of at most {MAX_ID_CHARS} "
-                f"characters, not {task_id[:60]!a}; nothing was sent"
+                f"characters, not {task_id[:60]!a}"
             )
     return list(dict.fromkeys(task_id.strip() for task_id in ids))
 
@@ -266,8 +264,8 @@ def _ids_in_text(text: str) -> Any:
     if not text.startswith("["):
         if text in {"None", "null"} or _NO_ID.search(text):
             raise LumaValueError(
-                f"luma_task_ids is {text[:80]!r}, which is no id. A template of an XCom that is not there "
-                "renders to None; several ids are a list"
+                f"luma_task_ids is {text[:80]!r}, which is not a task id. Did a template render to None? "
+                "Pass several ids as a list"
             )
         return [text]
     for read in (json.loads, ast.literal_eval):  # Jinja renders a Python list the way Python writes it

@@ -1,5 +1,5 @@
 """
-The compact form of what is known of many ids: a code by position, and texts cut to a budget.
+The compact form of what is known of many ids: a code by position, and texts truncated to a budget.
 
 Ten thousand ids are at most 16 KB here and 400 KB as a list, so that a state fits wherever Airflow keeps one.
 """
@@ -60,7 +60,11 @@ def merge_times(times: Iterable[float], span: float) -> dict[float, float]:
     times move no further, so that none drifts along with the newest: they are drawn to a grid whose step is a
     power of two, which floating-point numbers divide without an error.
 
-    :param span: in seconds; what matters of a time is whether it lies so far back.
+    Example: a span of 120 gives steps of 16, so that of the times 880, 900, 1000, 1001, 1010 and 1100 the
+    first two become 976, which is further back than the span, the next two 1008, the next one 1024, and the
+    newest stays.
+
+    :param span: in seconds; what matters of a time is whether it lies that far back.
     """
     step = 2.0 ** math.frexp(max(span, _MIN_SPAN_SECONDS) / 12)[1]
     different = set(times)
@@ -71,7 +75,7 @@ def merge_times(times: Iterable[float], span: float) -> dict[float, float]:
 
 def fit_reasons(reasons: Mapping[str, str], max_bytes: int = MAX_REASON_BYTES) -> dict[str, str]:
     """
-    Cut reasons until the different ones among them fit; a cut reason says so.
+    Truncate reasons until the different ones among them fit; a truncated reason says so.
 
     It is called in the triggerer's event loop, so its cost does not depend on how long the reasons are.
 
@@ -90,7 +94,7 @@ def fit_reasons(reasons: Mapping[str, str], max_bytes: int = MAX_REASON_BYTES) -
 
 
 def fit_entries(entries: Mapping[str, str], max_bytes: int) -> dict[str, str]:
-    """Cut the texts of a dictionary until it fits as JSON, then leave out its last entries."""
+    """Truncate the texts of a dictionary until it fits as JSON, then leave out its last entries."""
     fitted = dict(entries)
     for length in _CUT_LENGTHS:
         if json_size(fitted) <= max_bytes:
@@ -107,7 +111,7 @@ def fit_entries(entries: Mapping[str, str], max_bytes: int) -> dict[str, str]:
 
 
 def cut_text(text: str, length: int) -> str:
-    """Return a text of at most ``length`` characters, which says so where it was cut."""
+    """Return a text of at most ``length`` characters, which says so where it was truncated."""
     return text if len(text) <= length else text[: length - len(_CUT_MARK)] + _CUT_MARK
 
 

@@ -14,7 +14,7 @@ from tenacity import Retrying
 
 from airflow_provider_luma.exceptions import RelayError, RelayTaskNotFoundError
 from airflow_provider_luma.relay.account import Account
-from airflow_provider_luma.relay.batch import read_task_ids
+from airflow_provider_luma.relay.batch import parse_task_ids
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.isolation import find_tasks
 from airflow_provider_luma.relay.money import Money
@@ -134,7 +134,7 @@ class RelayClient:
         :raises RelayRateLimitError: when a rate limit exceeds the rest of ``max_delay``.
         """
         deadline = time.monotonic() + max_delay
-        for batch in self.batches(read_task_ids(ids)):
+        for batch in self.batches(parse_task_ids(ids)):
             query = partial(self.query, max_delay=max(deadline - time.monotonic(), 0.0))
             try:
                 yield batch, query(batch)
@@ -171,7 +171,7 @@ class RelayClient:
         return tasks
 
     def exchange(self, max_seconds: float = math.inf) -> Exchange:
-        """Return what follows one request, for ``request_timeout`` at the most; see :meth:`query_once`."""
+        """Return what follows one request, for at most ``request_timeout``; see :meth:`query_once`."""
         return self._session.exchange(max_seconds)
 
     def query_once(self, ids: Sequence[str], *, exchange: Exchange | None = None) -> dict[str, LumaTask]:
@@ -180,7 +180,7 @@ class RelayClient:
 
         :param exchange: from :meth:`exchange`, by which another thread may abort the request.
         :raises RelayTaskNotFoundError: when the relay says of several ids that it does not know them all.
-        :raises RelayError: for anything else but a list of tasks.
+        :raises RelayError: for anything but a list of tasks.
         """
         tasks = self._session.observe(lambda: self._query_tasks(ids, exchange))
         self._warn_unknown_states(tasks)
@@ -252,7 +252,11 @@ class RelayClient:
         Takes a task from a submit or from a query, and sends a request only for the first one. It raises no
         ``RelayError``, so that it can stand behind a submit that was paid for.
         """
-        return self._account.get_cost(task)
+        return self.get_cost_of_quota(task.quota)
+
+    def get_cost_of_quota(self, quota: float | None) -> Money | None:
+        """Return a charge, counted in an integer quota, in the relay's unit; as :meth:`get_cost`."""
+        return self._account.get_cost(quota)
 
     def _get_optional(self, path: str) -> Json | None:
         return self._session.observe(lambda: parse_optional(self._session.request("GET", path)))
@@ -296,7 +300,7 @@ class RelayClient:
     def _warn_unknown_states(self, tasks: Mapping[str, LumaTask]) -> None:
         for task in tasks.values():
             word = task.raw_state
-            # Only so many, as a hostile relay has a new word for each task.
+            # Only that many, as a hostile relay has a new word for each task.
             is_new = word not in self._unknown_states and len(self._unknown_states) < _MAX_UNKNOWN_STATES
             if word and is_new and not task.is_known_state:
                 self._unknown_states.add(word)

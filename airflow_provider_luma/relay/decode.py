@@ -2,8 +2,8 @@
 JSON of any kind without holding up the other threads of the process.
 
 Python's decoder holds the interpreter's lock from the first byte to the last, and so do the values when they
-are freed: in the triggerer the event loop stands still meanwhile. Not the bytes count but the values: eight
-megabytes of text take milliseconds, eight megabytes of empty lists take seconds.
+are freed: in the triggerer the event loop stands still meanwhile. The cost is in the number of values, not of
+bytes: eight megabytes of text take milliseconds, eight megabytes of empty lists take seconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 # Up to here the fast decoder takes well below 100 ms on a busy machine. A completed task counts for 200.
 FAST_VALUES = 50_000
 
-# Beyond, even freeing the values takes too long, and so many containers start a full garbage collection.
+# Beyond, even freeing the values takes too long, and that many containers start a full garbage collection.
 MAX_VALUES = 200_000
 _VALUES_OF_A_CONTAINER = 10
 _INT64, _MAX_INT64_CHARS = 2**63, 20
@@ -55,5 +55,5 @@ def _parse_int(text: str) -> int | str | None:
 
 
 def count_values(body: bytes) -> int:
-    """Return how many values a body has at the most; a list or an object counts as ten."""
+    """Return an upper bound of a body's values; a list or an object counts as ten."""
     return body.count(b",") + _VALUES_OF_A_CONTAINER * (body.count(b"[") + body.count(b"{")) + 1

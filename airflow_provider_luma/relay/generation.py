@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.relay.text import SURROGATE, USER_INFO, clean_text
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +25,10 @@ RESOLUTIONS = ("360p", "540p", "720p", "1080p", "4k")
 PROMPT_LENGTHS = range(3, 6001)
 
 _DURATION = re.compile(r"[1-9]\d?s?")
-_USER_INFO = re.compile(r"(?<=//)[^/]*@")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-# A character that is no blank, no control, no mark without a width, and no lone surrogate.
+# A character that is not a blank, a control, a mark without a width, or a lone surrogate.
 _VISIBLE = re.compile("[^\\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+FLAGS = ("loop", "expand_prompt")
 _NOT_FOR_EXTEND = ("aspect_ratio", "model_name", "resolution", "duration")
 
 
@@ -70,11 +69,11 @@ class Generation:
 
     def __post_init__(self) -> None:
         _validate_text("prompt", self.prompt)
-        if surrogate := _SURROGATE.search(self.prompt):
+        if surrogate := SURROGATE.search(self.prompt):
             raise LumaValueError(
-                f"prompt is no Unicode text: character {surrogate.start()} is a lone surrogate"
+                f"prompt is not Unicode text: character {surrogate.start()} is a lone surrogate"
             )
-        for name in ("loop", "expand_prompt"):
+        for name in FLAGS:
             if not isinstance(value := getattr(self, name), bool | None):
                 raise LumaValueError(f"{name} must be True or False, not {value!r:.80}")
         for name in _TEXT_FIELDS:
@@ -93,7 +92,7 @@ class Generation:
         if self.extend_task_id is not None:  # frozen, and an id from a file ends with a line break
             object.__setattr__(self, "extend_task_id", self.extend_task_id.strip())
         self._validate_extra_body()
-        self.to_json()
+        self.to_json()  # raises for fields that JSON cannot hold
 
     @property
     def path(self) -> str:
@@ -191,5 +190,5 @@ def _validate_url(
     if (match is None and needs_scheme) or (match is not None and match[1].lower() not in schemes):
         raise LumaValueError(
             f"{name} must be a URL with {' or '.join(schemes)} that the relay can reach, "
-            f"not {_USER_INFO.sub('', value.partition('?')[0])!r:.80}"
+            f"not {USER_INFO.sub('', value.partition('?')[0])!r:.80}"
         )

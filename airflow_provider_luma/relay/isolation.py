@@ -1,5 +1,5 @@
 """
-Which ids of a failed request are to blame, so that one bad id affects no other.
+Finds the ids of a failed request that are to blame, so that one bad id affects no other.
 
 A relay may fail a complete request for one of its ids: it rejects the id, has an internal error with it, its
 response breaks off or is too large. The ids of a request that failed in such a way are queried again in
@@ -21,7 +21,7 @@ a rejection (400, 404, 413, 422)          it is up, and others of its ids may be
 no connection, a rejected key, a limit    no id is to blame: the search ends
 ========================================  =============================================================
 
-The bound of requests, counted for all failed requests of a poll together and anew from each success on:
+The bound of requests, counted for all failed requests of a poll together and again from each success on:
 
 - a relay that is up: ``MAX_REQUESTS`` in a row that fail; so this is also the cost of a poll for a relay that
   rejects every id, or that goes down during the poll;
@@ -61,7 +61,7 @@ MAX_PROBES = 5
 @dataclass
 class Evidence:
     """
-    What the requests of one poll have shown of the relay.
+    State of the relay, as the requests of one poll have shown it.
 
     :param succeeds: whether one of them has shown a task.
     :param rejects: whether one of them was rejected or has shown none, which no relay does that is down.
@@ -81,7 +81,7 @@ class Evidence:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether no request may be sent before another one succeeds."""
+        """Return whether no request may be sent before another one succeeds."""
         return self.requests >= (MAX_REQUESTS if self.succeeds or self.rejects else MAX_PROBES)
 
 
@@ -108,7 +108,7 @@ class Isolation:
 
     @property
     def is_open(self) -> bool:
-        """Whether ids are left, and a success of another request would let it go on."""
+        """Return whether ids are left, and a success of another request would let it continue."""
         return bool(self._suspects) and self._requests_left > 0
 
     @property
@@ -176,13 +176,13 @@ def find_tasks(
     :raises RelayTaskNotFoundError: when it takes too many requests.
     """
     isolation, tasks = Isolation(ids, error, Evidence()), dict[str, LumaTask]()
-    while (asked := isolation.next_ids()) is not None:
+    while (requested := isolation.next_ids()) is not None:
         try:
-            found = query(asked)
+            found = query(requested)
         except RelayTaskNotFoundError as still:
-            isolation.take(asked, still)
+            isolation.take(requested, still)
         else:
-            isolation.take(asked, found)
+            isolation.take(requested, found)
             tasks |= found
     if isolation.undecided_ids:
         raise error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from airflow_provider_luma.relay.row import Json, is_valid_url, number
 
-MEDIA_KINDS = ("video", "thumbnail", "last_frame")
+MediaKind: TypeAlias = Literal["video", "thumbnail", "last_frame"]
+MEDIA_KINDS: tuple[MediaKind, ...] = ("video", "thumbnail", "last_frame")
 
 _MAX_PIXELS = 2**31 - 1
 

@@ -2,7 +2,7 @@
 Money that a relay reports: pure, from its responses to amounts in one unit.
 
 Relays of this family count in an integer *quota* and show it to people in a unit of the operator's choice.
-Which endpoints there are differs, and none is promised:
+The endpoints differ between relays, and none is promised:
 
 ===================================  ================================================================
 response                             content

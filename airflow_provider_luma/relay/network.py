@@ -34,7 +34,7 @@ def root_cause_message(error: BaseException) -> str:
     return clean_text(f"{type(innermost).__name__}: {_OBJECT.sub('', str(innermost))}")
 
 
-def validate_proxies(proxies: Mapping[str, Any]) -> dict[str, str]:
+def parse_proxies(proxies: Mapping[str, Any]) -> dict[str, str]:
     """
     Return proxies as ``requests`` takes them.
 

@@ -1,4 +1,4 @@
-"""When a request may leave: pure, so that threads and event loops keep to the same pace."""
+"""The time at which a request may leave. No I/O, so that threads and event loops keep to the same pace."""
 
 from __future__ import annotations
 

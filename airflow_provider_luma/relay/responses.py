@@ -23,7 +23,7 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.relay.decode import MAX_VALUES, count_values, decode_json
 from airflow_provider_luma.relay.row import Json
 from airflow_provider_luma.relay.task import LumaTask, parse_tasks
-from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.relay.text import USER_INFO, clean_text
 from airflow_provider_luma.relay.transport import RelayResponse
 
 _ERROR_BY_STATUS: Mapping[int, type[RelayError]] = {
@@ -39,8 +39,8 @@ _HINTS: Mapping[type[RelayError], str] = {
     RelayAuthenticationError: "Check the API key",
     RelayPermissionError: "Check the permissions of the API key and of its account",
     RelayInsufficientBalanceError: "Top up the account behind the API key",
-    RelayInvalidRequestError: "The relay does not take this request as it is",
-    RelayRateLimitError: "Slow down",
+    RelayInvalidRequestError: "Correct the field that the message names",
+    RelayRateLimitError: "Lower max_requests_per_minute or max_parallel",
     RelayTransientError: "Try again later",
 }
 
@@ -62,7 +62,6 @@ _MODEL = re.compile(r"\bluma_\w{1,60}")
 _MESSAGE_KEYS = ("message", "reason", "msg", "error_message", "title")
 _REQUEST_ID_IN_TEXT = re.compile(r"\(?request id: ?([\w.:-]+)\)?", re.IGNORECASE)
 _EXCERPT_BYTES = 4096
-_USER_INFO = re.compile(r"(?<=//)[^/]*@")
 # A longer Retry-After is a mistake, such as a point in time where seconds belong.
 _MAX_RETRY_AFTER = 24 * 3600
 
@@ -151,7 +150,7 @@ def status_error(response: RelayResponse, body: Any, *, is_submit: bool = False)
         kind = RelayTransientError  # a gateway's, as between two deploys of the relay behind it
     hint = hint_for(kind, message)
     if 300 <= response.status < 400:
-        target = _USER_INFO.sub("", clean_text(re.split(r"[?#]", response.headers.get("Location", ""))[0]))
+        target = USER_INFO.sub("", clean_text(re.split(r"[?#]", response.headers.get("Location", ""))[0]))
         hint = f"It redirects to {target or 'nowhere'}. Use the relay's own URL instead"
     elif response.status == 407:
         hint = "It is the proxy that responded. Check its credentials"

@@ -9,6 +9,7 @@ from typing import NotRequired, TypedDict
 
 from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.relay.batch_state import MAX_BYTES, fit_entries, json_size
+from airflow_provider_luma.relay.text import list_first
 
 _MAX_MESSAGES = 20
 
@@ -17,7 +18,7 @@ _MIN_FAILED_BYTES = 8_000
 
 
 class Outcome(StrEnum):
-    """How a batch stands."""
+    """The outcome of a batch so far."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -42,7 +43,7 @@ class LumaSummary(TypedDict):
 @dataclass(frozen=True)
 class BatchResult:
     """
-    How a batch of tasks stands or ended. Every id that is in none of the collections has completed.
+    The result of a batch of tasks, ended or not. Every id that is in none of the collections has completed.
 
     :param ids: all ids, in the order of the request.
     :param failed: the reason of each failed id.
@@ -83,11 +84,11 @@ class BatchResult:
         """Return a line for each failed or missing id, the first few of them and then a count."""
         failed = [f"{task_id}: {self.failed[task_id]}" for task_id in self.ids if task_id in self.failed]
         missing = [f"{task_id}: the relay does not know this id" for task_id in self._ordered(self.missing)]
-        return _first([*failed, *missing])
+        return list_first([*failed, *missing], _MAX_MESSAGES)
 
     def running_message(self) -> str:
         """Return the ids that are still running in one line, the first few of them and then a count."""
-        return ", ".join(_first(self._ordered(self.running)))
+        return ", ".join(list_first(self._ordered(self.running), _MAX_MESSAGES))
 
     def abandoned_message(self) -> str:
         """Name the tasks that are still running when a wait is stopped."""
@@ -102,8 +103,8 @@ class BatchResult:
 
         ``missing`` and ``running`` are complete, as they hold the user's own ids. ``failed`` gets what they
         leave of 64 KB, and 8 KB at the least. Where that is not enough for thousands of failures, their
-        reasons are cut first, then it holds only the first of them, and ``failed_not_listed`` says how many
-        others there are.
+        reasons are truncated first, then it holds only the first of them, and ``failed_not_listed``
+        counts the others.
         """
         missing, running = self._ordered(self.missing), self._ordered(self.running)
         failed = {task_id: self.failed[task_id] for task_id in self._ordered(self.failed)}
@@ -144,8 +145,3 @@ def progress_message(total: int, failed: int, missing: int, running: int) -> str
     counts = {"failed": failed, "missing": missing, "running": running}
     parts = [f"{count} {word}" for word, count in counts.items() if count]
     return ", ".join([f"{total - failed - missing - running} of {total} completed", *parts])
-
-
-def _first(lines: Sequence[str]) -> list[str]:
-    left_out = len(lines) - _MAX_MESSAGES
-    return [*lines[:_MAX_MESSAGES], *([f"and {left_out} more"] if left_out > 0 else [])]

@@ -1,4 +1,4 @@
-"""When to retry a request: one policy, driven by tenacity's sync or async driver."""
+"""The retry policy of a request: one, driven by tenacity's sync or async driver."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class RetryPolicy:
     """
-    When transient errors are retried. A rate limit (429) is waited out and uses up no attempt.
+    The retries of transient errors. A rate limit (429) is waited out and uses up no attempt.
 
-    :param max_attempts: how often one request is sent at the most. The default with its delays of 0.5, 1, 2,
+    :param max_attempts: how often one request is sent at most. The default with its delays of 0.5, 1, 2,
         4, 8 and 16 seconds outlasts an outage of half a minute.
     :param initial_delay: seconds before the second attempt; doubles from there, with jitter.
-    :param max_delay: seconds between two attempts at the most, unless a rate limit names a time.
+    :param max_delay: at most how many seconds between two attempts, unless a rate limit names a time.
     """
 
     max_attempts: int = 7
@@ -61,7 +61,7 @@ class RetryPolicy:
 
 
 class _StopAfterAttemptsOrDelay(stop_base):
-    """Stop after so many attempts, and before a delay that is longer than what is left."""
+    """Stop after that many attempts, and before a delay that is longer than what is left."""
 
     def __init__(self, max_attempts: int, max_rate_limit_delay: float, max_seconds: float) -> None:
         self._attempts_left = max_attempts
@@ -85,7 +85,7 @@ class _StopAfterAttemptsOrDelay(stop_base):
 
 
 class _WaitRetryAfter(wait_base):
-    """Wait as ``Retry-After`` says, a little longer so that callers spread; else back off."""
+    """Wait as ``Retry-After`` says, a little longer so that callers spread; otherwise back off."""
 
     def __init__(self, backoff: wait_base, max_delay: float) -> None:
         self._backoff = backoff
@@ -111,4 +111,10 @@ def _log_before_sleep(retry_state: RetryCallState) -> None:
     error = _error(retry_state)
     status = error.status if isinstance(error, RelayError) else None
     level = logging.INFO if status == 429 else logging.WARNING
-    log.log(level, "Retrying in %.1f s: %s", retry_state.upcoming_sleep, error)
+    log.log(
+        level,
+        "Retrying in %.1f s, after attempt %d: %s",
+        retry_state.upcoming_sleep,
+        retry_state.attempt_number,
+        error,
+    )

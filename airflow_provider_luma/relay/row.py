@@ -107,7 +107,7 @@ def parse_time(value: Any) -> pendulum.DateTime | None:
             return None
         if not isinstance(moment, pendulum.DateTime) or moment.year <= 1:
             return None
-        f"{moment.isoformat()}{moment:%c %z}"  # an offset of a day or more is found out only here
+        _ = f"{moment.isoformat()}{moment:%c %z}"  # raises: an offset of a day or more is found out only here
     except (ValueError, TypeError, OverflowError, OSError):
         return None
     return moment

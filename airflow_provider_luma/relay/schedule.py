@@ -1,4 +1,4 @@
-"""When the next poll of a wait is due: one rule for the sensor's modes and the triggers."""
+"""The time of the next poll of a wait: one rule for the sensor's modes and the triggers."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from dataclasses import dataclass
 # What the last poll may take beyond the deadline, in every mode: after an outage there is still one.
 LAST_POLL_SECONDS = 10
 
-# Doubling goes on no further, so that no number of polls overflows a float.
+# A wait logs its progress at least this often, in seconds.
+QUIET_SECONDS = 300
+# Doubling ends here, so that no number of polls overflows a float.
 _MAX_DOUBLINGS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class PollSchedule:
     """
-    How long to wait between two polls.
+    The delays between polls.
 
     :param poke_interval: seconds.
     :param exponential_backoff: double the interval from poll to poll, beginning with half of it.
-    :param max_wait: seconds between polls at the most.
+    :param max_wait: at most how many seconds between polls.
     """
 
     poke_interval: float = 60
@@ -27,14 +29,14 @@ class PollSchedule:
     max_wait: float | None = None
 
     def interval(self, polls: int) -> float:
-        """Return the seconds to wait after so many polls."""
+        """Return the seconds to wait after that many polls."""
         seconds = self.poke_interval
         if self.exponential_backoff:
             seconds = max(self.poke_interval * 2.0 ** min(polls - 2, _MAX_DOUBLINGS), 1)
         return seconds if self.max_wait is None else min(seconds, self.max_wait)
 
     def interval_after(self, elapsed: float) -> float:
-        """Return the seconds to wait after so many seconds of waiting, where nobody counts the polls."""
+        """Return the seconds to wait after that many seconds of waiting, where nobody counts the polls."""
         polls, total = 1, self.interval(1)
         while total <= elapsed and polls < _MAX_DOUBLINGS:
             polls += 1

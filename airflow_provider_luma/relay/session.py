@@ -14,13 +14,13 @@ from urllib3.exceptions import HTTPError
 
 from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
 from airflow_provider_luma.relay.network import (
+    parse_proxies,
     redact,
     root_cause_message,
     secrets_in_proxies,
     validate_environment_proxies,
-    validate_proxies,
 )
-from airflow_provider_luma.relay.settings import parse_base_url, validate_api_key, validate_verify
+from airflow_provider_luma.relay.settings import parse_api_key, parse_base_url, parse_verify
 from airflow_provider_luma.relay.submit_response import outcome_unknown
 from airflow_provider_luma.relay.text import redact_text
 from airflow_provider_luma.relay.transport import (
@@ -67,7 +67,7 @@ class RelaySession:
         self.base_url = parse_base_url(base_url)
         validate_environment_proxies(self.base_url)
         self._event_hook = event_hook
-        self._api_key = validate_api_key(api_key)
+        self._api_key = parse_api_key(api_key)
         self._request_timeout = request_timeout
         self._max_response_bytes = max_response_bytes
         self._session = open_session(self._api_key, max_connections)
@@ -75,8 +75,8 @@ class RelaySession:
         # Redirects are not followed: a POST would become a GET, and the key belongs to this host alone.
         self._options: dict[str, Any] = {
             "timeout": min(timeout, request_timeout),
-            "verify": validate_verify(verify),
-            "proxies": validate_proxies(proxies),
+            "verify": parse_verify(verify),
+            "proxies": parse_proxies(proxies),
             "allow_redirects": False,
             "stream": True,
         }
@@ -85,7 +85,7 @@ class RelaySession:
         self._session.close()
 
     def exchange(self, max_seconds: float = math.inf) -> Exchange:
-        """Return what follows one request, for ``request_timeout`` at the most."""
+        """Return what follows one request, for at most ``request_timeout``."""
         return Exchange(max(min(max_seconds, self._request_timeout), 0.0))
 
     def observe(self, request: Callable[[], T]) -> T:
@@ -197,13 +197,15 @@ class RelaySession:
             if self._event_hook:
                 self._event_hook(error, time.monotonic() - started)
         except Exception:
-            log.exception("The event hook failed")  # which must not lose the id of a task that was paid for
+            log.exception(
+                "Could not record request metrics; the request is not affected"
+            )  # which must not lose the id of a task that was paid for
 
     def _redacted(self, error: RelayError) -> RelayError:
         """
         Redact the signatures of URLs, proxies' passwords and the API key.
 
-        Some relays echo the key, in part where it was cut.
+        Some relays echo the key, in part where it was truncated.
         """
         prefix = re.escape(self._api_key[:_REDACTABLE_PREFIX_LENGTH])
         message = re.sub(rf"{re.escape(self._api_key)}|{prefix}[\w-]*", "***", str(error))

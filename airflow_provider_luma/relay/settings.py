@@ -41,6 +41,11 @@ def _split(host: str) -> SplitResult:
 
 
 def validate_limits(batch_size: int, timeout: float, request_timeout: float, max_bytes: int) -> None:
+    """
+    Validate the limits of a client.
+
+    :raises LumaValueError: when one is out of its range, naming it.
+    """
     for name, number in {"batch_size": batch_size, "max_response_bytes": max_bytes}.items():
         if not isinstance(number, int) or number < 1:
             raise LumaValueError(f"{name} must be an integer above 0, not {number!r:.80}")
@@ -49,13 +54,18 @@ def validate_limits(batch_size: int, timeout: float, request_timeout: float, max
             raise LumaValueError(f"{name} must be above 0 and at most {MAX_TIMEOUT} seconds, not {seconds!r}")
 
 
-def validate_verify(verify: bool | str) -> bool | str:
+def parse_verify(verify: bool | str) -> bool | str:
+    """
+    Return ``verify`` if it is a flag or the path of a CA bundle.
+
+    :raises LumaValueError: when there is no such file.
+    """
     if isinstance(verify, str) and not os.path.exists(verify):  # noqa: PTH110
         raise LumaValueError(f"verify is neither true nor false nor the path of a CA bundle: {verify!r:.200}")
     return verify
 
 
-def validate_api_key(api_key: str) -> str:
+def parse_api_key(api_key: str) -> str:
     key = f"{api_key.strip()} ".removeprefix("Bearer ").strip()
     if not key:
         raise LumaValueError("The API key of the Luma relay is empty")

@@ -86,8 +86,8 @@ _PASSED_ON_MESSAGE = re.compile(
 )
 # Of an error, by HTTP's numbers or in words; a code that says neither, nobody knows, is none.
 _ERROR_CODE = re.compile(r"[45]\d\d|.*(fail|error|exception|denied|invalid|unavailable).*", re.IGNORECASE)
-# A task's id anywhere in the bytes of a body, also where they are no valid JSON, or JSON inside of a text.
-# All that repeats is bounded, as time would else grow with the square of a body.
+# A task's id anywhere in the bytes of a body, also where they are not valid JSON, or JSON inside of a text.
+# All that repeats is bounded, as time would otherwise grow with the square of a body.
 _TASK_ID_IN_BYTES = re.compile(
     rb'(?:task|generation|job)[_-]?ids?\\{0,9}" ?: ?[\[{]? ?\\{0,9}"?([^\s",\]}\\]{1,200})', re.IGNORECASE
 )

@@ -76,7 +76,7 @@ class LumaTask:
 
     :param id: the Luma task id, never the row number of a wrapped response.
     :param state: the parsed state. An undocumented one means ``COMPLETED`` if the video's URL is there and
-        neither the state nor an error rules that out, else ``PROCESSING``.
+        neither the state nor an error rules that out, otherwise ``PROCESSING``.
     :param raw_state: the state as the relay sent it.
     :param raw: the complete JSON of this task, unknown keys included, and not sanitized.
     """

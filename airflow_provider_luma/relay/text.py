@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 MAX_MESSAGE_CHARS = 300
@@ -20,18 +21,28 @@ _SIGNATURE = re.compile(
 _USERINFO = re.compile(r"(/\\{0,4}/)[^\s/?#]*@")
 _SPACE = re.compile(r"\s+")
 
+# User and password of a URL.
+USER_INFO = re.compile(r"(?<=//)[^/]*@")
+SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def clean_text(value: Any, max_chars: int = MAX_MESSAGE_CHARS) -> str:
     """
     Return ``value`` as one line of at most ``max_chars`` characters that any encoder accepts.
 
     :param value: a ``str``; anything else gives ``""``.
-    :param max_chars: a longer text is cut, and ends with an ellipsis.
+    :param max_chars: a longer text is truncated, and ends with an ellipsis.
     """
     if not isinstance(value, str):
         return ""
     text = _SPACE.sub(" ", _HOSTILE.sub(" ", value[: 4 * max_chars])).strip()
     return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
+
+
+def list_first(texts: Sequence[str], limit: int) -> list[str]:
+    """Return the first texts, and after them how many more there are."""
+    left_out = len(texts) - limit
+    return [*texts[:limit], *([f"and {left_out} more"] if left_out > 0 else [])]
 
 
 def redact_text(text: str) -> str:

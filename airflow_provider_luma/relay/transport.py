@@ -73,7 +73,7 @@ class RelayResponse:
 
 class Exchange:
     """
-    Follow one request, and abort it when its time is over or :meth:`abort` is called.
+    Follow one request, and abort it when its time has expired or :meth:`abort` is called.
 
     The thread that sends the request enters it.
 
@@ -251,7 +251,7 @@ def _decoder(encoding: str) -> Any:
         try:
             return inflate.decompress(chunk, limit)
         except zlib.error as error:
-            raise ContentEncodingError(f"it is no valid {encoding}") from error
+            raise ContentEncodingError(f"it is not valid {encoding}") from error
 
     return decode
 
@@ -300,7 +300,7 @@ class _Response(http.client.HTTPResponse):
     """
     Rejects or skips what http.client and requests take.
 
-    Interim responses other than 100 are no responses, chunks have no negative size, and cookies are not
+    Interim responses other than 100 are not responses, chunks have no negative size, and cookies are not
     wanted: to parse hostile ones takes seconds.
     """
 

@@ -74,12 +74,12 @@ class Account:
 
     @property
     def price(self) -> int:
-        """What a generation costs, in the relay's quota."""
+        """The price of a generation, in the relay's quota."""
         return self._price
 
     @property
     def balance(self) -> float | None:
-        """What is left to spend, in ``unit``; None if it is unlimited."""
+        """The balance, in ``unit``; None if it is unlimited."""
         with self._lock:
             self._settle()
             return None if self._granted is None else self._amount(self._granted - self._spent)

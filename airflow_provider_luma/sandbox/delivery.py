@@ -1,4 +1,4 @@
-"""How a response is sent: late, truncated, or complete."""
+"""The delivery of a response: late, truncated, or complete."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Payloads:
     Describes a task, in either shape.
 
     :param clock: formats its times.
-    :param urls: signs its URLs, anew for every response.
+    :param urls: signs its URLs, again for every response.
     """
 
     def __init__(self, clock: Clock, urls: PresignedURLs) -> None:

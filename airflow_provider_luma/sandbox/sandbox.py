@@ -182,7 +182,7 @@ class Sandbox:
 
     @property
     def balance(self) -> float | None:
-        """What the account can still pay; may be changed, as when somebody tops it up."""
+        """The balance of the account; may be changed, as when somebody tops it up."""
         return self._relay.account.balance
 
     @balance.setter
@@ -265,7 +265,7 @@ class Sandbox:
 
 def _validate_tasks(tasks: int, fail: float, shape: str, video_bytes: int | None) -> None:
     if tasks < 0:
-        raise ValueError(f"tasks is a number from 0 up, not {tasks}")
+        raise ValueError(f"tasks must be 0 or greater, not {tasks}")
     if not 0 <= fail <= 1:
         raise ValueError(f"fail is a share from 0 to 1, not {fail}")
     if shape not in ("bare", "wrapped"):
@@ -278,10 +278,10 @@ def _validate_money(
 ) -> None:
     for name, amount in (("balance", balance), ("price", price)):
         if amount is not None and not 0 <= amount < math.inf:
-            raise ValueError(f"{name} is a number from 0 up, not {amount}")
+            raise ValueError(f"{name} must be 0 or greater, not {amount}")
     if unit not in RATES:
         raise ValueError(f"unit is one of {', '.join(RATES)}, not {unit}")
     if billing not in ("token", "dashboard", None):
         raise ValueError(f"billing is token, dashboard or None, not {billing}")
     if max_running is not None and max_running < 0:
-        raise ValueError(f"max_running is a number from 0 up, not {max_running}")
+        raise ValueError(f"max_running must be 0 or greater, not {max_running}")

@@ -24,9 +24,9 @@ from airflow_provider_luma.airflow_version import (
     TaskDeferralError,
     TaskDeferralTimeout,
 )
-from airflow_provider_luma.arguments import FailWhen, validate_number
+from airflow_provider_luma.arguments import FailWhen, validate_seconds
 from airflow_provider_luma.exceptions import RelayAuthenticationError, RelayError, error_from_dict
-from airflow_provider_luma.relay.batch import read_task_ids
+from airflow_provider_luma.relay.batch import parse_task_ids
 from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.schedule import PollSchedule
 from airflow_provider_luma.sensors.store import WaitStore
@@ -67,7 +67,8 @@ class LumaTaskSensor(BaseSensorOperator):
         without showing it in between, counts as missing.
     :param deferrable: wait in the triggerer instead of a worker slot, whatever ``mode`` says. Default:
         ``[operators] default_deferrable``.
-    :raises LumaTaskFailedError: by ``fail_when``; not retried, skipped under ``soft_fail`` or ``never_fail``.
+    :raises LumaTaskFailedError: as ``fail_when`` decides; not retried, but skipped under ``soft_fail`` or
+        ``never_fail``.
     :raises LumaNonRetryableError: when the relay rejects the key or the request, or an argument is invalid;
         likewise.
     :raises RelayTransientError: when a transient error outlasted the retries of a request; Airflow's
@@ -97,8 +98,8 @@ class LumaTaskSensor(BaseSensorOperator):
         self.missing_grace = missing_grace
         self.deferrable = deferrable
         self._wait: Wait | None = None
-        FailWhen.parse(fail_when)
-        validate_number("missing_grace", missing_grace, allow_zero=True)
+        FailWhen.parse("fail_when", fail_when)
+        validate_seconds("missing_grace", missing_grace, allow_zero=True)
 
     @cached_property
     def hook(self) -> LumaHook:
@@ -124,7 +125,7 @@ class LumaTaskSensor(BaseSensorOperator):
         """
         Query every id that is still pending once.
 
-        An error that may pass ends the wait, unless ``silent_fail`` tolerates it. Once ``timeout`` is over it
+        A transient error ends the wait, unless ``silent_fail`` tolerates it. Once ``timeout`` has expired it
         counts as the timeout that it leads to: the trigger decides by the same rule.
         """
         wait = self._begin(context)
@@ -208,7 +209,7 @@ class LumaTaskSensor(BaseSensorOperator):
     def _one_policy(self, context: Context) -> Iterator[None]:
         """
         Decide what a failed wait means, alike in every mode: ``soft_fail`` skips for what no retry can help,
-        ``never_fail`` for any error. The state is kept when the wait goes on in another process.
+        ``never_fail`` for any error. The state is kept when the wait continues in another process.
         """
         try:
             yield
@@ -233,7 +234,7 @@ class LumaTaskSensor(BaseSensorOperator):
     def _begin(self, context: Context, *, is_resumed: bool = False) -> Wait:
         """Begin the wait, or resume it where an earlier process has left it."""
         if self._wait is None:
-            # Only a rescheduled or resumed task looks for a kept state: a cleared one begins anew.
+            # Only a rescheduled or resumed task looks for a kept state: a cleared one starts over.
             first = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
             started_at = first.timestamp() if first else time.time()
             self._wait = self._build_wait(context)
@@ -247,7 +248,7 @@ class LumaTaskSensor(BaseSensorOperator):
 
     def _build_wait(self, context: Context) -> Wait:
         with fail_without_retry(self.luma_conn_id):
-            ids = read_task_ids(self.luma_task_ids)
+            ids = parse_task_ids(self.luma_task_ids)
         return Wait(ids, self.missing_grace, WaitStore(context), self.log)
 
     def _deadline(self, wait: Wait) -> float:
@@ -275,7 +276,7 @@ class LumaTaskSensor(BaseSensorOperator):
         return self.max_wait.total_seconds() if self.max_wait else None
 
     def _outcome(self, wait: Wait) -> Outcome:
-        return wait.batch.outcome(FailWhen.parse(self.fail_when), fail_fast=self.fail_fast)
+        return wait.batch.outcome(FailWhen.parse("fail_when", self.fail_when), fail_fast=self.fail_fast)
 
     def _finish(self, wait: Wait) -> list[str]:
         """Return the completed ids of a wait that has its outcome, or fail."""

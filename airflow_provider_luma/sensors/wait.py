@@ -19,7 +19,7 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.metrics import count_tasks
 from airflow_provider_luma.relay.batch import TaskBatch
 from airflow_provider_luma.relay.isolation import Evidence, Isolation, Response
-from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS
+from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS, QUIET_SECONDS
 from airflow_provider_luma.sensors.store import WaitStore
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 SUMMARY_KEY = "luma_summary"
 
 # How long a wait in which nothing changes goes without a log line.
-QUIET_SECONDS = 300
 
 
 class Wait:
@@ -107,7 +106,7 @@ class Wait:
             self.not_before = time.time() + (error.retry_after or 0)
             self._log.info("%s", error)
         except TimeoutError as cut:
-            self._log.info("The poll was ended with the wait: %s", cut)
+            self._log.info("Sensor timeout reached during a poll: %s", cut)
         else:
             for isolation in isolations:
                 isolation.finish()
@@ -210,11 +209,11 @@ class _Query:
         """
         Return the tasks, or an error that may be about these ids alone.
 
-        :raises TimeoutError: when the time of the poll is over.
+        :raises TimeoutError: when the time of the poll has expired.
         """
         now = time.time()
         if now >= self.last_call:
-            raise TimeoutError("no time is left for its other requests")
+            raise TimeoutError("the remaining requests were not sent")
         try:
             return self.client.query(
                 ids,

@@ -1,5 +1,5 @@
 """
-Submits a batch of generations by its journal, several at once.
+Submits a batch of generations using its journal, several at once.
 
 Threads take the prompts that are to be submitted (:mod:`airflow_provider_luma.submit.plan`), in their order:
 
@@ -15,7 +15,7 @@ rejected: key, rights, balance      the batch stops
 the record cannot be saved          the batch stops
 ==================================  =====================================================================
 
-A batch that stops waits for the submits that are under way, and lets no other leave.
+A batch that stops waits for the submits that are in flight, and lets no other leave.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ from airflow_provider_luma.exceptions import (
     SubmitOutcomeUnknownError,
     SubmitRecordError,
 )
-from airflow_provider_luma.relay.states import TaskState
-from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit.durable import DurableSubmit
 from airflow_provider_luma.submit.gate import SubmitGate, Token
@@ -60,7 +58,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL = 10.0
-# A stop has two seconds: for submits that are under way, and for what is not saved yet.
+# A stop has two seconds: for submits that are in flight, and for what is not saved yet.
 _SECONDS_TO_STOP = 1.2
 _SECONDS_TO_SAVE = 0.5
 _POLL_SECONDS = 0.1
@@ -70,7 +68,7 @@ _UNKNOWN_PHASES = frozenset({Phase.SENDING, Phase.REPORTED})
 @dataclass(frozen=True)
 class SubmitLimits:
     """
-    When a batch stops before all of its prompts are submitted.
+    Limits that stop a batch before all of its prompts are submitted.
 
     :param max_generations: how many of its prompts may have been submitted, those of earlier tries included.
     :param check_balance: returns why the balance is too low for the next submit, ``None`` when it is not.
@@ -90,7 +88,7 @@ class BatchSubmitter:
     :param gate: says when a submit may leave.
     :param limits: when to stop.
     :param stopped: set by a stop from outside, at any time.
-    :param report_progress: takes a line for people, every ten seconds.
+    :param report_progress: takes a human-readable line, every ten seconds.
     :param count_rate_limit: is called for each 429.
     """
 
@@ -123,7 +121,12 @@ class BatchSubmitter:
         self._error: Exception | None = None
 
     def run(self, max_parallel: int) -> None:
-        """Submit until nothing is left to, or something stops the batch; see :meth:`submits`."""
+        """
+        Submit until nothing is left to, or something stops the batch; see :meth:`submits`.
+
+        :raises RelayTransientError: when no thread could be started; nothing was sent.
+        :raises LumaError: when the records cannot be read or saved before the first submit.
+        """
         self._waiting = plan_submits(self._journal, self._generations)
         self._removed = len(self._journal.removed())
         futures: list[Future[None]] = []
@@ -171,7 +174,7 @@ class BatchSubmitter:
             else:  # nothing was planned: the store failed before
                 result.not_submitted += 1
         if quota and not self._stopped.is_set():
-            result.cost = self._client.get_cost(LumaTask("all", TaskState.PENDING, raw={"quota": quota}))
+            result.cost = self._client.get_cost_of_quota(quota)
         return result
 
     def _watch(self, futures: Sequence[Future[None]]) -> None:
@@ -191,7 +194,7 @@ class BatchSubmitter:
         number = len(self._generations)
         line = f"{number - left - in_flight} of {number} prompts are submitted, {rejected} of them rejected"
         log.info("%s", line)
-        if not self._stopped.is_set():  # a stop has no time for it, nor for one that is under way
+        if not self._stopped.is_set():  # a stop has no time for it, nor for one that is in flight
             with suppress(StoppedError, RuntimeError):  # the latter where the system has no room for a thread
                 call_abandonable(
                     lambda: self._report_progress(line), stopped=self._stopped, name="luma-submit-progress"
@@ -219,7 +222,7 @@ class BatchSubmitter:
                 if self._is_exhausted():
                     if self._gate.in_flight == 0:
                         self._stop(f"max_generations={self._limits.max_generations} is reached")
-                    delay = None  # one that is under way may be rejected
+                    delay = None  # one that is in flight may be rejected
                 if delay == 0:
                     return heapq.heappop(self._waiting), self._gate.enter(time.monotonic())
                 if self._stopped_by is None:

@@ -1,11 +1,11 @@
 """
-Submits one generation by its record, so that no crash and no later try pays for it again.
+Submits one generation using its record, so that no crash and no later try pays for it again.
 
-What the record says, and what a later try does with it, is the table in
+The phases of the record, and what a later try does in each, are the table in
 :mod:`airflow_provider_luma.submit.record`. The acts of a try, and what a crash after each leaves:
 
 ==================================  =====================================================================
-act                                 after a crash behind it
+act                                 if the process dies after this step
 ==================================  =====================================================================
 everything is validated             no record: the next try submits
 ``sending`` is saved                the next try fails: outcome unknown

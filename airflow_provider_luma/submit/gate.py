@@ -1,10 +1,10 @@
 """
-Decides when a submit of a batch may leave, and when the batch gives up: pure.
+Decides when a submit of a batch may leave, and when the batch gives up. No I/O.
 
 ::
 
     open ──rate limit, transient error, unknown outcome──▶ paused
-    paused ──the time is over──▶ narrow: one submit at a time
+    paused ──time has expired──▶ narrow: one submit at a time
     narrow ──each submit that the relay has judged──▶ one more at a time, up to all
 
 A rate limit pauses for a delay that doubles, or for as long as ``Retry-After`` says where that is longer; it
@@ -28,7 +28,7 @@ MAX_UNKNOWN_OUTCOMES = 3
 
 @dataclass(frozen=True)
 class Token:
-    """The token of one submit to leave, since so many pauses."""
+    """The token of one submit to leave, since that many pauses."""
 
     pauses: int
 
@@ -37,7 +37,7 @@ class SubmitGate:
     """
     Lets submits leave.
 
-    :param max_parallel: how many may be under way at once.
+    :param max_parallel: how many may be in flight at once.
     :param requests_per_minute: of the connection.
     :param retry: the delays, and after how many transient errors it gives up.
     """
@@ -109,7 +109,7 @@ class SubmitGate:
     def _seconds(self, error: RelayError) -> float:
         retry = self._retry
         delay = min(retry.initial_delay * 2.0 ** min(self._backoffs - 1, 32), retry.max_delay)
-        # Only a rate limit is waited out however long it is. "0" is no leave to submit without end.
+        # Only a rate limit is waited out however long it is. "0" is not leave to submit without end.
         longest = math.inf if isinstance(error, RelayRateLimitError) else retry.max_delay
         delay = max(delay, min(error.retry_after or 0.0, longest))
         return delay + random.uniform(0, retry.initial_delay)  # noqa: S311

@@ -51,7 +51,8 @@ class GroupCommit:
             flush = self._gathering
             while self._is_flushing and not flush.is_done:
                 self._changed.wait()
-            if leads := not flush.is_done:
+            leads = not flush.is_done
+            if leads:
                 self._is_flushing = True
                 self._gathering = _Flush()
                 segments, self._dirty = self._dirty, set()

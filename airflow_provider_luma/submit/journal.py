@@ -11,7 +11,7 @@ header, which counts Airflow's *successes*: from then on a record that was writt
 Saving is a *group commit*: one flush runs at a time, see :mod:`airflow_provider_luma.submit.group_commit`.
 
 ==================================  =====================================================================
-act                                 after a crash behind it
+act                                 if the process dies after this step
 ==================================  =====================================================================
 all prompts are validated           no header: the next try submits all
 the fingerprints are saved          no records: the next try submits all
@@ -74,7 +74,7 @@ _MAX_REASON_BYTES = 570
 @dataclass(frozen=True)
 class Header:
     """
-    What belongs to the whole batch.
+    The part of the journal that belongs to the whole batch.
 
     :param slots: how many there are.
     :param is_edited: whether the list of prompts was edited since there were charges.
@@ -191,7 +191,11 @@ class Journal:
         self.save_rest()
 
     def mark_returned(self) -> None:
-        """Save that the ids were returned."""
+        """
+        Save that the ids were returned.
+
+        :raises LumaError: when it could not be saved.
+        """
         self._save_header(
             replace(self._header, successes=self._header.successes + 1, returned=self.max_tries)
         )
@@ -201,7 +205,11 @@ class Journal:
         self._commits.commit()
 
     def save(self, position: int, record: SubmitRecord) -> None:
-        """Save the record of a prompt; one that cannot begin was not sent."""
+        """
+        Save the record of a prompt; one that cannot begin was not sent.
+
+        :raises LumaError: when it could not be saved.
+        """
         slot = self._slots[position]
         if record.phase is Phase.SENDING:
             record = replace(record, successes=self._header.successes)
@@ -308,7 +316,7 @@ def _check_version(data: Any) -> None:
 
 
 def _fit_reason(reason: str | None) -> str | None:
-    """Cut a reason to what a segment has room for; a character takes up to twelve bytes in JSON."""
+    """Truncate a reason to what a segment has room for; a character takes up to twelve bytes in JSON."""
     if reason is None or len(json.dumps(reason)) <= _MAX_REASON_BYTES:
         return reason
     length = bisect_right(

@@ -1,4 +1,4 @@
-"""What a try of a batch does with each prompt, by the table in :mod:`airflow_provider_luma.submit.record`."""
+"""The action of a try for each prompt, from the table in :mod:`airflow_provider_luma.submit.record`."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 From a list or a table of prompts to generations, all of them validated before the first is submitted.
 
 A table is read as a stream, a line at a time: JSONL with a text or an object in each line, or CSV with a
-header and a row in each line. A cell holds no line break, as a quote that is never closed would else swallow
-all rows behind it. An error names the line, or the position in the list.
+header and a row in each line. A cell holds no line break, as a quote that is never closed would otherwise
+swallow all rows after it. An error names the line, or the position in the list.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.generation import FIELDS, Generation
-from airflow_provider_luma.relay.text import clean_text, redact_text
+from airflow_provider_luma.relay.generation import FIELDS, FLAGS, Generation
+from airflow_provider_luma.relay.text import SURROGATE, clean_text, redact_text
 from airflow_provider_luma.store_clients import show_url, validate_url
 
 log = logging.getLogger(__name__)
@@ -32,8 +31,7 @@ _QUOTES_HINT = (
     "A cell in quotes ends in its line, and a quote within it is written twice. "
     "Put prompts with line breaks into JSONL"
 )
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_FLAGS = {"true": True, "false": False}
+_FLAG_VALUES = {"true": True, "false": False}
 
 
 def parse_prompts(prompts: Any, defaults: Mapping[str, Any]) -> list[Generation]:
@@ -44,7 +42,7 @@ def parse_prompts(prompts: Any, defaults: Mapping[str, Any]) -> list[Generation]
     :raises LumaValueError: when one of them cannot be sent, naming its position.
     """
     if isinstance(prompts, str):
-        prompts = _parse_json(prompts, "prompts is no list of prompts")
+        prompts = _parse_json(prompts, "prompts is not a list of prompts")
     if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
         raise LumaValueError(f"prompts must be a list of texts or dicts, not {prompts!r:.80}")
     numbered = ((f"prompts[{position}]", prompt) for position, prompt in enumerate(prompts))
@@ -68,7 +66,7 @@ def load_prompts_file(url: str, defaults: Mapping[str, Any]) -> list[Generation]
         raise LumaValueError(f"prompts_path must end in .jsonl, .ndjson or .csv, not {shown}")
     try:
         path: Any = ObjectStoragePath(url)
-        # Bytes that are no UTF-8 become lone surrogates, so that the error can name their line.
+        # Bytes that are not UTF-8 become lone surrogates, so that the error can name their line.
         file = path.open("r", encoding="utf-8-sig", errors="surrogateescape", newline="")
     except FileNotFoundError:
         raise LumaValueError(f"There is no table of prompts at prompts_path {shown}") from None
@@ -93,7 +91,7 @@ def _build_all(numbered: Iterable[tuple[str, Any]], defaults: Mapping[str, Any])
     generations: list[Generation] = []
     for place, prompt in numbered:
         if len(generations) == MAX_PROMPTS:
-            raise LumaValueError(f"There are more than {MAX_PROMPTS} prompts; cut them into several tasks")
+            raise LumaValueError(f"There are more than {MAX_PROMPTS} prompts; split them into several tasks")
         try:
             generations.append(_build(prompt, defaults))
         except LumaValueError as error:
@@ -148,8 +146,8 @@ def _parse_row(place: str, line: str) -> list[str]:
 
 
 def _parse_cell(place: str, name: str, value: str) -> Any:
-    if name in {"loop", "expand_prompt"}:
-        return _FLAGS.get(value.strip().lower(), value)
+    if name in FLAGS:
+        return _FLAG_VALUES.get(value.strip().lower(), value)
     if name == "extra_body":
         return _parse_json(value, f"{place}: extra_body is not JSON")
     return value
@@ -161,7 +159,7 @@ def _lines(file: IO[str]) -> Iterator[str]:
         number += 1
         if len(line) > MAX_LINE_CHARS:
             raise LumaValueError(f"line {number} has more than {MAX_LINE_CHARS} characters")
-        if _SURROGATE.search(line):
+        if SURROGATE.search(line):
             raise LumaValueError(f"line {number} is not UTF-8")
         yield line
 

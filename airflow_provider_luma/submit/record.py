@@ -88,7 +88,7 @@ class SubmitRecord:
     :param max_tries: of the task instance when this was written.
     :param fingerprint: of what was submitted.
     :param id: the Luma task's, once it is known.
-    :param reason: why the phase was reached, for people.
+    :param reason: why the phase was reached, human-readable.
     :param quota: the charge in the relay's own quota, where the relay reports it.
     :param successes: of a batch: how many the task instance had when this was submitted.
     """
@@ -143,21 +143,23 @@ class SubmitRecord:
                 data.get("successes"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise SubmitRecordError(f"it is no record of a submit: {clean_text(repr(error), 80)}") from None
+            raise SubmitRecordError(
+                f"it is not a record of a submit: {clean_text(repr(error), 80)}"
+            ) from None
         if type(record.max_tries) is not int or type(record.successes) not in {int, type(None)}:
             raise SubmitRecordError("its max_tries or its successes is not an integer")
         if not isinstance(record.fingerprint, str):
-            raise SubmitRecordError("its fingerprint is no text")
+            raise SubmitRecordError("its fingerprint is not a string")
         if record.id is None and record.phase in _WITH_ID:
-            raise SubmitRecordError(f"it has the phase {record.phase.value!r} and no id")
+            raise SubmitRecordError(f"its phase is {record.phase.value!r}, but it has no id")
         if record.id is not None and not (isinstance(record.id, str) and is_valid_id(record.id)):
-            raise SubmitRecordError("its id can be no task's")
+            raise SubmitRecordError("its id is not a valid task id")
         return record
 
 
 class Ledger(ABC):
     """
-    Where the record of one submit is kept, for the tries of one task instance.
+    The place of the record of one submit, for the tries of one task instance.
 
     :param max_tries: of the task instance, which each clear raises.
     """
@@ -173,7 +175,7 @@ class Ledger(ABC):
     @property
     @abstractmethod
     def resubmit_hint(self) -> str:
-        """How the user has it submitted again, once the relay's task log shows no task."""
+        """The advice for submitting again, once the relay's task log shows no task."""
 
     @abstractmethod
     def save(self, record: SubmitRecord) -> None:
@@ -188,7 +190,11 @@ class Ledger(ABC):
         return next_action(self.record, self.max_tries)
 
     def begin(self, generation: Generation) -> None:
-        """Save ``sending``: the submit may leave from now on."""
+        """
+        Save ``sending``: the submit may leave from now on.
+
+        :raises LumaError: when it could not be saved; nothing may be sent then.
+        """
         sending = SubmitRecord.sending(generation, self.max_tries)
         try:
             self.save(sending)
@@ -207,7 +213,11 @@ class Ledger(ABC):
         reason: str | None = None,
         quota: float | None = None,
     ) -> None:
-        """Save that the submit reached a phase."""
+        """
+        Save that the submit reached a phase.
+
+        :raises LumaError: when it could not be saved.
+        """
         if self.record is not None:
             self.save(self.record.at(phase, self.max_tries, id=id, reason=reason, quota=quota))
 

@@ -1,5 +1,5 @@
 """
-Where the record of a submit is kept: durable execution on every Airflow.
+The place of the record of a submit: durable execution on every Airflow.
 
 ======================  ================  =============================================================
 kept in                 Airflow           survives
@@ -14,7 +14,7 @@ of the connection changes with the connection, which may be templated. Where the
 remembers the ``state_path`` from the first record on; where there is none, a templated connection gives none.
 
 ==================================  =====================================================================
-act                                 after a crash behind it, a try with another ``state_path``
+act                                 if the process dies after this step, a try with another ``state_path``
 ==================================  =====================================================================
 the object with ``sending`` is put  submits there: nothing was sent yet
 the ``state_path`` is remembered    fails: the records are elsewhere
@@ -146,7 +146,7 @@ class ObjectRecordStore:
 
 class StatePlace:
     """
-    Where the task instance that runs keeps its records.
+    The place of the records of the task instance that runs.
 
     :param state_path: URL of a folder in object storage; wins over the task state store.
     :param durable: whether it keeps any.
@@ -193,7 +193,7 @@ class StatePlace:
         Return one record, ``None`` where none is kept.
 
         :param key: its name in the task state store.
-        :param part: its name in the folder of the task instance, which else has one object.
+        :param part: its name in the folder of the task instance, which otherwise has one object.
         """
         state = AirflowRecordStore(self._store, key) if self._store is not None else None
         if self._folder is None:
@@ -225,7 +225,7 @@ class StatePlace:
         now = f"below {self._place}" if self._place else "in the task state store"
         raise SubmitRecordError(
             f"The records of this task's submits are kept below {clean_text(str(remembered))}, and this try "
-            f"would keep them {now}. Nothing was sent. Let state_path and luma_conn_id be the same for every "
+            f"would keep them {now}. Nothing was sent. Use the same state_path and luma_conn_id in every "
             "try of a task, or trigger another run"
         )
 

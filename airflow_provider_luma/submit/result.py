@@ -11,6 +11,7 @@ from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.relay.batch_state import MAX_BYTES, fit_entries, json_size
 from airflow_provider_luma.relay.money import Money
 from airflow_provider_luma.relay.result import Outcome, judge
+from airflow_provider_luma.relay.text import list_first
 
 _MAX_NAMED = 20
 # A position and its separator are 8 bytes at most, and the list so takes a quarter of the XCom.
@@ -75,7 +76,7 @@ class BatchResult:
     :param rejected: the reason of each prompt that the relay rejected, by position.
     :param unknown: the positions of prompts that may have been charged for.
     :param not_submitted: how many were left out.
-    :param stopped_by: why some were left out, for people.
+    :param stopped_by: why some were left out, human-readable.
     :param error: what stopped the batch, where the task must fail by it.
     :param cost: what the relay said that it charged; of those tasks of which it said so.
     """
@@ -89,7 +90,7 @@ class BatchResult:
     cost: Money | None = None
 
     def fails(self, prompts: int, fail_when: FailWhen) -> bool:
-        """Say whether prompts without an id fail a batch of so many."""
+        """Say whether prompts without an id fail a batch of that many."""
         unsuccessful = prompts - len(self.ids)
         return judge(prompts, unsuccessful, 0, fail_when, fail_fast=False) is Outcome.FAILED
 
@@ -98,7 +99,7 @@ class BatchResult:
         Return what goes into XCom as ``luma_submits``.
 
         It is within 64 KB. ``unknown`` holds the first 2,000 positions, ``rejected`` what fits beside them:
-        reasons are cut first, then left out. What is not listed is counted.
+        reasons are truncated first, then left out. What is not listed is counted.
         """
         rejected = {str(position): self.rejected[position] for position in sorted(self.rejected)}
         unknown = self.unknown[:_MAX_UNKNOWN_LISTED]
@@ -124,8 +125,7 @@ class BatchResult:
             parts.append(f"which cost {self.cost}")
         if self.rejected:
             named = [f"{position}: {self.rejected[position]}" for position in sorted(self.rejected)]
-            left_out = len(named) - _MAX_NAMED
-            reasons = "; ".join([*named[:_MAX_NAMED], *([f"and {left_out} more"] if left_out > 0 else [])])
+            reasons = "; ".join(list_first(named, _MAX_NAMED))
             parts.append(f"{len(self.rejected)} were rejected ({reasons})")
         if self.unknown:
             parts.append(f"{len(self.unknown)} may have been charged for ({first_positions(self.unknown)})")
@@ -155,6 +155,4 @@ class BatchResult:
 
 def first_positions(positions: Sequence[int]) -> str:
     """Name the first few positions, and count the others."""
-    named = ", ".join(map(str, positions[:_MAX_NAMED]))
-    left_out = len(positions) - _MAX_NAMED
-    return f"{named} and {left_out} more" if left_out > 0 else named
+    return ", ".join(list_first([*map(str, positions)], _MAX_NAMED))

@@ -1,4 +1,4 @@
-"""What Airflow knows of the task instance that runs, beyond its public interface."""
+"""State of the task instance that runs, beyond Airflow's public interface."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def is_success_recorded(ti: Any) -> bool:
 
 class Retries:
     """
-    Whether Airflow may retry the task that runs when it fails, for whatever reason it does.
+    Permission for Airflow to retry the task that runs when it fails, for any reason.
 
     Only needed where no record is kept. An exception that Airflow does not retry would not do: the task can
     also fail after ``execute``, such as when Airflow pushes its XCom.

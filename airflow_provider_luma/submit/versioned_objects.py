@@ -49,7 +49,7 @@ class VersionedObject(Protocol):
     uri: str
 
     def read(self) -> bytes | None:
-        """Return the content, cut a byte above ``MAX_BYTES``; ``None`` where there is no object."""
+        """Return the content, truncated a byte above ``MAX_BYTES``; ``None`` where there is no object."""
 
     def write(self, content: bytes) -> None:
         """

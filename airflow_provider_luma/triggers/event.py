@@ -1,4 +1,4 @@
-"""Starts DAGs when Luma tasks end."""
+"""Starts Dags when Luma tasks end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.batch import TaskBatch, read_task_ids
+from airflow_provider_luma.relay.batch import TaskBatch, parse_task_ids
 from airflow_provider_luma.relay.batch_state import digest_ids
 from airflow_provider_luma.relay.result import BatchResult
 from airflow_provider_luma.relay.schedule import PollSchedule
@@ -36,8 +36,8 @@ class LumaTaskEventTrigger(BaseEventTrigger):
     Fire an event for each of these Luma tasks when it is completed or failed, for ``AssetWatcher``.
 
     The payload is ``{"id": ..., "state": "completed" | "failed", "failure_reason": ...}``. Polls are shared
-    with every other trigger of the connection. Errors of any kind are logged, and polling goes on, as nobody
-    would start a watcher anew. On Airflow 3.3 and newer the asset's state store remembers which tasks have
+    with every other trigger of the connection. All errors are logged, and polling continues, as nobody
+    would start a watcher again. On Airflow 3.3 and newer the asset's state store remembers which tasks have
     fired, where the trigger watches one asset. A triggerer that dies within two seconds of an event fires it
     again, and without that store each restart fires again for tasks that have ended; a download that finds
     its videos at their destination does nothing. An id that the relay never knows never fires, and is polled
@@ -54,7 +54,7 @@ class LumaTaskEventTrigger(BaseEventTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         if poke_interval <= 0:
             raise LumaValueError(f"poke_interval must be above 0 seconds, not {poke_interval!r}")
-        self.luma_task_ids = read_task_ids(luma_task_ids)
+        self.luma_task_ids = parse_task_ids(luma_task_ids)
         self.luma_conn_id = luma_conn_id
         self.poke_interval = poke_interval
 
@@ -76,11 +76,11 @@ class LumaTaskEventTrigger(BaseEventTrigger):
                 async with aclosing(self._watch(batch, unfired)) as events:
                     async for event in events:
                         yield event
-            except Exception as error:  # noqa: BLE001 - of any kind, as nobody would start a watcher anew
+            except Exception as error:  # noqa: BLE001 - of any kind, as nobody would start a watcher again
                 self.log.warning("Polling again in %.0f s: %s", self.poke_interval, error)
                 await asyncio.sleep(self.poke_interval)
         self.log.info("All %d Luma tasks have ended", len(batch.ids))
-        await asyncio.Event().wait()  # Airflow would start a watcher that ends anew, and it would fire again
+        await asyncio.Event().wait()  # Airflow would start a watcher that ends again, and it would fire twice
 
     async def _watch(self, batch: TaskBatch, unfired: dict[str, None]) -> AsyncGenerator[TriggerEvent, None]:
         subscription = Subscription(batch, PollSchedule(self.poke_interval), tolerates=lambda error: True)
@@ -89,7 +89,9 @@ class LumaTaskEventTrigger(BaseEventTrigger):
                 if not subscription.has_ended:
                     await subscription.news()
                 while subscription.warnings:
-                    self.log.warning("Polling goes on: %s", subscription.warnings.pop(0))
+                    self.log.warning(
+                        "Poll failed, retrying at the next interval: %s", subscription.warnings.pop(0)
+                    )
                 self.log.info("%s", batch.progress_message())
                 result, state = batch.result, batch.dump()
                 running = set(result.running)
@@ -127,7 +129,9 @@ class LumaTaskEventTrigger(BaseEventTrigger):
                 return await call(*arguments)
             return await asyncio.to_thread(getattr(store, method), *arguments)  # 3.3.0 and 3.3.1
         except Exception as error:  # noqa: BLE001 - events are worth more than their memory
-            self.log.warning("What has fired cannot be remembered over a restart: %s", error)
+            self.log.warning(
+                "Could not save which events fired; a triggerer restart may fire them again: %s", error
+            )
             return None
 
 

@@ -30,17 +30,17 @@ class LumaTaskTrigger(BaseTrigger):
 
     :param luma_task_ids: all ids of the wait, in the order of the sensor.
     :param luma_conn_id: the connection.
-    :param state: of the batch when the sensor deferred; since when ids are absent counts anew.
+    :param state: of the batch when the sensor deferred; the grace period of absent ids starts over.
     :param timeout: seconds after the start of the wait when it ends, whether or not the triggerer restarts.
     :param polled_at: when the sensor polled, in seconds since the epoch; ``None`` when it did not.
     :param not_before: when the relay may be polled again, in seconds since the epoch.
     :param poke_interval: seconds between polls, which keep to a grid so that triggers poll together.
     :param exponential_backoff: double the interval from poll to poll.
-    :param max_wait: seconds between polls at the most.
+    :param max_wait: at most how many seconds between polls.
     :param fail_when: ``any``, ``all`` or ``never``.
     :param fail_fast: end as soon as nothing can save the batch.
     :param missing_grace: seconds for which an id may be absent from the responses.
-    :param silent_fail: go on polling after any error that is not permanent.
+    :param silent_fail: continue polling after any error that is not permanent.
     """
 
     _ARGUMENTS = (
@@ -117,7 +117,7 @@ class LumaTaskTrigger(BaseTrigger):
         yield TriggerEvent(event | {"state": batch.dump()})  # type: ignore[no-untyped-call]
 
     async def on_kill(self) -> None:
-        """Log what goes on at the relay when a user ends the deferred task (Airflow 3.3 and newer)."""
+        """Log what continues at the relay when a user ends the deferred task (Airflow 3.3 and newer)."""
         if self._batch is not None and self._batch.pending_count:
             self.log.warning("%s", self._batch.result.abandoned_message())
 
@@ -137,14 +137,16 @@ class LumaTaskTrigger(BaseTrigger):
 
     def _log_news(self, subscription: Subscription) -> None:
         while subscription.warnings:
-            self.log.warning("Polling goes on, as silent_fail is set: %s", subscription.warnings.pop(0))
+            self.log.warning(
+                "Poll failed, retrying at the next interval (silent_fail): %s", subscription.warnings.pop(0)
+            )
         self.log.info("%s", subscription.batch.progress_message())
 
     def _build_subscription(self, batch: TaskBatch) -> Subscription:
         return Subscription(
             batch,
             PollSchedule(self.poke_interval, self.exponential_backoff, self.max_wait),
-            fail_when=FailWhen.parse(self.fail_when),
+            fail_when=FailWhen.parse("fail_when", self.fail_when),
             fail_fast=self.fail_fast,
             deadline=batch.started_at + self.timeout,
             polled_at=self.polled_at,

@@ -8,7 +8,7 @@ a subscription is due, wait a moment for others if some have joined (``COALESCE_
 trigger subscribes its batch and sleeps; the loop updates the batch and wakes the trigger only when something
 changed. A thousand triggers therefore cost the requests of one, and a sleeping coroutine each.
 
-*Round.* The ids of all subscriptions that are due are cut into requests of ``batch_size``. An id that a
+*Round.* The ids of all subscriptions that are due are split into requests of ``batch_size``. An id that a
 request already queries is not queried again: its subscription waits for that request. A round does not wait
 for the one before, so a slow response delays nobody else. The poll of a subscription is over when every
 request that holds one of its ids has ended, so that no failed request hides a response.
@@ -69,7 +69,7 @@ from airflow_provider_luma.triggers.subscription import Subscription
 
 log = logging.getLogger(__name__)
 
-# A round that is not on the grid begins when nobody has joined for so long, ...
+# A round that is not on the grid begins when no trigger has joined for this long, ...
 COALESCE_WINDOW = 0.2
 # ... or after this, however many still come. Both are short beside any poll interval.
 MAX_COALESCE_SECONDS = 1.0
@@ -78,7 +78,7 @@ _THREADS_PER_SLOT = 4
 
 # The clock may be set meanwhile, so no sleep is longer.
 _MAX_SLEEP = 60.0
-# Nobody waits for two relays, so that it matters only within an interval.
+# Range of a grid's offset, which a hash of the key chooses; only its remainder by the interval matters.
 _GRID_SECONDS = 3600
 
 
@@ -252,7 +252,7 @@ class Poller:
         return True
 
     async def _may_go_on(self, request: Request, isolation: Isolation) -> bool:
-        """Wait until another request of the round lets an isolation go on; return False when none does."""
+        """Wait until another request of the round lets an isolation continue; return False when none does."""
         while isolation.is_open and request.round.evidence.is_used_up:
             if not await request.round.next_end():
                 return False
@@ -263,9 +263,9 @@ class Poller:
         if isinstance(response, Exception):
             return
         self._forget(request, ids)
-        asked, turns = frozenset(ids), Turns()
+        requested, turns = frozenset(ids), Turns()
         for subscription, its_ids in list(request.ids_by_subscription.items()):
-            concerned = [task_id for task_id in its_ids if task_id in asked]
+            concerned = [task_id for task_id in its_ids if task_id in requested]
             for start in range(0, len(concerned) or 1, SLICE):
                 part = concerned[start : start + SLICE]
                 if request in subscription.requests:
@@ -330,7 +330,7 @@ class Poller:
                 raise
 
     async def _renew(self, round_: Round, error: RelayAuthenticationError) -> None:
-        """Read the connection again: a changed one gets a new poller, else the round is rejected."""
+        """Read the connection again: a changed one gets a new poller, otherwise the round is rejected."""
         async with self._renewal:
             if round_.rejection is not None:
                 return

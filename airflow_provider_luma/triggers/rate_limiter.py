@@ -1,4 +1,4 @@
-"""When a request of a connection may leave."""
+"""The pace of the requests of a connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which poller serves which connection, in each event loop."""
+"""The poller of each connection, in each event loop."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.transport import Exchange
 from airflow_provider_luma.triggers.subscription import Subscription
 
-# After so many ids the event loop gets a turn; a trigger counts as so many more of them.
+# After this many ids the event loop gets a turn; a trigger counts as this many more of them.
 SLICE = 200
 _IDS_OF_A_TRIGGER = 10
 
@@ -60,7 +60,7 @@ class Request:
 
 
 class Turns:
-    """Gives the event loop a turn after so many ids, as thousands of triggers may wait for one response."""
+    """Gives the event loop a turn after that many ids, as thousands of triggers may wait for one response."""
 
     def __init__(self) -> None:
         self._ids = 0

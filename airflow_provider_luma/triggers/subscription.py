@@ -12,7 +12,7 @@ from airflow_provider_luma.arguments import FailWhen
 from airflow_provider_luma.exceptions import is_permanent, most_specific_error
 from airflow_provider_luma.relay.batch import TaskBatch
 from airflow_provider_luma.relay.result import Outcome
-from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS, PollSchedule
+from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS, QUIET_SECONDS, PollSchedule
 from airflow_provider_luma.relay.task import LumaTask
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from airflow_provider_luma.triggers.request import Request
 
 # How long a wait may go without waking its trigger, which then logs a sign of life.
-QUIET_SECONDS = 300
 
 
 class Subscription:
@@ -37,7 +36,7 @@ class Subscription:
     :param deadline: seconds since the epoch; the last poll begins then.
     :param polled_at: when the sensor polled; ``None`` when it did not, so that the first poll is due at once.
     :param not_before: when the relay may be polled again.
-    :param tolerates: returns whether the wait goes on after an error; by default after none.
+    :param tolerates: returns whether the wait continues after an error; by default after none.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class Subscription:
         self._waiter: asyncio.Future[None] | None = None
         self._quiet_until = time.time() + QUIET_SECONDS
         self._polled_at = polled_at
-        # The last poll waits out what the relay asks for; where that takes too long, there is none.
+        # The last poll waits for as long as the relay requests; where that takes too long, there is none.
         self.due = min(not_before, self._last_call)
         self.is_on_grid = False
 
@@ -82,7 +81,7 @@ class Subscription:
 
     @property
     def wakes_at(self) -> float:
-        """When the loop must look at it again."""
+        """The time at which the loop must look at it again."""
         return self._last_call if self.requests else self.due
 
     def is_due(self, now: float) -> bool:
@@ -110,7 +109,7 @@ class Subscription:
             self._changed = True
 
     def note(self, error: Exception) -> None:
-        """Take in that a request failed; what that means is decided when the poll is over."""
+        """Take in that a request failed; what that means is decided when the poll has ended."""
         self._errors.append(error)
 
     def finish_poll(self, now: float, offset: float) -> None:
@@ -148,7 +147,7 @@ class Subscription:
             self.finish_poll(now, offset)
 
     def restart_poll(self, now: float) -> None:
-        """Begin the current poll anew, such as with another key."""
+        """Begin the current poll again, such as with another key."""
         self.requests.clear()
         self._errors.clear()
         self.due = now

@@ -16,7 +16,7 @@ route                        who                       what
 ``/static/``                 everybody                 style and scripts, which are public anyway
 ===========================  ========================  =======================================================
 
-A file is served if, one after the other: its URI stands in the records of that task instance; the name is
+A file is served if, one after the other: its URI is in the records of that task instance; the name is
 that of a video or an image; it is below an entry of ``[luma] gallery_paths``. That entry's connection signs.
 """
 

@@ -54,12 +54,12 @@ def _replace(old: int, new: int) -> int:
 
 
 def file_response(
-    file: FileIO, method: str, asked: Mapping[str, str], headers: Mapping[str, str], content_type: str
+    file: FileIO, method: str, requested: Mapping[str, str], headers: Mapping[str, str], content_type: str
 ) -> Response:
     """
     Respond with an open file, which is closed afterwards.
 
-    :param asked: the headers of the request.
+    :param requested: the headers of the request.
     """
     found = os.fstat(file.fileno())
     size, etag = found.st_size, f'"{found.st_mtime_ns:x}-{found.st_size:x}"'
@@ -67,10 +67,10 @@ def file_response(
         **headers,
         "Accept-Ranges": "bytes",
         "ETag": etag,
-        "Content-Encoding": "identity",  # else Airflow compresses it on its way
+        "Content-Encoding": "identity",  # otherwise Airflow compresses it on its way
     }
-    is_current = asked.get("if-range", etag) == etag
-    wanted = _parse_range(asked.get("range", ""), size) if is_current else None
+    is_current = requested.get("if-range", etag) == etag
+    wanted = _parse_range(requested.get("range", ""), size) if is_current else None
     first, last = wanted or (0, size - 1)
     if wanted and first >= size:
         file.close()
@@ -91,7 +91,7 @@ def _parse_range(text: str, size: int) -> tuple[int, int] | None:
     if match is None or match.groups() == ("", ""):
         return None
     first, last = match.groups()
-    if not first:  # the last so many bytes
+    if not first:  # the last n bytes
         return (max(size - int(last), 0) if int(last) else size), size - 1
     if last and int(last) < int(first):
         return None

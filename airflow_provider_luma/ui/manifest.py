@@ -1,8 +1,8 @@
 """
 Reads the manifest of a download task, which has the records that XCom then has not.
 
-Its URI stands in XCom like any other. So it is read under the same list of the administrator, and by the same
-connection: through a presigned URL.
+Its URI is stored in XCom like any other. So it is read under the same list of the administrator, and by the
+same connection: through a presigned URL.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _read(path: MediaPath, location: Location, _period: int) -> list[dict[str, A
     read = _read_local if location.kind == LOCAL else _read_object
     try:
         return list(_rows(read(path, location)))
-    except Exception:  # the store's, or a file that is no manifest
+    except Exception:  # the store's, or a file that is not a manifest
         log.exception("The manifest of a download task cannot be read")
         return []
 

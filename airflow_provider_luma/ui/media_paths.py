@@ -1,9 +1,9 @@
 """
 The administrator's list of what the gallery may show: ``[luma] gallery_paths``.
 
-The URIs of records stand in XCom, where the author of a Dag may write anything. So a URI says only *which*
-object is meant; what the api-server may read, and by which connection, this list alone decides. It is empty
-by default, and anything that is not clearly below one of its entries is rejected.
+The URIs of records are stored in XCom, where the author of a Dag may write anything. So a URI only says
+*which* object is meant; what the api-server may read, and by which connection, this list alone decides. It is
+empty by default, and anything that is not clearly below one of its entries is rejected.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class Location(NamedTuple):
-    """Where an object is: a bucket, or none for a local file, and the segments of its key."""
+    """The location of an object: a bucket, or none for a local file, and the segments of its key."""
 
     kind: str
     bucket: str

@@ -2,7 +2,7 @@
 The plugin that adds the gallery to Airflow's UI.
 
 Every process of Airflow loads plugins, also each one that runs a task. So this module is light, and the app
-is built where it is asked for: in the api-server.
+is built where it is requested: in the api-server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What stands in a task instance's records: in XCom, as Airflow's database has it, or in its manifest."""
+"""The records of a task instance: in XCom, as Airflow's database has it, or in its manifest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _load_manifest(key: TaskInstanceKey, uri: Any) -> list[Any]:
 
 
 def load_xcom(key: TaskInstanceKey, xcom_key: str) -> Any:
-    """Return an XCom as it stands in the database, ``None`` where there is none: no backend is asked."""
+    """Return an XCom as it is stored in the database, ``None`` where there is none: no backend is called."""
     from airflow.models.xcom import XComModel
     from airflow.utils.session import create_session
     from sqlalchemy import select

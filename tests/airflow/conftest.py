@@ -9,7 +9,7 @@ import pytest
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.sandbox import Sandbox
 from tests.airflow.harness import AIRFLOW
-from tests.airflow.waiting import MODES, Wait, waiter
+from tests.airflow.sensor_harness import MODES, Wait, waiter
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,9 @@ from airflow_provider_luma.relay.isolation import MAX_PROBES
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.sandbox import Sandbox
 from airflow_provider_luma.triggers.event import LumaTaskEventTrigger
+from tests.airflow.sensor_harness import Wait, ended, responses, summary
 from tests.airflow.test_poller import event_of, result_of, together, trigger
 from tests.airflow.test_poller_faults import connect_to
-from tests.airflow.waiting import Wait, ended, responses, summary
 from tests.serving import Quiet, serving
 
 IDS = [f"id-{n:02}" for n in range(50)]

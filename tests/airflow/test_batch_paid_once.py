@@ -17,7 +17,7 @@ from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.submit.journal import HEADER_KEY, SEGMENT_SIZE, Header
 from airflow_provider_luma.submit.record import ACTIONS, Action, Phase, SubmitRecord
 from airflow_provider_luma.submit.record_store import AirflowRecordStore, object_name
-from tests.airflow.tries import KILLED, BatchTask, Store
+from tests.airflow.generate_harness import KILLED, BatchTask, Store
 
 # Each line takes a try of its own; `make test-kills` takes them all.
 STEP = int(os.environ.get("LUMA_KILLS_STEP", "40"))

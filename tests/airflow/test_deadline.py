@@ -17,8 +17,8 @@ import pytest
 
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.airflow.harness import AIRFLOW, run_source
+from tests.airflow.sensor_harness import Wait, ended, responses, summary
 from tests.airflow.test_poller import event_of, trigger
-from tests.airflow.waiting import Wait, ended, responses, summary
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
 

@@ -1,4 +1,4 @@
-"""Every sample of the documentation is run: DAGs in a real Airflow, on the sandbox and a real S3."""
+"""Every sample of the documentation is run: Dags in a real Airflow, on the sandbox and a real S3."""
 
 from __future__ import annotations
 

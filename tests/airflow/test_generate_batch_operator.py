@@ -19,8 +19,8 @@ from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.submit.gate import MAX_UNKNOWN_OUTCOMES
 from airflow_provider_luma.submit.record_store import object_name
 from airflow_provider_luma.submit.result import BatchResult
+from tests.airflow.generate_harness import BatchTask, Store
 from tests.airflow.harness import Run, run_source
-from tests.airflow.tries import BatchTask, Store
 from tests.stores import S3, free_port
 
 CATS = [f"cat dance {number}" for number in range(12)]
@@ -204,8 +204,8 @@ def test_the_summary_is_bounded_whatever_becomes_of_the_prompts(unknown: int, re
         ({"prompts": ["cat dance", ""]}, r"prompts\[1\]: prompt must be a non-empty string"),
         ({"prompts": ["cat dance", "\0"]}, r"prompts\[1\]: prompt must be a non-empty string"),
         ({"prompts": ["\ud83d"]}, r"prompts\[0\]: prompt must be a non-empty string"),
-        ({"prompts": ["cat \ud83d"]}, r"prompts\[0\]: prompt is no Unicode text"),
-        ({"prompts": "cat dance"}, "prompts is no list of prompts"),
+        ({"prompts": ["cat \ud83d"]}, r"prompts\[0\]: prompt is not Unicode text"),
+        ({"prompts": "cat dance"}, "prompts is not a list of prompts"),
         ({"prompts": {"prompt": "cat"}}, "prompts must be a list of texts or dicts"),
         ({"prompts": [3]}, r"prompts\[0\]: a prompt must be a text or a dict of fields"),
         ({"prompts": [{"promt": "cat"}]}, r"prompts\[0\]: unknown field 'promt'; the fields are prompt,"),
@@ -297,7 +297,7 @@ def test_a_table_of_prompts_is_read_from_object_storage(
         (
             "p.jsonl",
             b'"cat"\n"dog \\ud83d"\n',
-            "line 2: prompt is no Unicode text: character 4 is a lone surr",
+            "line 2: prompt is not Unicode text: character 4 is a lone surr",
         ),
         ("p.csv", b"prompt,id\ncat,7\n", "line 2: unknown field 'id'"),
         ("p.csv", b"prompt,extra_body\ncat,{\n", "line 2: extra_body is not JSON"),
@@ -375,7 +375,9 @@ def test_max_generations_counts_all_tries_and_rejected_prompts_do_not_count(
     prompts = ["a forbidden dance", *CATS]
     task = BatchTask(store, prompts=prompts, max_generations=5, fail_when="any")
     for left in (7, 8):  # the second try does not come to the rejected prompt
-        with pytest.raises(LumaTaskFailedError, match=f"{left} were not submitted, because max_generations"):
+        with pytest.raises(
+            LumaTaskFailedError, match=f"{left} were not submitted, because max_generations.*lear this"
+        ):
             task.run()
         assert len(sandbox.submits) == 5
         assert task.submits["not_submitted"] == left
@@ -386,6 +388,15 @@ def test_an_unknown_outcome_counts_as_a_generation(sandbox: Sandbox, store: Stor
     task = BatchTask(store, prompts=CATS, max_generations=3, max_parallel=1)
     assert len(task.run()) == 2
     assert len(sandbox.submits) == 3
+
+
+def test_the_error_after_an_unknown_outcome_advises_a_look_at_the_log_before_a_clear(
+    sandbox: Sandbox, store: Store
+) -> None:
+    sandbox.script_submits(ScriptedResponse(status=502), created=True)
+    task = BatchTask(store, prompts=CATS, max_parallel=1, fail_when="any")
+    with pytest.raises(LumaTaskFailedError, match="Before you clear this task, check the relay's task log"):
+        task.run()
 
 
 def test_min_balance_stops_before_the_next_submit(open_sandbox: Any, store: Store) -> None:

@@ -9,8 +9,8 @@ import pytest
 
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.sensors.luma import LumaTaskSensor
+from tests.airflow.generate_harness import GenerateTask, Instance, Store
 from tests.airflow.harness import AIRFLOW, Run, load_source, run_source
-from tests.airflow.tries import GenerateTask, Instance, Store
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
 

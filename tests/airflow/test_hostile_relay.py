@@ -12,8 +12,8 @@ import pytest
 
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.airflow.harness import AIRFLOW
+from tests.airflow.sensor_harness import Wait, ended, responses, summary
 from tests.airflow.test_poller_faults import connect_to
-from tests.airflow.waiting import Wait, ended, responses, summary
 from tests.serving import Quiet, serving
 
 pytestmark = pytest.mark.usefixtures("airflow_db")

@@ -30,7 +30,7 @@ from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.submit.record import ACTIONS, Action, Phase, SubmitRecord
 from airflow_provider_luma.submit.record_store import KEY, object_name
-from tests.airflow.tries import KILLED, GenerateTask, Store
+from tests.airflow.generate_harness import KILLED, GenerateTask, Store
 
 # Each line takes a try of its own; `make test-kills` takes them all.
 STEP = int(os.environ.get("LUMA_KILLS_STEP", "4"))

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.airflow.harness import AIRFLOW, run_source
-from tests.airflow.waiting import Wait, ended, responses, summary
+from tests.airflow.sensor_harness import Wait, ended, responses, summary
 
 pytestmark = pytest.mark.usefixtures("airflow_db")
 

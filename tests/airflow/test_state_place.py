@@ -11,7 +11,7 @@ import pytest
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError
 from airflow_provider_luma.sandbox import Sandbox
-from tests.airflow.tries import BatchTask, GenerateTask, Store
+from tests.airflow.generate_harness import BatchTask, GenerateTask, Store
 
 Connect = Callable[..., None]
 TASKS = [pytest.param(GenerateTask, id="one"), pytest.param(BatchTask, id="batch")]
@@ -63,7 +63,7 @@ def test_a_state_path_that_is_taken_away_is_an_error(
     task.run_without_recording()
     charged = len(sandbox.submits)
     del task.arguments["state_path"]
-    with pytest.raises(LumaNonRetryableError, match="Let state_path and luma_conn_id be the same"):
+    with pytest.raises(LumaNonRetryableError, match="Use the same state_path and luma_conn_id"):
         task.run()
     assert len(sandbox.submits) == charged
 

@@ -19,7 +19,7 @@ from airflow_provider_luma.submit.journal import HEADER_KEY, SEGMENT_SIZE, Heade
 from airflow_provider_luma.submit.record import Action, Phase, fingerprint_of
 from airflow_provider_luma.submit.record_store import StatePlace
 from airflow_provider_luma.submit.versioned_objects import MAX_BYTES
-from tests.airflow.tries import Instance, Store
+from tests.airflow.generate_harness import Instance, Store
 from tests.stores import S3
 
 CAT = Generation("cat dance")

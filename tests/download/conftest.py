@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.arguments import IfExists
-from airflow_provider_luma.download.downloader import Downloader, Limits
+from airflow_provider_luma.download.downloader import Downloader, DownloadLimits
 from airflow_provider_luma.download.fresh_links import FreshLinks
 from airflow_provider_luma.download.pool import DownloadPool, DownloadResult
 from airflow_provider_luma.download.ssrf import AddressPolicy
 from airflow_provider_luma.download.staging import StagedFile, Staging
 from airflow_provider_luma.download.stores.base import NamedStore
 from airflow_provider_luma.download.stores.s3 import PART_BYTES
-from airflow_provider_luma.download.task_download import Options, TaskDownloader
+from airflow_provider_luma.download.task_download import DownloadOptions, TaskDownloader
 from airflow_provider_luma.download.transport import Transport
 from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.relay import RelayClient
@@ -41,7 +41,7 @@ def create_downloader(stopped: threading.Event | None = None, **limits: Any) -> 
     """May download from loopback; retries soon, and at most three attempts in a row without progress."""
     transport = Transport(AddressPolicy("https://relay.example.com", ["127.0.0.1"]), timeout=5)
     return Downloader(
-        transport, Limits(**{"max_attempts": 3, "initial_delay": 0.05} | limits), stopped=stopped
+        transport, DownloadLimits(**{"max_attempts": 3, "initial_delay": 0.05} | limits), stopped=stopped
     )
 
 
@@ -94,14 +94,16 @@ def run(
     """Download the videos of these ids, or of all, into the store."""
 
     def run(ids: list[str] | None = None, **arguments: Any) -> DownloadResult:
-        limits = {key: arguments.pop(key) for key in list(arguments) if key in Limits.__dataclass_fields__}
+        limits = {
+            key: arguments.pop(key) for key in list(arguments) if key in DownloadLimits.__dataclass_fields__
+        }
         downloader = create_downloader(stopped, **{"link_timeout": 5} | limits)
         task_downloader = TaskDownloader(
             downloader,
             FreshLinks(relay.query_once).get,
             store,
             staging,
-            Options(**{"if_exists": IfExists.SKIP} | arguments),
+            DownloadOptions(**{"if_exists": IfExists.SKIP} | arguments),
         )
         sandbox.downloads.clear()
         tasks = relay.get_tasks(ids or sandbox.task_ids)

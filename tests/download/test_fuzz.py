@@ -11,7 +11,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_luma.download.naming import (
-    MEDIA_KINDS,
     candidate_names,
     file_name,
     object_names,
@@ -21,6 +20,7 @@ from airflow_provider_luma.download.response import parse_retry_after
 from airflow_provider_luma.download.sidecar import parse_sidecar
 from airflow_provider_luma.download.urls import redact_url
 from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.relay.media import MEDIA_KINDS
 from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 from tests.strategies import JSON

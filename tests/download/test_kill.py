@@ -33,12 +33,12 @@ MIB = 2**20
 DOWNLOAD = """
 import json, os, signal, sys
 from airflow_provider_luma.arguments import IfExists
-from airflow_provider_luma.download.downloader import Downloader, Limits
+from airflow_provider_luma.download.downloader import Downloader, DownloadLimits
 from airflow_provider_luma.download.pool import DownloadPool
 from airflow_provider_luma.download.ssrf import AddressPolicy
 from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import NamedStore
-from airflow_provider_luma.download.task_download import Options, TaskDownloader
+from airflow_provider_luma.download.task_download import DownloadOptions, TaskDownloader
 from airflow_provider_luma.download.transport import Transport
 from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.relay import RelayClient
@@ -63,7 +63,7 @@ def download(key, url, destination, order):
     downloader = Downloader(Transport(AddressPolicy(url, ["127.0.0.1"])))
     refresh = lambda task_id: relay.query_once([task_id]).get(task_id)
     if_exists = IfExists(order.get("if_exists", "skip"))
-    options = Options(media=order.get("media", ["video"]), if_exists=if_exists, max_parallel=4)
+    options = DownloadOptions(media=order.get("media", ["video"]), if_exists=if_exists, max_parallel=4)
     tasks = list(relay.get_tasks(order["ids"]).values())
     staging = Staging(store.staging_folder(), crc32_above=store.store.multipart_above)
     print(os.getpid(), flush=True)

@@ -20,7 +20,7 @@ from airflow_provider_luma.download.pool import DownloadPool
 from airflow_provider_luma.download.ssrf import AddressPolicy
 from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import NamedStore
-from airflow_provider_luma.download.task_download import Options, TaskDownloader
+from airflow_provider_luma.download.task_download import DownloadOptions, TaskDownloader
 from airflow_provider_luma.download.transport import Transport
 from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.relay import RelayClient
@@ -32,7 +32,7 @@ def download(url):
     url, *ids = url.split("|")
     downloader = Downloader(Transport(AddressPolicy(url, ["127.0.0.1"])))
     files = Staging(staging, crc32_above=store.store.multipart_above)
-    task_downloader = TaskDownloader(downloader, None, store, files, Options())
+    task_downloader = TaskDownloader(downloader, None, store, files, DownloadOptions())
     result = DownloadPool(task_downloader).download(list(RelayClient(key, url).get_tasks(ids).values()))
     assert not result.errors, result.errors
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

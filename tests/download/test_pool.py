@@ -17,7 +17,7 @@ from airflow_provider_luma.download.fresh_links import FreshLinks
 from airflow_provider_luma.download.pool import DownloadPool
 from airflow_provider_luma.download.staging import Staging
 from airflow_provider_luma.download.stores.base import NamedStore
-from airflow_provider_luma.download.task_download import Options, TaskDownloader
+from airflow_provider_luma.download.task_download import DownloadOptions, TaskDownloader
 from airflow_provider_luma.exceptions import LinkExpiredError, LumaValueError, ObjectExistsError
 from airflow_provider_luma.operators.destination import open_store
 from airflow_provider_luma.relay import RelayClient
@@ -287,7 +287,11 @@ def test_a_store_that_hangs_is_abandoned_at_the_deadline(
         store = NamedStore(open_store("s3://silent@bucket/x", None, max_parallel=8, fsync=True))
         tasks = list(relay.get_tasks([sandbox.add_task(seconds=0) for _ in range(2)]).values())
         downloader = TaskDownloader(
-            create_downloader(download_timeout=1), FreshLinks(relay.query_once).get, store, staging, Options()
+            create_downloader(download_timeout=1),
+            FreshLinks(relay.query_once).get,
+            store,
+            staging,
+            DownloadOptions(),
         )
         result = DownloadPool(downloader).download(tasks)
     assert result.seconds < 20  # boto3 would wait for minutes
@@ -364,9 +368,9 @@ def test_a_long_download_logs_its_progress(
     sandbox.script_downloads(ScriptedResponse(status=400, delay=1.0))
     task_id = sandbox.add_task(seconds=0)
     tasks = list(relay.get_tasks([task_id]).values())
-    downloader = TaskDownloader(create_downloader(), lambda _: None, store, staging, Options())
+    downloader = TaskDownloader(create_downloader(), lambda _: None, store, staging, DownloadOptions())
     DownloadPool(downloader, progress_interval=0.2).download(tasks)
     lines = [line for line in caplog.messages if "of 1 videos" in line]
     assert len(lines) >= 3
-    assert lines[-1].endswith("1 failed")
+    assert lines[-1].endswith("1 errors")
     assert tasks[0].state is TaskState.COMPLETED

@@ -169,13 +169,13 @@ def test_every_pending_id_is_awaited_unless_fail_fast():
 
 
 def test_fail_when_is_one_of_three_values():
-    assert [FailWhen.parse(word) for word in ("any", "all", "never")] == list(FailWhen)
+    assert [FailWhen.parse("fail_when", word) for word in ("any", "all", "never")] == list(FailWhen)
 
 
 @pytest.mark.parametrize("word", ["some", "", "ANY", None, [], True])
 def test_any_other_fail_when_is_rejected_with_the_three_values(word):
     with pytest.raises(LumaValueError, match="'any', 'all', 'never'"):
-        FailWhen.parse(word)
+        FailWhen.parse("fail_when", word)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from requests.structures import CaseInsensitiveDict
 
 from airflow_provider_luma.exceptions import LumaValueError, RelayError
 from airflow_provider_luma.relay import LumaTask, TaskBatch, TaskState
-from airflow_provider_luma.relay.batch import read_task_ids
+from airflow_provider_luma.relay.batch import parse_task_ids
 from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.media import MEDIA_KINDS
 from airflow_provider_luma.relay.responses import parse_rows, parse_task_or_none
@@ -104,7 +104,7 @@ def test_a_terminal_id_never_becomes_pending_again_and_none_is_lost(ids, rounds,
 @given(JSON | st.text().map(lambda text: f"[{text}]") | st.lists(st.text()))
 def test_ids_are_parsed_or_rejected(value):
     with suppress(LumaValueError):
-        ids = read_task_ids(value)
+        ids = parse_task_ids(value)
         assert all(isinstance(task_id, str) and task_id == task_id.strip() != "" for task_id in ids)
         assert len(ids) == len(set(ids))
 

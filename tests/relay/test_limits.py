@@ -474,7 +474,7 @@ def test_a_body_that_is_not_compressed_as_it_says_is_a_transient_error_that_name
     make_client: MakeClient, serve: Callable[..., Server], encoding: str
 ) -> None:
     server = serve(response(b"[]", f"Content-Encoding: {encoding}"))
-    assert error_of(make_client(base_url=server.base_url)).endswith(f"it is no valid {encoding}")
+    assert error_of(make_client(base_url=server.base_url)).endswith(f"it is not valid {encoding}")
 
 
 def test_a_response_without_a_body_needs_no_decompression(

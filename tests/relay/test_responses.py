@@ -107,17 +107,17 @@ def test_one_task_that_does_not_exist_is_absent_and_several_may_not_all_be(
 
 
 STATUSES = [
-    (400, RelayInvalidRequestError, "The relay does not take this request as it is"),
+    (400, RelayInvalidRequestError, "Correct the field that the message names"),
     (401, RelayAuthenticationError, "Check the API key"),
     (402, RelayInsufficientBalanceError, "Top up the account behind the API key"),
     (403, RelayPermissionError, "Check the permissions of the API key and of its account"),
-    (404, RelayInvalidRequestError, "The relay does not take this request as it is"),
+    (404, RelayInvalidRequestError, "Correct the field that the message names"),
     (408, RelayTransientError, "Try again later"),
-    (409, RelayInvalidRequestError, "The relay does not take this request as it is"),
-    (413, RelayInvalidRequestError, "The relay does not take this request as it is"),
-    (422, RelayInvalidRequestError, "The relay does not take this request as it is"),
+    (409, RelayInvalidRequestError, "Correct the field that the message names"),
+    (413, RelayInvalidRequestError, "Correct the field that the message names"),
+    (422, RelayInvalidRequestError, "Correct the field that the message names"),
     (425, RelayTransientError, "Try again later"),
-    (429, RelayRateLimitError, "Slow down"),
+    (429, RelayRateLimitError, "Lower max_requests_per_minute or max_parallel"),
     (500, RelayTransientError, "Try again later"),
     (502, RelayTransientError, "Try again later"),
     (503, RelayTransientError, "Try again later"),
@@ -290,7 +290,7 @@ def test_retry_after_is_read_in_seconds_and_as_a_date(error_of, status, header, 
 def test_a_429_without_retry_after_has_none(error_of):
     error = error_of(429, content_type=None)
     assert (type(error), error.retry_after) == (RelayRateLimitError, None)
-    assert str(error).endswith("responded 429. Slow down")
+    assert str(error).endswith("responded 429. Lower max_requests_per_minute or max_parallel")
 
 
 @pytest.mark.parametrize(

@@ -169,5 +169,5 @@ def test_each_delay_is_logged_with_its_length_and_reason(caplog, error, level):
     caplog.set_level(logging.INFO)
     _, waits = drive(RetryPolicy(), Relay(error, DONE))
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (level, f"Retrying in {waits[0]:.1f} s: {error}")
+        (level, f"Retrying in {waits[0]:.1f} s, after attempt 1: {error}")
     ]

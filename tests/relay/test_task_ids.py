@@ -5,7 +5,7 @@ import json
 import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.batch import read_task_ids
+from airflow_provider_luma.relay.batch import parse_task_ids
 
 A = "4665a07c-7641-4809-a133-10786201bb56"
 B = "luma_gen_abc123"
@@ -44,7 +44,7 @@ class LazyXCom:
     ],
 )
 def test_ids_are_parsed_in_every_form_that_users_and_templates_pass(given, ids):
-    assert read_task_ids(given) == ids
+    assert parse_task_ids(given) == ids
 
 
 @pytest.mark.parametrize(
@@ -78,17 +78,17 @@ def test_ids_are_parsed_in_every_form_that_users_and_templates_pass(given, ids):
 )
 def test_an_invalid_id_is_rejected_with_its_position(given, complaint):
     with pytest.raises(LumaValueError, match=complaint):
-        read_task_ids(given)
+        parse_task_ids(given)
 
 
 def test_an_error_is_short_however_long_the_argument():
     for given in ({"x" * 10_000: 1}, [["x" * 10_000]], "[" + "x" * 10_000):
         with pytest.raises(LumaValueError) as caught:
-            read_task_ids(given)
+            parse_task_ids(given)
         assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("text", ["None", "null", "a, b", "('a', 'b')", '{"a": 1}', "a b", '"a"'])
 def test_text_that_cannot_be_an_id_is_rejected_before_it_is_missing(text):
-    with pytest.raises(LumaValueError, match="which is no id"):
-        read_task_ids(text)
+    with pytest.raises(LumaValueError, match="which is not a task id"):
+        parse_task_ids(text)

@@ -52,7 +52,7 @@ def test_it_serves_what_it_prints_until_it_is_stopped(client, number):
     [
         (["--rate-limit", "30"], "rate_limited is a share from 0 to 1"),
         (["--shape", "round"], "invalid choice"),
-        (["--balance", "-1"], "balance is a number from 0 up"),
+        (["--balance", "-1"], "balance must be 0 or greater"),
     ],
 )
 def test_wrong_options_are_reported(arguments, message):

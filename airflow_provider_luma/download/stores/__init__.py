@@ -1,1 +1,1 @@
-"""Where files go: one small protocol, and a store for each kind of destination."""
+"""Stores of files: one small protocol, and a store for each kind of destination."""

@@ -1,5 +1,5 @@
 """
-What a download needs of a store, so that it is the same on every one.
+The protocol of a store as a download needs it, so that it is the same on every one.
 
 An object becomes visible at once and complete, or not at all. A store that keeps metadata is given the Luma
 task id and the SHA-256 with the object; of any other, the sidecar record says so before (see ``sidecar.py``).
@@ -44,7 +44,7 @@ class StoredObject:
 @dataclass(frozen=True)
 class Upload:
     """
-    What goes into a store.
+    An object to be put into a store.
 
     :param file: its bytes.
     :param name: below the destination.
@@ -108,7 +108,11 @@ class Store(Protocol):
 
 
 class NamedStore:
-    """A store whose errors are :class:`DownloadError`, naming the object and the reason, no secrets."""
+    """
+    A store whose errors name the object and the reason, and no secrets.
+
+    :raises DownloadError: from every method that reaches the store.
+    """
 
     def __init__(self, store: Store) -> None:
         self.store = store

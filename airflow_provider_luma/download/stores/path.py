@@ -17,7 +17,7 @@ _PIECE_BYTES = 1024 * 1024
 
 
 class ObjectPath(Protocol):
-    """What we need of a path in an object store, such as Airflow's ``ObjectStoragePath``."""
+    """The needed part of a path in an object store, such as Airflow's ``ObjectStoragePath``."""
 
     @property
     def fs(self) -> Any: ...
@@ -77,6 +77,7 @@ class PathStore:
         mode = {"mode": "create"} if upload.if_absent else {}
         target.fs.put_file(upload.file.path, target.path, **mode)
         stored = self.head(upload.name)
-        if stored is None or stored.size != upload.file.size:
-            size = stored.size if stored else "no"
-            raise DownloadError(f"{self.uri(upload.name)} has {size} bytes instead of {upload.file.size}")
+        if stored is None:
+            raise DownloadError(f"{self.uri(upload.name)} was not found after the upload")
+        if stored.size != upload.file.size:
+            raise DownloadError(f"{self.uri(upload.name)} has {stored.size} of {upload.file.size} bytes")
