@@ -3,7 +3,18 @@ The slot of each prompt in the journal, also when the list of prompts was edited
 
 A prompt is known by its fingerprint, the digest of all that it sends:
 
-=================================================  ==================================================
+=================================================  =========================================================
+situation                                          slots
+=================================================  =========================================================
+nothing was charged since the last success         the positions
+each prompt is known                               theirs; of equal prompts those with an id come first
+the list was never edited: it is as long as ever,  the positions: prompts may render differently with each
+and each known prompt has always stood here        try, and what was paid for is not paid for again
+some are unknown, and every prompt that may have   theirs; new slots for the unknown ones
+been charged for is in the list
+some are unknown, and some that may have been      none: the unknown ones may be new, or render differently.
+charged for are not in the list                    An error; nothing is sent
+=================================================  =========================================================
 """
 
 from __future__ import annotations
