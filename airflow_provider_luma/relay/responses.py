@@ -16,6 +16,7 @@ from airflow_provider_luma.exceptions import (
     RelayInvalidRequestError,
     RelayPermanentError,
     RelayPermissionError,
+    RelayPromptRejectedError,
     RelayRateLimitError,
     RelayTaskNotFoundError,
     RelayTransientError,
@@ -40,6 +41,7 @@ _HINTS: Mapping[type[RelayError], str] = {
     RelayPermissionError: "Check the permissions of the API key and of its account",
     RelayInsufficientBalanceError: "Top up the account behind the API key",
     RelayInvalidRequestError: "The relay does not take this request as it is",
+    RelayPromptRejectedError: "The relay does not take this prompt as it is",
     RelayRateLimitError: "Slow down",
     RelayTransientError: "Try again later",
 }
@@ -47,8 +49,21 @@ _HINTS: Mapping[type[RelayError], str] = {
 SUCCESS_CODES = frozenset({"", "success", "succeeded", "ok", "true", "0", "200", "201", "202", "20000"})
 _NO_ENDPOINT = frozenset({404, 405, 501})
 _NO_SUCH_TASK = "task_not_exist"
+# Statuses of a submit that are about its fields, and not about the key or the endpoint.
+_OF_PROMPT = frozenset({400, 413, 422})
 # Of one prompt, and not of the key, whatever the status.
-MODERATION = re.compile(r"moderat|sensitive.?word|prompt.?blocked|content.?policy", re.IGNORECASE)
+_MODERATION = re.compile(
+    r"moderat|sensitive.?(word|content)|(blacklisted|banned|blocked|prohibited).?(word|term|phrase|content)|"
+    r"prompt.?(blocked|violat)|(content|usage|safety).?(polic|filter|violat|guideline)|safety (system|check)|"
+    r"nsfw|inappropriate|敏感|违规|違規|违禁|違禁|不当内容|不當內容|不合规|不合規|审核|審核",
+    re.IGNORECASE,
+)
+# What a relay says of an account or a key in much the same words.
+_BANNED = re.compile(
+    r"\b(account|api.?key|token)\b.{0,60}\b(banned|suspended|disabled|deactivated|review)\b|"
+    r"封禁|封号|封號|[账帐賬帳][号户號戶]|令牌|实名|實名",
+    re.IGNORECASE,
+)
 _NO_BALANCE = re.compile(
     r"insufficient.*(quota|balance)|exceeded.*quota|(quota|balance)[ _](is[ _])?not[ _]enough|"
     r"not[ _]enough[ _](quota|balance)|pre_consume_token_quota|[额額]度不足|[余餘][额額]不足",
@@ -147,6 +162,11 @@ def status_error(response: RelayResponse, body: Any, *, is_submit: bool = False)
     message, code = message_and_code(body)
     message = message or ("a web page" if is_html(response) else text_excerpt(response))
     kind = _error_kind(response.status, code, message)
+    if is_submit and kind in {RelayInvalidRequestError, RelayPermissionError}:
+        is_of_prompt = (
+            response.status in _OF_PROMPT or code == _NO_SUCH_TASK or says_moderation(code, message)
+        )
+        kind = RelayPromptRejectedError if is_of_prompt else kind
     if response.status == 404 and not isinstance(body, Mapping) and not is_submit:
         kind = RelayTransientError  # a gateway's, as between two deploys of the relay behind it
     hint = hint_for(kind, message)
@@ -170,11 +190,17 @@ def says_no_balance(code: str, message: str) -> bool:
     return any(map(_NO_BALANCE.search, (code, message)))
 
 
+def says_moderation(code: str, message: str) -> bool:
+    """Say whether an error is about the content of a prompt, and not about an account banned for it."""
+    texts = (code, message)
+    return any(map(_MODERATION.search, texts)) and not any(map(_BANNED.search, texts))
+
+
 def _error_kind(status: int, code: str, message: str) -> type[RelayError]:
     is_rate_limit = status == 429 and _RATE.search(f"{code} {message}")
     if status in {400, 403, 429} and says_no_balance(code, message) and not is_rate_limit:
         return RelayInsufficientBalanceError
-    if status == 403 and MODERATION.search(f"{code} {message}"):
+    if status == 403 and says_moderation(code, message):
         return RelayInvalidRequestError
     return _ERROR_BY_STATUS.get(status, RelayTransientError if status >= 500 else RelayInvalidRequestError)
 

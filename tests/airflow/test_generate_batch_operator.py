@@ -328,9 +328,8 @@ def test_an_empty_balance_stops_the_batch_at_once(open_sandbox: Any, store: Stor
     assert len(task.run()) == len(sandbox.submits) == 200
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_rejected_key_stops_the_batch_at_once(sandbox: Sandbox, store: Store, status: int) -> None:
-    sandbox.script_submits(*[ScriptedResponse(status=status, body={"message": "no"})] * 200)
+def test_a_rejected_key_stops_the_batch_at_once(sandbox: Sandbox, store: Store) -> None:
+    sandbox.script_submits(*[ScriptedResponse(status=401, body={"message": "no"})] * 200)
     task = BatchTask(store, prompts=[f"cat {number}" for number in range(200)])
     with pytest.raises(LumaNonRetryableError):
         task.run()
