@@ -7,14 +7,13 @@ import re
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
 
 from airflow_provider_luma.exceptions import (
     RelayAuthenticationError,
     RelayError,
     RelayInsufficientBalanceError,
     RelayInvalidRequestError,
-    RelayPermanentError,
     RelayPermissionError,
     RelayPromptRejectedError,
     RelayRateLimitError,
@@ -48,6 +47,7 @@ _HINTS: Mapping[type[RelayError], str] = {
 
 SUCCESS_CODES = frozenset({"", "success", "succeeded", "ok", "true", "0", "200", "201", "202", "20000"})
 _NO_ENDPOINT = frozenset({404, 405, 501})
+_NO_ENDPOINT_OR_RIGHTS = _NO_ENDPOINT | {401, 403}
 _NO_SUCH_TASK = "task_not_exist"
 # Statuses of a submit that are about its fields, and not about the key or the endpoint.
 _OF_PROMPT = frozenset({400, 413, 422})
@@ -131,19 +131,28 @@ def parse_models(response: RelayResponse) -> list[str] | None:
     return [clean_text(row.get("id")) for row in rows if isinstance(row, Mapping)]
 
 
-def parse_optional(response: RelayResponse) -> Json | None:
+def parse_optional(response: RelayResponse, *, is_page_absence: bool = False) -> Json | None:
     """
-    Return the object of a response from an endpoint that a relay may not have; ``None`` when it has not.
+    Return the object of a response from an endpoint that a relay may not have.
 
-    :raises RelayError: when it may be there, and another try may succeed.
+    :param is_page_absence: whether a relay responds with a web page where it has no endpoint.
+    :return: ``None`` when the relay says that it has not, or that it is not for this key.
+    :raises RelayError: for anything else; with the status 404 when it is that of a gateway.
     """
     body = parse_json(response)
+    is_object = isinstance(body, Mapping)
     if response.status >= 300:
-        error = status_error(response, body)
-        if response.status in _NO_ENDPOINT or isinstance(error, RelayPermanentError):
+        if response.status in (_NO_ENDPOINT_OR_RIGHTS if is_object else _NO_ENDPOINT - {404}):
             return None
-        raise error
-    return body if isinstance(body, Mapping) and not _has_error(body) else None
+        raise status_error(response, body)
+    if is_html(response) and is_page_absence:
+        return None
+    if not is_object:
+        raise _transient_error(response, "with something other than a JSON object")
+    message, code = message_and_code(body)
+    if code.lower() not in SUCCESS_CODES or _has_error(body):
+        raise _transient_error(response, f"with the error {message or code!r}")
+    return cast("Json", body)
 
 
 def _rows(response: RelayResponse, body: Any) -> list[Any]:

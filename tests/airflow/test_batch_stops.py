@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError
+from airflow_provider_luma.exceptions import RelayTransientError
 from airflow_provider_luma.submit.batch import MAX_REJECTIONS
 from tests.airflow.tries import BatchTask, Store
 from tests.serving import Quiet, serving
@@ -175,3 +176,66 @@ def test_one_id_for_two_prompts_is_warned_of(
     warnings = [message for message in caplog.messages if "the id of another prompt" in message]
     assert len(warnings) == 1
     assert "1 and 3 (id-of-cat-1)" in warnings[0]
+
+
+STATUS = (200, {"success": True, "data": {"quota_per_unit": 500_000, "quota_display_type": "USD"}})
+
+
+def key_with(quota: int) -> Response:
+    return 200, {"code": True, "data": {"total_available": quota, "unlimited_quota": False}}
+
+
+ACCOUNT = {
+    "/dashboard/billing/subscription": (200, {"hard_limit_usd": 1000}),
+    "/dashboard/billing/usage": (200, {"total_usage": 0}),
+}
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "responses"),
+    [
+        ("a page in place of the unit", {"/api/status": PAGE}),
+        ("an error in place of the unit", {"/api/status": (200, {"success": False, "message": "busy"})}),
+        ("a rate limit in place of the key's balance", {"/api/usage/token/": (429, "")}),
+        ("a page in place of the key's balance", {"/api/usage/token/": PAGE}),
+    ],
+)
+def test_nothing_is_submitted_while_min_balance_cannot_be_checked(
+    relay: Relay,
+    store: Store,
+    quick_retries: Any,
+    caplog: pytest.LogCaptureFixture,
+    unreadable: str,
+    responses: dict[str, Response],
+) -> None:
+    healthy = {"/api/status": STATUS, "/api/usage/token/": key_with(1_000_000), **ACCOUNT}
+    relay.get = (healthy | responses).get
+    task = BatchTask(store, prompts=CATS, min_balance=3)
+    with pytest.raises(RelayTransientError, match="min_balance cannot be checked: The "):
+        task.run()
+    assert relay.prompts == []
+    assert task.submits["not_submitted"] == len(CATS)
+    warning = "Nothing is submitted while min_balance cannot be checked: The "
+    assert [message.startswith(warning) for message in caplog.messages].count(True) == 1
+    relay.get = (healthy | {"/api/usage/token/": key_with(5_000_000)}).get
+    assert task.run() == ids_of(CATS)
+
+
+def test_the_unit_of_a_later_reading_counts(relay: Relay, store: Store, quick_retries: Any) -> None:
+    """The balance is 2 USD, and a million where the unit is not known."""
+    relay.get = {"/api/status": PAGE, "/api/usage/token/": key_with(1_000_000)}.get
+    task = BatchTask(store, prompts=CATS, min_balance=3)
+    with pytest.raises(RelayTransientError):
+        task.run()
+    relay.get = {"/api/status": STATUS, "/api/usage/token/": key_with(1_000_000)}.get
+    task.run()
+    assert relay.prompts == []
+    assert task.submits["not_submitted"] == len(CATS)
+
+
+def test_min_balance_has_no_effect_at_a_relay_without_a_balance(
+    relay: Relay, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        assert BatchTask(store, prompts=CATS, min_balance=3).run() == ids_of(CATS)
+    assert sum("does not report a balance" in m for m in caplog.messages) == 1

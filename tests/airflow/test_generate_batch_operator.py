@@ -207,6 +207,12 @@ def test_the_summary_is_bounded_whatever_becomes_of_the_prompts(unknown: int, re
         ({"prompts": ["cat \ud83d"]}, r"prompts\[0\]: prompt is no Unicode text"),
         ({"prompts": "cat dance"}, "prompts is no list of prompts"),
         ({"prompts": {"prompt": "cat"}}, "prompts must be a list of texts or dicts"),
+        ({"prompts": {"cat dance"}}, "prompts must be a list of texts or dicts, not of the type set"),
+        (
+            {"prompts": {"cat": 1}.keys()},
+            "prompts must be a list of texts or dicts, not of the type dict_keys",
+        ),
+        ({"prompts": (cat for cat in CATS)}, "prompts must be a list of texts or dicts, not of the type gen"),
         ({"prompts": [3]}, r"prompts\[0\]: a prompt must be a text or a dict of fields"),
         ({"prompts": [{"promt": "cat"}]}, r"prompts\[0\]: unknown field 'promt'; the fields are prompt,"),
         ({"prompts": [{"aspect_ratio": "1:1"}]}, r"prompts\[0\]: there is no prompt"),
