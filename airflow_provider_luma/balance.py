@@ -79,8 +79,6 @@ class BalanceReader:
                 self._error = error
             log.warning("The balance could not be read: %s", error)
             return
-        if reading is None and self._reading is not None and is_recent:
-            return  # a page of some gateway in between, and not a relay without the endpoint
         self._reading, self._read_at = reading, self._clock()
         self._report()
 

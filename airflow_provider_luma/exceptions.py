@@ -11,6 +11,7 @@ Everything that can go wrong, sorted by what its reader can do about it.
     │   │   ├── RelayPermissionError         403: the account or the key lacks permission
     │   │   │   └── RelayInsufficientBalanceError  402, or any rejection for insufficient quota
     │   │   └── RelayInvalidRequestError     400, 404, 413, 422: the relay does not accept this request
+    │   │       ├── RelayPromptRejectedError moderation, or 400, 413, 422 for a submit: it rejects this prompt
     │   │       └── RelayTaskNotFoundError   task_not_exist: it does not know all ids of a query
     │   ├── SubmitOutcomeUnknownError        a submit that may have created and charged for a task
     │   ├── RelayRateLimitError              429
@@ -104,6 +105,10 @@ class RelayInvalidRequestError(RelayPermanentError):
     """400, 404, 413, 422: the relay does not accept this request."""
 
 
+class RelayPromptRejectedError(RelayInvalidRequestError):
+    """Moderation, or 400, 413, 422 for a submit: the relay rejects this prompt, and may accept others."""
+
+
 class RelayTaskNotFoundError(RelayInvalidRequestError):
     """``task_not_exist``: the relay does not know at least one of the ids of a query."""
 
@@ -159,6 +164,7 @@ _RELAY_ERRORS: dict[str, type[RelayError]] = {
         RelayPermissionError,
         RelayInsufficientBalanceError,
         RelayInvalidRequestError,
+        RelayPromptRejectedError,
         RelayTaskNotFoundError,
         SubmitOutcomeUnknownError,
         RelayRateLimitError,

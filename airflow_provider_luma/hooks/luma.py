@@ -185,7 +185,7 @@ class LumaHook(BaseHook):
 
         :return: infinite where there is no limit; ``None``, and one line in the log, where the relay has no
             endpoint for it.
-        :raises RelayError: when the relay cannot be read now and there is no recent reading.
+        :raises RelayError: when it cannot be read now and there is no recent reading.
         """
         return self._balance.get()
 

@@ -58,8 +58,8 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
     where it applies.
 
     A rate limit (429), such as that of concurrent generations, pauses all submits of the task and never
-    fails it. A rejected prompt does not stop the others. An empty balance, a rejected key, or an error that
-    the next submit would meet again, stop the batch at once.
+    fails it. A rejected prompt does not stop the others. An empty balance or a rejected key stop the batch at
+    once, and so do a few rejections in a row that may be about all prompts, such as a 403 or a 404.
 
     :param prompts: a list, or an XComArg, of texts or of dicts with the fields of one generation, which are
         those of :class:`~airflow_provider_luma.operators.generate.LumaGenerateOperator`; this operator's own
@@ -71,7 +71,8 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
     :param max_generations: stop before more of the prompts than this are submitted, by all tries of the task
         together; prompts whose outcome is unknown count. Default: no limit.
     :param min_balance: stop when the account has less than this, in the relay's unit. It is checked before
-        a submit, as often as the relay allows it: a stop, not a spending cap. Default: no check.
+        a submit, as often as the relay allows it: a stop, not a spending cap. Nothing is submitted while it
+        cannot be checked. Default: no check.
     :param fail_when: when prompts that were rejected, left out, or whose outcome is unknown fail the task:
         ``"any"`` (default) when there is one, ``"all"`` only when no prompt has an id, ``"never"`` not.
     :param manifest: write ``manifest.jsonl`` beside the journal, which needs a ``state_path``, with a row for

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 
-from airflow_provider_luma.exceptions import RelayError
+from airflow_provider_luma.exceptions import RelayError, RelayTransientError
 from airflow_provider_luma.relay.money import (
     Money,
     Unit,
@@ -22,6 +23,9 @@ class Account:
     """
     Balance, prices and charges, as a relay reports them.
 
+    What cannot be read now is not taken for absent: an endpoint that has responded is there, and a balance of
+    which a part cannot be read is an error.
+
     :param get: sends a GET request to a path, once, and returns the object of its response; ``None`` where
         the relay has no such endpoint.
     """
@@ -30,20 +34,17 @@ class Account:
         self._get = get
         self._unit: Unit | None = None
         self._has_no_unit = False
+        self._present: set[str] = set()
 
     def get_balance(self) -> Money | None:
+        key = self._get_part("/api/usage/token/")
+        subscription = self._get_part("/dashboard/billing/subscription")
+        usage = self._get_part("/dashboard/billing/usage") if subscription is not None else None
+        if key is None and subscription is None:
+            return None
         unit = self._get_unit()
-        reported: list[Money] = []
-        errors: list[RelayError] = []
-        for get in (self._get_key_balance, self._get_dashboard_balance):
-            try:
-                balance = get(unit)
-            except RelayError as error:
-                errors.append(error)
-            else:
-                reported += [balance] if balance else []
-        if errors and not reported:
-            raise errors[0]
+        balances = (parse_key_balance(key, unit), parse_dashboard_balance(subscription, usage, unit))
+        reported = [balance for balance in balances if balance is not None]
         return min(reported, key=lambda balance: balance.amount, default=None)
 
     def get_price(self, *, extend: bool) -> Money | None:
@@ -62,13 +63,19 @@ class Account:
             self._has_no_unit = True  # one timeout is enough for a batch of thousands
             return None
 
-    def _get_key_balance(self, unit: Unit) -> Money | None:
-        return parse_key_balance(self._get("/api/usage/token/"), unit)
-
-    def _get_dashboard_balance(self, unit: Unit) -> Money | None:
-        subscription = self._get("/dashboard/billing/subscription")
-        usage = self._get("/dashboard/billing/usage") if subscription else None
-        return parse_dashboard_balance(subscription, usage, unit)
+    def _get_part(self, path: str) -> Json | None:
+        """Return a part of the balance; ``None`` where the relay does not have it, and never had."""
+        try:
+            body = self._get(path)
+        except RelayError as error:
+            if error.status != HTTPStatus.NOT_FOUND:
+                raise
+            body = None
+        if body is not None:
+            self._present.add(path)
+        elif path in self._present:
+            raise RelayTransientError(f"The relay has no response at {path} now, and had one before")
+        return body
 
     def _get_unit(self) -> Unit:
         if self._unit is None:

@@ -230,7 +230,7 @@ class RelayClient:
         behind the key may have less.
 
         :return: infinite where there is no limit; ``None`` where the relay has no such endpoint.
-        :raises RelayError: when none reported a balance, and one may report it later.
+        :raises RelayError: when one of them, or the unit, cannot be read now.
         """
         return self._account.get_balance()
 
@@ -259,7 +259,10 @@ class RelayClient:
         return self._account.get_cost(quota)
 
     def _get_optional(self, path: str) -> Json | None:
-        return self._session.observe(lambda: parse_optional(self._session.request("GET", path)))
+        is_page_absence = not path.startswith("/api/")
+        return self._session.observe(
+            lambda: parse_optional(self._session.request("GET", path), is_page_absence=is_page_absence)
+        )
 
     def validate_submit(self, generation: Generation) -> None:
         """

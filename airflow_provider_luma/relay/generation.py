@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.relay.text import SURROGATE, USER_INFO, clean_text
+from airflow_provider_luma.relay.text import SURROGATE, clean_text
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ RESOLUTIONS = ("360p", "540p", "720p", "1080p", "4k")
 PROMPT_LENGTHS = range(3, 6001)
 
 _DURATION = re.compile(r"[1-9]\d?s?")
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 # A character that is not a blank, a control, a mark without a width, or a lone surrogate.
 _VISIBLE = re.compile("[^\\s\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 FLAGS = ("loop", "expand_prompt")
@@ -147,27 +147,26 @@ class Generation:
 
     def _validate_extra_body(self) -> None:
         if not isinstance(self.extra_body, Mapping) or not all(isinstance(k, str) for k in self.extra_body):
-            raise LumaValueError(f"extra_body must be a dict of fields, not {self.extra_body!r:.80}")
+            raise LumaValueError(f"extra_body must be a dict of fields, not {_kind(self.extra_body)}")
         if duplicates := sorted(self._given().keys() & self.extra_body.keys()):
             raise LumaValueError(f"extra_body gives {duplicates[0]!r} a second time; give it once")
 
 
 FIELDS = tuple(item.name for item in fields(Generation))
 _BODY_FIELDS = tuple(name for name in FIELDS if name not in {"prompt", "extend_task_id", "extra_body"})
-_TEXT_FIELDS = (
-    "aspect_ratio",
-    "image_url",
-    "image_end_url",
-    "model_name",
-    "resolution",
-    "notify_hook",
-    "extend_task_id",
-)
+_URLS = ("image_url", "image_end_url", "notify_hook")
+_TEXT_FIELDS = ("aspect_ratio", "model_name", "resolution", "extend_task_id", *_URLS)
 
 
 def _validate_text(name: str, value: Any) -> None:
     if not isinstance(value, str) or not _VISIBLE.search(value):
-        raise LumaValueError(f"{name} must be a non-empty string, not {value!r:.80}")
+        shown = repr(value) if name not in _URLS and not isinstance(value, Mapping | bytes) else _kind(value)
+        raise LumaValueError(f"{name} must be a non-empty string, not {shown:.80}")
+
+
+def _kind(value: Any) -> str:
+    """Name the type of a value that may hold a secret."""
+    return f"a value of the type {type(value).__name__}"
 
 
 def _validate_path_segment(name: str, value: str | None) -> None:
@@ -189,6 +188,6 @@ def _validate_url(
     match = _SCHEME.match(value.strip())
     if (match is None and needs_scheme) or (match is not None and match[1].lower() not in schemes):
         raise LumaValueError(
-            f"{name} must be a URL with {' or '.join(schemes)} that the relay can reach, "
-            f"not {USER_INFO.sub('', value.partition('?')[0])!r:.80}"
+            f"{name} must be a URL with {' or '.join(schemes)} that the relay can reach, not one "
+            + (f"with {match[1]!r:.22}" if match and match[2] else "without a scheme")
         )

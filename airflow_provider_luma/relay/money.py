@@ -14,15 +14,20 @@ response                             content
 ``/api/pricing``                     prices in US dollars, before a factor of the customer's group
 a wrapped row's ``quota``            what was charged for its task
 ===================================  ================================================================
+
+``None`` for a response is that of an absent endpoint. One without its object, or with an amount that is none,
+is an error: to take it for absent would count in another unit, or with another balance. Numbers may be text.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_luma.exceptions import RelayTransientError
 from airflow_provider_luma.relay.row import Json, number
 from airflow_provider_luma.relay.text import clean_text
 
@@ -33,6 +38,7 @@ _NO_LIMIT = 100_000_000
 _PER_CALL = 1
 _EVERY_GROUP = "all"
 _MAX_UNIT_CHARS = 16
+_NUMBER_IN_TEXT = re.compile(r"-?\d{1,15}(\.\d{1,15})?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +93,11 @@ QUOTA = Unit("quota", 1.0, None)
 
 
 def parse_unit(body: Json | None) -> Unit:
-    """Read what ``/api/status`` says of the unit; the plain quota where it says nothing that makes sense."""
-    status = _data(body)
-    per_usd = _rate(status.get("quota_per_unit"))
+    """Read what ``/api/status`` says of the unit; the plain quota where it says nothing of it."""
+    if body is None:
+        return QUOTA
+    status = _data(body, "quota_per_unit")
+    per_usd = _reported_rate(status, "quota_per_unit")
     if per_usd is None:
         return QUOTA
     shown = status.get("display_in_currency")
@@ -99,9 +107,9 @@ def parse_unit(body: Json | None) -> Unit:
         return Unit("USD", 1 / per_usd, 1.0)
     if kind == "TOKENS":
         return Unit("tokens", 1.0, per_usd)
-    if kind == "CNY" and (rate := _rate(status.get("usd_exchange_rate"))):
+    if kind == "CNY" and (rate := _reported_rate(status, "usd_exchange_rate")):
         return Unit("CNY", rate / per_usd, rate)
-    if kind == "CUSTOM" and (rate := _rate(status.get("custom_currency_exchange_rate"))):
+    if kind == "CUSTOM" and (rate := _reported_rate(status, "custom_currency_exchange_rate")):
         symbol = clean_text(status.get("custom_currency_symbol"), _MAX_UNIT_CHARS)
         return Unit(symbol or "CUSTOM", rate / per_usd, rate, per_dashboard=rate)
     return QUOTA
@@ -109,21 +117,21 @@ def parse_unit(body: Json | None) -> Unit:
 
 def parse_key_balance(body: Json | None, unit: Unit) -> Money | None:
     """Read what is left of the key from ``/api/usage/token/``."""
-    usage = _data(body)
+    if body is None:
+        return None
+    usage = _data(body, "total_available")
     if usage.get("unlimited_quota") is True:  # its total_available falls below zero and means nothing
         return Money(math.inf, unit.name)
-    left = number(usage.get("total_available"), _MAX_AMOUNT)
-    return None if left is None else unit.of_quota(left)
+    return unit.of_quota(_amount(usage, "total_available")) if "total_available" in usage else None
 
 
 def parse_dashboard_balance(subscription: Json | None, usage: Json | None, unit: Unit) -> Money | None:
     """Read what is left from the two responses under ``/dashboard/billing``."""
-    limit = number((subscription or {}).get("hard_limit_usd"), _MAX_AMOUNT)
-    used = number((usage or {}).get("total_usage"), _MAX_AMOUNT)
+    if subscription is None or usage is None:
+        return None
+    limit, used = _amount(subscription, "hard_limit_usd"), _amount(usage, "total_usage")
     if limit == _NO_LIMIT:
         return Money(math.inf, unit.name)
-    if limit is None or used is None:
-        return None
     return Money((limit - used / 100) * unit.per_dashboard, unit.name)
 
 
@@ -150,10 +158,31 @@ def _highest_ratio(row: Json, body: Json) -> float:
     return max((ratio for ratio in known if ratio), default=1.0)
 
 
-def _data(body: Json | None) -> Json:
-    """Return the object in ``data``, or the body itself where it has none."""
-    data = (body or {}).get("data", body)
-    return data if isinstance(data, Mapping) else {}
+def _data(body: Json, name: str) -> Json:
+    """Return the object with a value of that name: the one in ``data``, or the body itself."""
+    data = body.get("data", body if name in body else None)
+    if not isinstance(data, Mapping):
+        raise RelayTransientError(f"The relay reported no object with {name}")
+    return data
+
+
+def _amount(holder: Json, name: str) -> float:
+    value = holder.get(name)
+    if isinstance(value, str) and _NUMBER_IN_TEXT.fullmatch(value):
+        value = float(value)
+    amount = number(value, _MAX_AMOUNT)
+    if amount is None:
+        raise RelayTransientError(f"The relay reported no valid {name}")
+    return amount
+
+
+def _reported_rate(holder: Json, name: str) -> float | None:
+    if name not in holder:
+        return None
+    rate = _rate(_amount(holder, name))
+    if rate is None:
+        raise RelayTransientError(f"The relay reported no valid {name}")
+    return rate
 
 
 def _rate(value: Any) -> float | None:

@@ -7,15 +7,15 @@ import re
 import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, cast
 
 from airflow_provider_luma.exceptions import (
     RelayAuthenticationError,
     RelayError,
     RelayInsufficientBalanceError,
     RelayInvalidRequestError,
-    RelayPermanentError,
     RelayPermissionError,
+    RelayPromptRejectedError,
     RelayRateLimitError,
     RelayTaskNotFoundError,
     RelayTransientError,
@@ -40,15 +40,30 @@ _HINTS: Mapping[type[RelayError], str] = {
     RelayPermissionError: "Check the permissions of the API key and of its account",
     RelayInsufficientBalanceError: "Top up the account behind the API key",
     RelayInvalidRequestError: "Correct the field that the message names",
+    RelayPromptRejectedError: "Correct the prompt, or the field that the message names",
     RelayRateLimitError: "Lower max_requests_per_minute or max_parallel",
     RelayTransientError: "Try again later",
 }
 
 SUCCESS_CODES = frozenset({"", "success", "succeeded", "ok", "true", "0", "200", "201", "202", "20000"})
 _NO_ENDPOINT = frozenset({404, 405, 501})
+_NO_ENDPOINT_OR_RIGHTS = _NO_ENDPOINT | {401, 403}
 _NO_SUCH_TASK = "task_not_exist"
+# Statuses of a submit that are about its fields, and not about the key or the endpoint.
+_OF_PROMPT = frozenset({400, 413, 422})
 # Of one prompt, and not of the key, whatever the status.
-MODERATION = re.compile(r"moderat|sensitive.?word|prompt.?blocked|content.?policy", re.IGNORECASE)
+_MODERATION = re.compile(
+    r"moderat|sensitive.?(word|content)|(blacklisted|banned|blocked|prohibited).?(word|term|phrase|content)|"
+    r"prompt.?(blocked|violat)|(content|usage|safety).?(polic|filter|violat|guideline)|safety (system|check)|"
+    r"nsfw|inappropriate|敏感|违规|違規|违禁|違禁|不当内容|不當內容|不合规|不合規|审核|審核",
+    re.IGNORECASE,
+)
+# What a relay says of an account or a key in much the same words.
+_BANNED = re.compile(
+    r"\b(account|api.?key|token)\b.{0,60}\b(banned|suspended|disabled|deactivated|review)\b|"
+    r"封禁|封号|封號|[账帐賬帳][号户號戶]|令牌|实名|實名",
+    re.IGNORECASE,
+)
 _NO_BALANCE = re.compile(
     r"insufficient.*(quota|balance)|exceeded.*quota|(quota|balance)[ _](is[ _])?not[ _]enough|"
     r"not[ _]enough[ _](quota|balance)|pre_consume_token_quota|[额額]度不足|[余餘][额額]不足",
@@ -115,19 +130,28 @@ def parse_models(response: RelayResponse) -> list[str] | None:
     return [clean_text(row.get("id")) for row in rows if isinstance(row, Mapping)]
 
 
-def parse_optional(response: RelayResponse) -> Json | None:
+def parse_optional(response: RelayResponse, *, is_page_absence: bool = False) -> Json | None:
     """
-    Return the object of a response from an endpoint that a relay may not have; ``None`` when it has not.
+    Return the object of a response from an endpoint that a relay may not have.
 
-    :raises RelayError: when it may be there, and another try may succeed.
+    :param is_page_absence: whether a relay responds with a web page where it has no endpoint.
+    :return: ``None`` when the relay says that it has not, or that it is not for this key.
+    :raises RelayError: for anything else; with the status 404 when it is that of a gateway.
     """
     body = parse_json(response)
+    is_object = isinstance(body, Mapping)
     if response.status >= 300:
-        error = status_error(response, body)
-        if response.status in _NO_ENDPOINT or isinstance(error, RelayPermanentError):
+        if response.status in (_NO_ENDPOINT_OR_RIGHTS if is_object else _NO_ENDPOINT - {404}):
             return None
-        raise error
-    return body if isinstance(body, Mapping) and not _has_error(body) else None
+        raise status_error(response, body)
+    if is_html(response) and is_page_absence:
+        return None
+    if not is_object:
+        raise _transient_error(response, "with something other than a JSON object")
+    message, code = message_and_code(body)
+    if code.lower() not in SUCCESS_CODES or _has_error(body):
+        raise _transient_error(response, f"with the error {message or code!r}")
+    return cast("Json", body)
 
 
 def _rows(response: RelayResponse, body: Any) -> list[Any]:
@@ -146,6 +170,11 @@ def status_error(response: RelayResponse, body: Any, *, is_submit: bool = False)
     message, code = message_and_code(body)
     message = message or ("a web page" if is_html(response) else text_excerpt(response))
     kind = _error_kind(response.status, code, message)
+    if is_submit and kind in {RelayInvalidRequestError, RelayPermissionError}:
+        is_of_prompt = (
+            response.status in _OF_PROMPT or code == _NO_SUCH_TASK or says_moderation(code, message)
+        )
+        kind = RelayPromptRejectedError if is_of_prompt else kind
     if response.status == 404 and not isinstance(body, Mapping) and not is_submit:
         kind = RelayTransientError  # a gateway's, as between two deploys of the relay behind it
     hint = hint_for(kind, message)
@@ -169,11 +198,17 @@ def says_no_balance(code: str, message: str) -> bool:
     return any(map(_NO_BALANCE.search, (code, message)))
 
 
+def says_moderation(code: str, message: str) -> bool:
+    """Say whether an error is about the content of a prompt, and not about an account banned for it."""
+    texts = (code, message)
+    return any(map(_MODERATION.search, texts)) and not any(map(_BANNED.search, texts))
+
+
 def _error_kind(status: int, code: str, message: str) -> type[RelayError]:
     is_rate_limit = status == 429 and _RATE.search(f"{code} {message}")
     if status in {400, 403, 429} and says_no_balance(code, message) and not is_rate_limit:
         return RelayInsufficientBalanceError
-    if status == 403 and MODERATION.search(f"{code} {message}"):
+    if status == 403 and says_moderation(code, message):
         return RelayInvalidRequestError
     return _ERROR_BY_STATUS.get(status, RelayTransientError if status >= 500 else RelayInvalidRequestError)
 

@@ -19,8 +19,12 @@ from typing import Any
 
 from airflow_provider_luma.exceptions import (
     UNKNOWN_OUTCOME_HINT,
+    RelayAuthenticationError,
+    RelayError,
     RelayInsufficientBalanceError,
     RelayInvalidRequestError,
+    RelayPermissionError,
+    RelayPromptRejectedError,
     SubmitOutcomeUnknownError,
 )
 from airflow_provider_luma.relay.decode import decode_json
@@ -30,6 +34,7 @@ from airflow_provider_luma.relay.responses import (
     message_and_code,
     parse_json,
     request_id,
+    says_moderation,
     says_no_balance,
     status_error,
     subject,
@@ -56,18 +61,21 @@ _REJECTED_STATUSES = frozenset(
 )
 # Codes by which relays say, also in a 200, that they did not pass a submit on. Each as a whole: a relay that
 # says "post_consume_quota_failed" has passed it on.
-_REJECTED_CODES = frozenset(
-    {
-        *("400", "401", "402", "403", "404", "422"),
-        *("insufficient_user_quota", "insufficient_quota", "insufficient_balance", "quota_exceeded"),
+_KINDS_BY_CODES: Mapping[type[RelayError], tuple[str, ...]] = {
+    RelayInsufficientBalanceError: (
+        *("402", "insufficient_user_quota", "insufficient_quota", "insufficient_balance", "quota_exceeded"),
         *("quota_not_enough", "pre_consume_token_quota_failed"),
-        *("invalid_request", "invalid_request_error", "invalid_api_platform", "invalid_api_key"),
+    ),
+    RelayAuthenticationError: ("401", "invalid_api_key", "unauthorized"),
+    RelayPermissionError: ("403", "access_denied", "permission_denied", "forbidden", "model_not_allowed"),
+    RelayInvalidRequestError: ("404", "invalid_api_platform", "model_not_found"),
+    RelayPromptRejectedError: (
+        *("400", "422", "invalid_request", "invalid_request_error", "task_not_exist"),
         *("invalid_parameter", "invalid_parameters", "invalid_params", "missing_parameter"),
-        *("access_denied", "permission_denied", "unauthorized", "forbidden"),
-        *("model_not_found", "model_not_allowed", "task_not_exist"),
         *("sensitive_words_detected", "content_moderation", "moderation_blocked", "prompt_blocked"),
-    }
-)
+    ),
+}
+_KIND_BY_CODE = {code: kind for kind, codes in _KINDS_BY_CODES.items() for code in codes}
 # Codes that a relay's own code gives after it passed the submit on, whatever the status. A charge that fails
 # beforehand, "pre_consume", is none of them.
 _PASSED_ON_CODE = re.compile(
@@ -121,7 +129,7 @@ def parse_submitted(response: RelayResponse, *, extended_id: str | None = None) 
         )
     if response.status >= 300:
         raise status_error(response, body, is_submit=True)
-    kind = RelayInsufficientBalanceError if says_no_balance(code, message) else RelayInvalidRequestError
+    kind = _kind_of_rejection(body, code, message)
     raise kind(
         f"{subject(response)} rejected the request: {message or code}. {hint_for(kind, message)}",
         status=response.status,
@@ -160,6 +168,16 @@ def outcome_unknown(what: str, response: RelayResponse | None = None) -> SubmitO
     )
 
 
+def _kind_of_rejection(body: Any, code: str, message: str) -> type[RelayError]:
+    """Return the kind of a rejection in a 2xx: the first of the table of which it has a code."""
+    if says_no_balance(code, message):
+        return RelayInsufficientBalanceError
+    if says_moderation(code, message):
+        return RelayPromptRejectedError
+    kinds = {_KIND_BY_CODE[code] for code in _rejected_codes(body)}
+    return next(kind for kind in _KINDS_BY_CODES if kind in kinds)
+
+
 def _is_rejection(response: RelayResponse, body: Any, message: str) -> bool:
     if response.status == 429:
         return True
@@ -169,9 +187,13 @@ def _is_rejection(response: RelayResponse, body: Any, message: str) -> bool:
         return False
     if response.status in _REJECTED_STATUSES:
         return True
+    return response.status < 300 and any(_rejected_codes(body))
+
+
+def _rejected_codes(body: Any) -> Iterator[str]:
     outer = (body, *(body.get(key) for key in ("error", "detail"))) if isinstance(body, Mapping) else ()
     codes = _codes_and_types(holder for holder in outer if isinstance(holder, Mapping))
-    return response.status < 300 and any(code.lower() in _REJECTED_CODES for code in codes)
+    return (code.lower() for code in codes if code.lower() in _KIND_BY_CODE)
 
 
 def _codes_and_types(holders: Iterable[Mapping[str, Any]]) -> Iterator[str]:

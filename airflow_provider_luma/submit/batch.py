@@ -8,14 +8,19 @@ outcome of a submit                 effect
 ==================================  =====================================================================
 created                             the next prompt
 rejected: moderation, invalid       the reason is kept; the next prompt
-429                                 all submits pause, see :mod:`.gate`; the prompt is tried again
+rejected: key, balance              the batch stops
+rejected: anything else             the reason is kept; the next prompt, until a few of these follow each
+                                    other without a created task; then the batch stops
+429                                 all submits pause, see :mod:`.gate`; the prompt is tried again, behind
+                                    those with fewer attempts
 not sent: transient error           likewise, until too many follow each other; then the batch stops
-unknown                             the prompt is left alone; all submits pause, likewise
-rejected: key, rights, balance      the batch stops
+the balance cannot be read          nothing is sent; otherwise as a transient error
+unknown                             the prompt is left alone; all submits pause, as after a transient error
 the record cannot be saved          the batch stops
 ==================================  =====================================================================
 
-A batch that stops waits for the submits that are in flight, and lets no other leave.
+A rejected prompt has no Luma task, so that a later try submits it again. A batch that stops waits for the
+submits that are in flight, and lets no other leave.
 """
 
 from __future__ import annotations
@@ -35,8 +40,11 @@ from tenacity import Retrying, retry_if_not_exception_type, stop_after_attempt, 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError
 from airflow_provider_luma.exceptions import (
     LumaError,
+    RelayAuthenticationError,
     RelayError,
-    RelayInvalidRequestError,
+    RelayInsufficientBalanceError,
+    RelayPermanentError,
+    RelayPromptRejectedError,
     RelayRateLimitError,
     RelayTransientError,
     SubmitOutcomeUnknownError,
@@ -47,7 +55,7 @@ from airflow_provider_luma.submit.durable import DurableSubmit
 from airflow_provider_luma.submit.gate import SubmitGate, Token
 from airflow_provider_luma.submit.plan import plan_submits
 from airflow_provider_luma.submit.record import Phase
-from airflow_provider_luma.submit.result import BatchResult
+from airflow_provider_luma.submit.result import BatchResult, first_of
 from airflow_provider_luma.threads import StoppedError, call_abandonable, start_thread
 
 if TYPE_CHECKING:
@@ -58,6 +66,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL = 10.0
+# In a row without a created task, each of which may be about its prompt or about all of them.
+MAX_REJECTIONS = 3
 # A stop has two seconds: for submits that are in flight, and for what is not saved yet.
 _SECONDS_TO_STOP = 1.2
 _SECONDS_TO_SAVE = 0.5
@@ -71,7 +81,8 @@ class SubmitLimits:
     Limits that stop a batch before all of its prompts are submitted.
 
     :param max_generations: how many of its prompts may have been submitted, those of earlier tries included.
-    :param check_balance: returns why the balance is too low for the next submit, ``None`` when it is not.
+    :param check_balance: returns why the balance is too low for the next submit, ``None`` when it is not;
+        raises :class:`RelayError` when it cannot be checked.
     """
 
     max_generations: int | None = None
@@ -114,8 +125,11 @@ class BatchSubmitter:
         self._count_rate_limit = count_rate_limit
         # Guards what follows, and the gate.
         self._changed = threading.Condition()
-        self._waiting: list[int] = []
+        # By the number of attempts so far, then by position.
+        self._waiting: list[tuple[int, int]] = []
         self._removed = 0
+        self._rejections = 0
+        self._has_warned_of_balance = False
         self._rejected: dict[int, str] = {}
         self._stopped_by: str | None = None
         self._error: Exception | None = None
@@ -127,7 +141,7 @@ class BatchSubmitter:
         :raises RelayTransientError: when no thread could be started; nothing was sent.
         :raises LumaError: when the records cannot be read or saved before the first submit.
         """
-        self._waiting = plan_submits(self._journal, self._generations)
+        self._waiting = [(0, position) for position in plan_submits(self._journal, self._generations)]
         self._removed = len(self._journal.removed())
         futures: list[Future[None]] = []
         try:
@@ -154,7 +168,7 @@ class BatchSubmitter:
     def submits(self) -> BatchResult:
         """Return the result of each prompt, by the journal."""
         with self._changed:
-            waiting = set(self._waiting)
+            waiting = {position for _, position in self._waiting}
             result = BatchResult(
                 rejected=dict(self._rejected),
                 not_submitted=len(waiting),
@@ -175,6 +189,10 @@ class BatchSubmitter:
                 result.not_submitted += 1
         if quota and not self._stopped.is_set():
             result.cost = self._client.get_cost_of_quota(quota)
+        if shared := result.shared_ids():
+            log.warning(
+                "The relay gave %d prompts the id of another prompt: %s", len(shared), first_of(shared)
+            )
         return result
 
     def _watch(self, futures: Sequence[Future[None]]) -> None:
@@ -202,19 +220,19 @@ class BatchSubmitter:
 
     def _work(self) -> None:
         while (taken := self._next_prompt()) is not None:
-            position, token = taken
+            (attempts, position), token = taken
             try:
-                self._submit(position, token)
+                self._submit(attempts, position, token)
             except LumaNonRetryableError as error:  # created, and the record could not be saved yet
-                self._release(token)
+                self._release()
                 self._stop(clean_text(str(error)), error)
             except Exception as error:  # noqa: BLE001 - of the store, before anything was sent
                 record = self._journal.record(position)
                 is_unknown = record is not None and record.phase is Phase.SENDING
-                self._release(token, requeue=None if is_unknown else position)
+                self._release(requeue=None if is_unknown else (attempts, position))
                 self._stop(clean_text(str(error)), error)
 
-    def _next_prompt(self) -> tuple[int, Token] | None:
+    def _next_prompt(self) -> tuple[tuple[int, int], Token] | None:
         """Wait until the next prompt may be submitted; ``None`` when none may any more."""
         with self._changed:
             while self._waiting and self._stopped_by is None and not self._stopped.is_set():
@@ -236,43 +254,70 @@ class BatchSubmitter:
         begun = len(self._generations) - len(self._waiting) - len(self._rejected)
         return begun + self._removed >= self._limits.max_generations
 
-    def _submit(self, position: int, token: Token) -> None:
+    def _submit(self, attempts: int, position: int, token: Token) -> None:
         submit = DurableSubmit(self._journal.ledger(position), f"Prompt {position}")
+        if not self._has_balance(attempts, position, token):
+            return
         try:
-            if too_low := self._limits.check_balance():
-                self._release(token, requeue=position)
-                self._stop(too_low)
-                return
             submit.submit(self._client.submit_once, self._generations[position], self._stopped)
-        except RelayInvalidRequestError as error:
-            self._reject(position, token, clean_text(str(error)))
-        except (RelayRateLimitError, RelayTransientError) as error:
-            self._pause(token, error, requeue=position)
+        except RelayPromptRejectedError as error:
+            self._reject(position, token, error)
+        except (RelayAuthenticationError, RelayInsufficientBalanceError) as error:
+            self._release(requeue=(attempts, position))
+            self._stop(clean_text(str(error)), error)
+        except RelayPermanentError as error:
+            self._reject(position, token, error, is_of_prompt=False)
         except SubmitOutcomeUnknownError as error:
             self._pause(token, error)
-        except RelayError as error:  # of the key, its permissions or its balance
-            self._release(token, requeue=position)
-            self._stop(clean_text(str(error)), error)
+        except RelayError as error:  # a rate limit, or not sent
+            self._pause(token, error, requeue=(attempts + 1, position))
         else:
             with self._changed:
+                self._rejections = 0
                 self._gate.end_judged(token)
                 self._changed.notify_all()
 
-    def _release(self, token: Token, *, requeue: int | None = None) -> None:
+    def _has_balance(self, attempts: int, position: int, token: Token) -> bool:
+        """Say whether the balance allows another submit; it does not while it cannot be checked."""
+        try:
+            too_low = self._limits.check_balance()
+        except RelayError as error:
+            if not self._has_warned_of_balance:
+                self._has_warned_of_balance = True
+                log.warning("Nothing is submitted while min_balance cannot be checked: %s", error)
+            unchecked = RelayTransientError(
+                f"min_balance cannot be checked: {error}", retry_after=error.retry_after
+            )
+            self._pause(token, unchecked, requeue=(attempts, position))
+            return False
+        if too_low:
+            self._release(requeue=(attempts, position))
+            self._stop(too_low)
+        return not too_low
+
+    def _release(self, *, requeue: tuple[int, int] | None = None) -> None:
         with self._changed:
             self._gate.end_unsent()
             if requeue is not None:
                 heapq.heappush(self._waiting, requeue)
             self._changed.notify_all()
 
-    def _reject(self, position: int, token: Token, reason: str) -> None:
+    def _reject(
+        self, position: int, token: Token, error: RelayPermanentError, *, is_of_prompt: bool = True
+    ) -> None:
+        """Keep the reason of a rejection; several in a row that may not be about their prompts are enough."""
+        reason = clean_text(str(error))
         log.warning("Prompt %d was rejected: %s", position, reason)
         with self._changed:
             self._rejected[position] = reason
+            self._rejections += 0 if is_of_prompt else 1
+            if self._rejections >= min(MAX_REJECTIONS, len(self._generations)):
+                text = f"{self._rejections} submits in a row were rejected. The last one: {error}"
+                self._stop(reason, RelayPermanentError(text))
             self._gate.end_judged(token)
             self._changed.notify_all()
 
-    def _pause(self, token: Token, error: RelayError, *, requeue: int | None = None) -> None:
+    def _pause(self, token: Token, error: RelayError, *, requeue: tuple[int, int] | None = None) -> None:
         """Let all submits pause after one that the relay did not judge, or give up."""
         is_rate_limit = isinstance(error, RelayRateLimitError)
         if is_rate_limit:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from airflow_provider_luma.submit.record import Action, SubmitRecord, fingerprint_of
-from airflow_provider_luma.submit.result import first_positions
+from airflow_provider_luma.submit.result import first_of
 
 if TYPE_CHECKING:
     from airflow_provider_luma.relay.generation import Generation
@@ -30,7 +30,7 @@ def plan_submits(journal: Journal, generations: Sequence[Generation]) -> list[in
             "%d prompts are left alone, at the positions %s: an earlier try may have submitted and been "
             "charged for them. Check the relay's task log. If it does not show them: %s",
             len(unknown),
-            first_positions(unknown),
+            first_of(unknown),
             journal.resubmit_hint,
         )
         journal.mark_reported(unknown)
@@ -53,7 +53,7 @@ def _warn_changed(journal: Journal, generations: Sequence[Generation], positions
             "%d prompts render differently from what was submitted, at the positions %s: "
             "their Luma tasks are those of what was submitted",
             len(changed),
-            first_positions(changed),
+            first_of(changed),
         )
 
 

@@ -12,7 +12,7 @@ import csv
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from airflow_provider_luma.exceptions import LumaValueError
@@ -43,8 +43,9 @@ def parse_prompts(prompts: Any, defaults: Mapping[str, Any]) -> list[Generation]
     """
     if isinstance(prompts, str):
         prompts = _parse_json(prompts, "prompts is not a list of prompts")
-    if isinstance(prompts, str | bytes | Mapping) or not isinstance(prompts, Iterable):
-        raise LumaValueError(f"prompts must be a list of texts or dicts, not {prompts!r:.80}")
+    # Whatever else can be iterated may have no order, or yield names of columns.
+    if isinstance(prompts, str | bytes | bytearray) or not isinstance(prompts, Sequence):
+        raise LumaValueError(f"prompts must be a list of texts or dicts, not of the type {_type(prompts)}")
     numbered = ((f"prompts[{position}]", prompt) for position, prompt in enumerate(prompts))
     return _build_all(numbered, defaults)
 
@@ -103,7 +104,7 @@ def _build(prompt: Any, defaults: Mapping[str, Any]) -> Generation:
     if isinstance(prompt, str):
         prompt = {"prompt": prompt}
     if not isinstance(prompt, Mapping):
-        raise LumaValueError(f"a prompt must be a text or a dict of fields, not {prompt!r:.80}")
+        raise LumaValueError(f"a prompt must be a text or a dict of fields, not of the type {_type(prompt)}")
     if unknown := [name for name in prompt if name not in FIELDS]:
         raise LumaValueError(
             f"unknown field {clean_text(str(unknown[0]), 80)!r}; the fields are {', '.join(FIELDS)}"
@@ -112,6 +113,10 @@ def _build(prompt: Any, defaults: Mapping[str, Any]) -> Generation:
     if "prompt" not in given:
         raise LumaValueError("there is no prompt")
     return Generation(**{**defaults, **given})
+
+
+def _type(value: Any) -> str:
+    return type(value).__name__
 
 
 def _parse_jsonl(file: IO[str]) -> Iterator[tuple[str, Any]]:

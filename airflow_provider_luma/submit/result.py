@@ -94,6 +94,14 @@ class BatchResult:
         unsuccessful = prompts - len(self.ids)
         return judge(prompts, unsuccessful, 0, fail_when, fail_fast=False) is Outcome.FAILED
 
+    def shared_ids(self) -> list[str]:
+        """Return the positions of prompts with one id, and the id."""
+        first: dict[str, int] = {}
+        pairs = [
+            (first.setdefault(task_id, position), position, task_id) for position, task_id in self.ids.items()
+        ]
+        return [f"{earlier} and {later} ({task_id})" for earlier, later, task_id in pairs if earlier != later]
+
     def summary(self) -> LumaSubmits:
         """
         Return what goes into XCom as ``luma_submits``.
@@ -128,7 +136,7 @@ class BatchResult:
             reasons = "; ".join(list_first(named, _MAX_NAMED))
             parts.append(f"{len(self.rejected)} were rejected ({reasons})")
         if self.unknown:
-            parts.append(f"{len(self.unknown)} may have been charged for ({first_positions(self.unknown)})")
+            parts.append(f"{len(self.unknown)} may have been charged for ({first_of(self.unknown)})")
         if self.not_submitted:
             why = f", because {self.stopped_by}" if self.stopped_by else ""
             parts.append(f"{self.not_submitted} were not submitted{why}")
@@ -153,6 +161,6 @@ class BatchResult:
         return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def first_positions(positions: Sequence[int]) -> str:
-    """Name the first few positions, and count the others."""
-    return ", ".join(list_first([*map(str, positions)], _MAX_NAMED))
+def first_of(items: Sequence[object]) -> str:
+    """Name the first few, such as positions, and count the others."""
+    return ", ".join(list_first([*map(str, items)], _MAX_NAMED))

@@ -105,13 +105,3 @@ def test_an_error_says_when_the_next_query_may_be_due(clock: HandClock) -> None:
                 get()
             due.append(caught.value.retry_after)
         assert due == [60, 40, 20, 60]
-
-
-def test_a_page_in_between_does_not_hide_an_earlier_reading(clock: HandClock) -> None:
-    balances: list[Money | None] = [Money(5, "USD"), None, None]
-    get = BalanceReader(lambda: balances.pop(0), "luma_default", clock).get
-    assert get() == Money(5, "USD")
-    clock.move(MIN_INTERVAL)
-    assert get() == Money(5, "USD")
-    clock.move(MAX_AGE)
-    assert get() is None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -55,6 +56,10 @@ def test_a_video_is_extended_by_its_own_path() -> None:
         ({"notify_hook": "data:,x"}, "notify_hook must be a URL with http or https"),
         ({"extend_task_id": ""}, "extend_task_id must be a non-empty string"),
         ({"extra_body": ["a"]}, "extra_body must be a dict"),
+        (
+            {"image_url": b"s3://bucket/cat.jpg"},
+            "image_url must be a non-empty string, not a value of the type",
+        ),
         ({"extra_body": {1: "a"}}, "extra_body must be a dict"),
         ({"extra_body": {"user_prompt": "dog"}}, "extra_body gives 'user_prompt' a second time"),
         ({"loop": True, "extra_body": {"loop": False}}, "extra_body gives 'loop' a second time"),
@@ -155,3 +160,20 @@ def test_no_presigned_url_stands_in_an_error() -> None:
 @pytest.mark.parametrize("image", ["https://a.example/b.jpg", "data:image/png;base64,AAAA", "iVBORw0KGgo"])
 def test_an_image_is_a_url_or_base64(image: str) -> None:
     assert Generation("cat dance", image_url=image).body["image_url"] == image
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"image_url": "s3://AKIA7:5ecret/K7M@bucket/a.png"}, r"image_url must .* not one with 's3'"),
+        ({"image_url": "s3://bucket/a.png?token=5ecret"}, r"image_url must .* not one with 's3'"),
+        ({"notify_hook": "bot:5ecret@hooks.example/done"}, r"notify_hook must .* not one without a scheme"),
+        ({"notify_hook": "hooks.example/done#token=5ecret"}, r"notify_hook must .* not one without a scheme"),
+        ({"image_end_url": {"url": "https://x/5ecret"}}, "image_end_url must be a non-empty string"),
+        ({"extra_body": '{"api_key": "5ecret"}'}, "extra_body must be a dict of fields"),
+    ],
+)
+def test_no_secret_of_a_field_is_in_its_error(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(LumaValueError, match=message) as error:
+        Generation("cat dance", **fields)
+    assert not re.search("5ecret|AKIA7|bot|bucket|hooks", str(error.value))

@@ -20,6 +20,7 @@ from airflow_provider_luma.exceptions import (
     RelayInsufficientBalanceError,
     RelayInvalidRequestError,
     RelayPermissionError,
+    RelayPromptRejectedError,
     RelayTransientError,
     SubmitOutcomeUnknownError,
 )
@@ -439,21 +440,21 @@ REJECTED = [
         RelayInsufficientBalanceError,
     ),
     (ScriptedResponse(status=403, body={"code": "access_denied"}), RelayPermissionError),
-    (ScriptedResponse(status=400, body={"code": "invalid_request"}), RelayInvalidRequestError),
-    (ScriptedResponse(status=413), RelayInvalidRequestError),
+    (ScriptedResponse(status=400, body={"code": "invalid_request"}), RelayPromptRejectedError),
+    (ScriptedResponse(status=413), RelayPromptRejectedError),
     (
         ScriptedResponse(status=404, body="404 page not found", content_type="text/plain"),
         RelayInvalidRequestError,
     ),
-    (ScriptedResponse(status=422), RelayInvalidRequestError),
+    (ScriptedResponse(status=422), RelayPromptRejectedError),
     (
         ScriptedResponse(status=400, body={"message": "blocked: a salmon swims upstream, a blog post"}),
-        RelayInvalidRequestError,
+        RelayPromptRejectedError,
     ),
     # The id of a request that was rejected, which some gateways give.
     (
         ScriptedResponse(status=400, body={"id": "req-17", "error": {"message": "x"}}),
-        RelayInvalidRequestError,
+        RelayPromptRejectedError,
     ),
     (
         ScriptedResponse(body={"code": "insufficient_user_quota", "message": "x"}),
@@ -461,12 +462,12 @@ REJECTED = [
     ),
     (
         ScriptedResponse(body={"code": "invalid_request", "message": "x", "data": None}),
-        RelayInvalidRequestError,
+        RelayPromptRejectedError,
     ),
     *[
         (
             ScriptedResponse(body={"code": "invalid_request", "message": "x", "data": data}),
-            RelayInvalidRequestError,
+            RelayPromptRejectedError,
         )
         for data in ({"id": 0, "task_id": ""}, {"id": 17, "username": "joe"}, "trace-9f31aa", "2026-11-21")
     ],
@@ -474,11 +475,11 @@ REJECTED = [
     (ScriptedResponse(status=401, body={"message": "x", "id": "req_8f2a91"}), RelayAuthenticationError),
     (
         ScriptedResponse(status=400, body={"status": "error", "id": "req_8f2a91", "message": "blocked"}),
-        RelayInvalidRequestError,
+        RelayPromptRejectedError,
     ),
     (
         ScriptedResponse(status=400, body={"request_id": UUID, "message": f"blocked (request id: {UUID})"}),
-        RelayInvalidRequestError,
+        RelayPromptRejectedError,
     ),
     (
         ScriptedResponse(status=402, body={"id": "req_8f2a91", "status": 402, "error": {"message": "x"}}),
@@ -486,7 +487,7 @@ REJECTED = [
     ),
     (
         ScriptedResponse(status=400, body={"error": {"message": "x"}, "data": "ERR-10023"}),
-        RelayInvalidRequestError,
+        RelayPromptRejectedError,
     ),
     (
         ScriptedResponse(status=429, body={"error": {"code": "insufficient_quota", "message": "x"}}),
@@ -504,6 +505,22 @@ REJECTED = [
             ("quota_not_enough", "user quota is not enough"),
         )
     ],
+    *[
+        (ScriptedResponse(status=status, body={"message": "no"}), RelayInvalidRequestError)
+        for status in (404, 405, 407, 410, 451)
+    ],
+    *[
+        (ScriptedResponse(body={"code": code, "message": "x"}), kind)
+        for code, kind in (
+            ("invalid_api_key", RelayAuthenticationError),
+            ("quota_exceeded", RelayInsufficientBalanceError),
+            ("access_denied", RelayPermissionError),
+            ("model_not_found", RelayInvalidRequestError),
+            ("sensitive_words_detected", RelayPromptRejectedError),
+            ("task_not_exist", RelayPromptRejectedError),
+        )
+    ],
+    (ScriptedResponse(status=404, body={"code": "task_not_exist"}), RelayPromptRejectedError),
 ]
 
 
@@ -516,6 +533,46 @@ def test_a_rejection_is_permanent(
         client.submit(CAT)
     assert type(error.value) is kind
     assert len(sandbox.requests) == 1
+
+
+MODERATED: list[Any] = [
+    {"message": "user sensitive words detected"},
+    {"message": "输入内容包含敏感词"},
+    {"error": {"message": "提示词违规", "type": "new_api_error", "code": "prompt_violation"}},
+    {"message": "Your prompt was rejected by our safety system"},
+    {"message": "It violates our usage policies"},
+    {"message": "内容审核未通过"},
+    {"detail": "403: Prompt contains blacklisted words"},
+    {"detail": "Prompt not allowed because advanced moderation failed"},
+    {"code": "content_policy_violation", "message": "x"},
+]
+
+
+@pytest.mark.parametrize("body", MODERATED, ids=str)
+@pytest.mark.parametrize("status", [403, 451])
+def test_moderation_rejects_the_prompt_whatever_the_status(
+    sandbox: Sandbox, client: RelayClient, status: int, body: Any
+) -> None:
+    sandbox.script_submits(ScriptedResponse(status=status, body=body))
+    with pytest.raises(RelayPromptRejectedError):
+        client.submit(CAT)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "该账号因违规被封禁",
+        "Your account was suspended for violating our content policy",
+        "用户已被封禁",
+        "no",
+    ],
+)
+def test_a_403_for_an_account_is_not_about_the_prompt(
+    sandbox: Sandbox, client: RelayClient, message: str
+) -> None:
+    sandbox.script_submits(ScriptedResponse(status=403, body={"message": message}))
+    with pytest.raises(RelayPermissionError):
+        client.submit(CAT)
 
 
 def test_an_insufficient_balance_has_the_relays_message() -> None:
