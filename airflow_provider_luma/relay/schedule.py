@@ -8,6 +8,9 @@ from dataclasses import dataclass
 # What the last poll may take beyond the deadline, in every mode: after an outage there is still one.
 LAST_POLL_SECONDS = 10
 
+# How often a connection is read again while its relay fails, in every mode: it may have been corrected.
+REREAD_SECONDS = 10
+
 # Doubling goes on no further, so that no number of polls overflows a float.
 _MAX_DOUBLINGS = 40
 
