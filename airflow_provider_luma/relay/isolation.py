@@ -3,7 +3,7 @@ Which ids of a failed request are to blame, so that one bad id affects no other.
 
 A relay may fail a complete request for one of its ids: it rejects the id, has an internal error with it, its
 response breaks off or is too large. The ids of a request that failed in such a way are queried again in
-smaller requests, each sent once::
+smaller requests, each sent once, on a connection of its own::
 
     failed ──a request of the poll has succeeded──▶ halving ──▶ each id has its tasks or its own error
        └────none has──▶ single ids, at random ──one succeeds──▶ halving
@@ -13,7 +13,7 @@ smaller requests, each sent once::
 
 Halving queries the largest groups first, as they hold the most good ids, and with the second half of its
 requests the ids in doubt and the smallest, so that bad ids are found in every poll. One transient error of a
-single id proves nothing: a gateway may have failed, or the relay may have closed the connection.
+single id proves nothing: a gateway may have failed.
 
 The errors that ids can be to blame for, and what such an error shows of the relay:
 

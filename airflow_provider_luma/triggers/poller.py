@@ -309,13 +309,13 @@ class Poller:
 
         try:
             tasks: Mapping[str, LumaTask] = await AsyncRetrying(before_sleep=pause, **arguments)(
-                self._send, round_, ids
+                self._send, round_, ids, retry.max_attempts == 1
             )
         except Exception as error:  # noqa: BLE001 - a bug reaches the triggers as it is
             return error
         return tasks
 
-    async def _send(self, round_: Round, ids: Sequence[str]) -> Mapping[str, LumaTask]:
+    async def _send(self, round_: Round, ids: Sequence[str], is_alone: bool) -> Mapping[str, LumaTask]:
         async with self._slots:
             await self._limiter.acquire()
             if round_.rejection is not None:
@@ -323,7 +323,7 @@ class Poller:
             exchange = self._client.exchange()
             try:
                 return await asyncio.get_running_loop().run_in_executor(
-                    self._threads, query_slim, self._client, ids, exchange
+                    self._threads, query_slim, self._client, ids, exchange, is_alone
                 )
             except asyncio.CancelledError:
                 exchange.abort()
