@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_luma.submit.batch import BatchSubmitter
     from airflow_provider_luma.submit.journal import Journal
     from airflow_provider_luma.submit.record_store import StatePlace
-    from airflow_provider_luma.submit.result import BatchResult, SubmitManifest
+    from airflow_provider_luma.submit.result import SubmitManifest, SubmitResult
 
 XCOM_SUBMITS_KEY = "luma_submits"
 
@@ -209,7 +209,7 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
             return None
         return f"the balance of {balance} is below min_balance={self.min_balance:g}"
 
-    def _push(self, context: Context, submits: BatchResult, prompts: int) -> list[str] | SubmitManifest:
+    def _push(self, context: Context, submits: SubmitResult, prompts: int) -> list[str] | SubmitManifest:
         """Push the results, also when the task fails; return the return value."""
         returned: list[str] | SubmitManifest = list(submits.ids.values())
         if self.manifest:  # there may be one of an earlier try, with the rows of the list as it was
@@ -219,7 +219,7 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
         self.log.info("%s", submits.describe(prompts))
         return returned
 
-    def _write_manifest(self, place: StatePlace, submits: BatchResult, prompts: int) -> str:
+    def _write_manifest(self, place: StatePlace, submits: SubmitResult, prompts: int) -> str:
         """Write the manifest, and return its URL."""
         manifest, url = place.open_manifest()
         try:
@@ -232,7 +232,7 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
             ) from error
         return url
 
-    def _raise_on_failures(self, place: StatePlace, submits: BatchResult, prompts: int) -> None:
+    def _raise_on_failures(self, place: StatePlace, submits: SubmitResult, prompts: int) -> None:
         text = submits.describe(prompts)
         if submits.error is not None:
             self.log.error("%s", text)
@@ -245,7 +245,7 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
             raise LumaTaskFailedError(text)
 
 
-def _next_step(place: StatePlace, submits: BatchResult) -> str:
+def _next_step(place: StatePlace, submits: SubmitResult) -> str:
     """Say how to submit the rest, without advice that pays for a prompt again."""
     if submits.unknown:
         return (

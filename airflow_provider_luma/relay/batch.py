@@ -19,6 +19,8 @@ have ended::
     who loads a state                        its absences
     a rescheduled sensor, of the poll before  count
     a rescheduled sensor, of an older poll    are forgotten
+    a rescheduled sensor, of an earlier try   are not loaded, nor is anything else of it
+    a sensor that its trigger left alone      are forgotten: it loads what it knew when it deferred
     a trigger, begun or restarted             are forgotten: it loads what the sensor knew when it deferred
     a sensor, of the event of its trigger     count
 

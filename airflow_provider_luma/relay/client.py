@@ -166,7 +166,7 @@ class RelayClient:
         retry = self.retry.once() if once else self.retry
         retrying = Retrying(**retry.retrying_kwargs(max_rate_limit_delay=max_delay, max_seconds=max_seconds))
         tasks: dict[str, LumaTask] = retrying(
-            lambda: self.query_once(ids, exchange=self.exchange(last_call - time.monotonic()))
+            lambda: self.query_once(ids, exchange=self.exchange(last_call - time.monotonic()), is_alone=once)
         )
         return tasks
 
@@ -174,20 +174,27 @@ class RelayClient:
         """Return what follows one request, for at most ``request_timeout``; see :meth:`query_once`."""
         return self._session.exchange(max_seconds)
 
-    def query_once(self, ids: Sequence[str], *, exchange: Exchange | None = None) -> dict[str, LumaTask]:
+    def query_once(
+        self, ids: Sequence[str], *, exchange: Exchange | None = None, is_alone: bool = False
+    ) -> dict[str, LumaTask]:
         """
         Send one request, once.
 
         :param exchange: from :meth:`exchange`, by which another thread may abort the request.
+        :param is_alone: on a connection of its own, which no earlier request has used.
         :raises RelayTaskNotFoundError: when the relay says of several ids that it does not know them all.
         :raises RelayError: for anything but a list of tasks.
         """
-        tasks = self._session.observe(lambda: self._query_tasks(ids, exchange))
+        tasks = self._session.observe(lambda: self._query_tasks(ids, exchange, is_alone))
         self._warn_unknown_states(tasks)
         return {task_id: tasks[task_id] for task_id in ids if task_id in tasks}
 
-    def _query_tasks(self, ids: Sequence[str], exchange: Exchange | None) -> dict[str, LumaTask]:
-        response = self._session.request("POST", "/luma/tasks", {"ids": list(ids)}, exchange=exchange)
+    def _query_tasks(
+        self, ids: Sequence[str], exchange: Exchange | None, is_alone: bool
+    ) -> dict[str, LumaTask]:
+        response = self._session.request(
+            "POST", "/luma/tasks", {"ids": list(ids)}, exchange=exchange, is_alone=is_alone
+        )
         try:
             return parse_tasks(parse_rows(response))
         except RelayTaskNotFoundError:

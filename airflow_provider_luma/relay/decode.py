@@ -3,7 +3,8 @@ JSON of any kind without holding up the other threads of the process.
 
 Python's decoder holds the interpreter's lock from the first byte to the last, and so do the values when they
 are freed: in the triggerer the event loop stands still meanwhile. The cost is in the number of values, not of
-bytes: eight megabytes of text take milliseconds, eight megabytes of empty lists take seconds.
+bytes: eight megabytes of text take milliseconds, eight megabytes of empty lists take seconds. Surrogates, of
+which some relays make an emoji, are slow as bytes, too: text that has any is decoded in slices.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ MAX_VALUES = 200_000
 _VALUES_OF_A_CONTAINER = 10
 _INT64, _MAX_INT64_CHARS = 2**63, 20
 _MAX_NUMBER_CHARS = 60
+_SLICE_BYTES = 32 * 1024
+_LONGEST_CHARACTER = 4
 
 
 class TooManyValuesError(ValueError):
@@ -35,8 +38,7 @@ def decode_json(body: bytes) -> Any:
     :raises RecursionError: when it is nested too deep.
     """
     values = count_values(body)
-    # Always UTF-8: nothing redacts a key that is echoed in the other encodings that json.loads detects.
-    text = body.decode("utf-8-sig", errors="surrogatepass")
+    text = _decode_text(body)
     if values <= FAST_VALUES:
         return json.loads(text, parse_int=_parse_int)
     if values > MAX_VALUES:
@@ -45,6 +47,25 @@ def decode_json(body: bytes) -> Any:
     # Slower, and lets other threads run in between.
     decoder.scan_once = py_make_scanner(decoder)  # type: ignore[attr-defined]
     return decoder.decode(text)
+
+
+def _decode_text(body: bytes) -> str:
+    """Decode UTF-8, and surrogates. Nothing redacts a key in the other encodings that json.loads detects."""
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pieces, start = [], 0
+        while start < len(body):
+            end = _character_boundary(body, start + _SLICE_BYTES)
+            pieces.append(body[start:end].decode(errors="surrogatepass"))
+            start = end
+        return "".join(pieces).removeprefix("\ufeff")
+
+
+def _character_boundary(body: bytes, position: int) -> int:
+    """Return where the character begins that a position may lie within."""
+    starts = range(position, position - _LONGEST_CHARACTER, -1)
+    return next((start for start in starts if start >= len(body) or body[start] & 0xC0 != 0x80), position)
 
 
 def _parse_int(text: str) -> int | str | None:

@@ -3,14 +3,17 @@ Finds the ids of a failed request that are to blame, so that one bad id affects 
 
 A relay may fail a complete request for one of its ids: it rejects the id, has an internal error with it, its
 response breaks off or is too large. The ids of a request that failed in such a way are queried again in
-smaller requests, each sent once::
+smaller requests, each sent once, on a connection of its own::
 
     failed ──a request of the poll has succeeded──▶ halving ──▶ each id has its tasks or its own error
        └────none has──▶ single ids, at random ──one succeeds──▶ halving
                                 └──none of them does──▶ open, until another request of the poll succeeds
 
+    single id ──transient error──▶ in doubt ──queried again, after the others──▶ its tasks or its own error
+
 Halving queries the largest groups first, as they hold the most good ids, and with the second half of its
-requests the smallest, so that bad ids are found in every poll.
+requests the ids in doubt and the smallest, so that bad ids are found in every poll. One transient error of a
+single id proves nothing: a gateway may have failed.
 
 The errors that ids can be to blame for, and what such an error shows of the relay:
 
@@ -18,7 +21,9 @@ The errors that ids can be to blame for, and what such an error shows of the rel
 a rejection (400, 404, 413, 422)          it is up, and others of its ids may be good
 ``task_not_exist`` for several ids        the same: it does not know one of them, or none
 5xx, a response without a usable body     nothing, until a request of the poll succeeds: it may be down
-no connection, a rejected key, a limit    no id is to blame: the search ends
+no connection                             no id is to blame: the search ends, until the next poll if a
+                                          request of this one has succeeded
+a rejected key, a limit                   no id is to blame: the search ends
 ========================================  =============================================================
 
 The bound of requests, counted for all failed requests of a poll together and again from each success on:
@@ -30,7 +35,8 @@ The bound of requests, counted for all failed requests of a poll together and ag
 
 Ids that are not isolated by then have the error of their request if nothing has succeeded. Else they have
 none, and the next poll queries them again: without the ids that this one has isolated, since it finds at
-least one bad id. Up to ``MAX_PROBES`` ids are always told apart, as each of them is queried alone.
+least one bad id. Up to ``MAX_PROBES`` ids are always told apart, as each of them is queried alone. An id in
+doubt for which no request is left is one of those that were not isolated, with its own error.
 
 ``task_not_exist`` is the absence of an id only where it was queried alone. Of several ids it is never an
 error: the relay may know all but one, so that single ids are queried until this request has shown a task, and
@@ -103,18 +109,22 @@ class Isolation:
         self._evidence = evidence
         self._requests_left = MAX_REQUESTS
         self._suspects: deque[list[str]] = deque()
+        self._in_doubt: dict[str, Exception] = {}
         self._has_shown_task = False
+        self._is_cut_off = False
+        # A failed request has had its retries.
+        self._repeated: set[str] = {*ids} if len(ids) == 1 else set()
         self.take(ids, response)
 
     @property
     def is_open(self) -> bool:
         """Return whether ids are left, and a success of another request would let it continue."""
-        return bool(self._suspects) and self._requests_left > 0
+        return bool(self._suspects or self._in_doubt) and self._requests_left > 0
 
     @property
     def undecided_ids(self) -> list[str]:
         """The ids that have neither a response nor an error."""
-        return [task_id for ids in self._suspects for task_id in ids]
+        return [task_id for ids in self._suspects for task_id in ids] + [*self._in_doubt]
 
     @property
     def _is_about_unknown_ids(self) -> bool:
@@ -126,9 +136,11 @@ class Isolation:
             return None
         self._requests_left -= 1
         self._evidence.requests += 1
+        finds_good_ids = self._requests_left >= MAX_REQUESTS // 2
+        if not self._suspects or (self._in_doubt and not finds_good_ids):
+            return self._pop_in_doubt()
         if not (self._has_shown_task if self._is_about_unknown_ids else self._evidence.succeeds):
             return self._pop_probe()
-        finds_good_ids = self._requests_left >= MAX_REQUESTS // 2
         return self._suspects.popleft() if finds_good_ids else self._suspects.pop()
 
     def take(self, ids: Sequence[str], response: Response) -> None:
@@ -141,18 +153,34 @@ class Isolation:
         if len(ids) > 1 and _is_about_ids(response):
             middle = (len(ids) + 1) // 2
             self._suspects += [list(ids[:middle]), list(ids[middle:])]
-            return
-        self.errors.append((ids, response))
-        if not _is_about_ids(response):
-            self.errors += [(suspects, response) for suspects in self._suspects]
+        elif isinstance(response, RelayTransientError) and response.was_sent and ids[0] not in self._repeated:
+            self._in_doubt[ids[0]] = response
+        elif isinstance(response, RelayTransientError) and not response.was_sent and self._evidence.succeeds:
+            self._suspects.append(list(ids))
+            self._requests_left, self._is_cut_off = 0, True
+        elif _is_about_ids(response):
+            self.errors.append((ids, response))
+        else:
+            self.errors += [(some, response) for some in (ids, *self._suspects, [*self._in_doubt]) if some]
             self._suspects.clear()
+            self._in_doubt.clear()
 
     def finish(self) -> None:
         """Decide about the ids that were not isolated: the next poll does, or they have the error."""
-        is_left_to_next_poll = self._is_about_unknown_ids or (self._evidence.succeeds and self.errors)
+        is_left_to_next_poll = (
+            self._is_about_unknown_ids or self._is_cut_off or (self._evidence.succeeds and self.errors)
+        )
         if self._error is not None and not is_left_to_next_poll:
             self.errors += [(ids, self._error) for ids in self._suspects]
+            self.errors += [([task_id], error) for task_id, error in self._in_doubt.items()]
         self._suspects.clear()
+        self._in_doubt.clear()
+
+    def _pop_in_doubt(self) -> list[str]:
+        task_id = next(iter(self._in_doubt))
+        del self._in_doubt[task_id]
+        self._repeated.add(task_id)
+        return [task_id]
 
     def _pop_probe(self) -> list[str]:
         """Take an id out of the largest group, so that the probes are spread."""

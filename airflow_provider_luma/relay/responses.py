@@ -21,7 +21,7 @@ from airflow_provider_luma.exceptions import (
     RelayTransientError,
 )
 from airflow_provider_luma.relay.decode import MAX_VALUES, count_values, decode_json
-from airflow_provider_luma.relay.row import Json
+from airflow_provider_luma.relay.row import Json, is_empty_error
 from airflow_provider_luma.relay.task import LumaTask, parse_tasks
 from airflow_provider_luma.relay.text import USER_INFO, clean_text
 from airflow_provider_luma.relay.transport import RelayResponse
@@ -239,8 +239,9 @@ def parse_json(response: RelayResponse) -> Any:
 
 
 def is_html(response: RelayResponse) -> bool:
-    kind = response.headers.get("Content-Type", "")
-    return "html" in kind.lower() or response.body[:64].lstrip().startswith(b"<")
+    """Return whether a response is a web page; JSON is none, although PHP labels it as one."""
+    kind, start = response.headers.get("Content-Type", ""), response.body[:64].lstrip()
+    return start.startswith(b"<") or ("html" in kind.lower() and not start.startswith((b"[", b"{")))
 
 
 def message_and_code(body: Any) -> tuple[str, str]:
@@ -259,7 +260,8 @@ def message_and_code(body: Any) -> tuple[str, str]:
 
 
 def _has_error(body: Any) -> bool:
-    return isinstance(body, Mapping) and bool(body.get("error") or body.get("success") is False)
+    is_object = isinstance(body, Mapping)
+    return is_object and (not is_empty_error(body.get("error")) or body.get("success") is False)
 
 
 def text_excerpt(response: RelayResponse) -> str:

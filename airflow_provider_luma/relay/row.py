@@ -40,8 +40,12 @@ def iter_reasons(row: Json) -> Iterator[Any]:
     for name in ("failure_reason", "fail_reason", "error", "error_message", "failure_code"):
         for holder in (luma, row):
             reason = holder.get(name)
-            is_empty = isinstance(reason, Mapping) and not any(reason.values())  # {"code": 0, "message": ""}
-            yield None if is_empty else reason
+            yield None if is_empty_error(reason) else reason
+
+
+def is_empty_error(value: Any) -> bool:
+    """Return whether an error says that there is none, such as ``{"code": 0, "message": ""}``."""
+    return not any(value.values()) if isinstance(value, Mapping) else not value
 
 
 def iter_parts(row: Json, *names: str) -> Iterator[Json]:

@@ -10,6 +10,8 @@ LAST_POLL_SECONDS = 10
 
 # A wait logs its progress at least this often, in seconds.
 QUIET_SECONDS = 300
+# How often a connection is read again while its relay fails, in every mode: it may have been corrected.
+REREAD_SECONDS = 10
 # Doubling ends here, so that no number of polls overflows a float.
 _MAX_DOUBLINGS = 40
 

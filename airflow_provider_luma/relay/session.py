@@ -106,15 +106,22 @@ class RelaySession:
         body: Mapping[str, object] | None = None,
         *,
         exchange: Exchange | None = None,
+        is_alone: bool = False,
     ) -> RelayResponse:
         """
         Send a request that costs nothing, once.
 
+        :param is_alone: on a connection of its own: a relay may close one that was kept alive just as a
+            request is sent, which is for those that are retried.
         :raises RelayTransientError: when there is no complete response.
         """
         with exchange or self.exchange() as exchange:
             try:
-                return self._send(self._session, exchange, method, path, {"json": body})
+                if not is_alone:
+                    return self._send(self._session, exchange, method, path, {"json": body})
+                with open_session(self._api_key, 1) as session:
+                    session.headers["Connection"] = "close"
+                    return self._send(session, exchange, method, path, {"json": body})
             except (
                 requests.RequestException,
                 HTTPError,

@@ -56,7 +56,8 @@ def parse_state(row: Json) -> tuple[TaskState, str]:
 
     A failed state wins wherever it stands: an envelope may say "success" of the query whose task has failed.
     Then a completed one, unless the states further in say that the task is running and there is no video.
-    Then the first running one. Only if every state is undocumented does a video mean completed.
+    Then the first running one. Only if every state is undocumented, or there is none in words, does a video
+    mean completed.
     """
     states = [(_state_of(raw_state), raw_state) for raw_state in _iter_raw_states(row)]
     known = [(state, raw_state) for state, raw_state in states if state is not None]
@@ -68,12 +69,11 @@ def parse_state(row: Json) -> tuple[TaskState, str]:
         return overrides[0] if overrides and not has_video(row) else known[successes[0]]
     if known:
         return known[0]
-    if not states:
-        return TaskState.PENDING, ""
-    is_ruled_out = any(_RULES_OUT_A_VIDEO.search(raw_state.lower()) for _, raw_state in states)
-    if is_ruled_out or any(iter_reasons(row)) or not has_video(row):
-        return TaskState.PROCESSING, states[0][1]
-    return TaskState.COMPLETED, states[0][1]
+    raw_state = states[0][1] if states else ""
+    is_ruled_out = any(_RULES_OUT_A_VIDEO.search(word.lower()) for _, word in states)
+    if not is_ruled_out and not any(iter_reasons(row)) and has_video(row):
+        return TaskState.COMPLETED, raw_state
+    return TaskState.PROCESSING if states else TaskState.PENDING, raw_state
 
 
 def _iter_raw_states(row: Json) -> Iterator[str]:

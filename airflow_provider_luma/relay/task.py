@@ -172,11 +172,14 @@ def parse_tasks(rows: Iterable[Any]) -> dict[str, LumaTask]:
     then a completed one.
     """
     tasks: dict[str, LumaTask] = {}
+    ranks: dict[str, int] = {}
     for row in rows:
         if isinstance(row, Mapping) and (task := parse_task(row)) is not None:
-            known = tasks.get(task.id)
-            if known is None or _rank(task) > _rank(known):
-                tasks[task.id] = task
+            # Ranked once, as a row may hold so many URLs that to look at them again for each other row of
+            # its id takes minutes.
+            rank = _rank(task)
+            if rank > ranks.get(task.id, -1):
+                tasks[task.id], ranks[task.id] = task, rank
     return tasks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,10 +26,15 @@ from airflow_provider_luma.airflow_version import (
     TaskDeferralTimeout,
 )
 from airflow_provider_luma.arguments import FailWhen, validate_seconds
-from airflow_provider_luma.exceptions import RelayAuthenticationError, RelayError, error_from_dict
+from airflow_provider_luma.exceptions import (
+    RelayAuthenticationError,
+    RelayError,
+    RelayTransientError,
+    error_from_dict,
+)
 from airflow_provider_luma.relay.batch import parse_task_ids
 from airflow_provider_luma.relay.result import Outcome
-from airflow_provider_luma.relay.schedule import PollSchedule
+from airflow_provider_luma.relay.schedule import REREAD_SECONDS, PollSchedule
 from airflow_provider_luma.sensors.store import WaitStore
 from airflow_provider_luma.sensors.wait import Wait, validate_event
 
@@ -98,6 +104,7 @@ class LumaTaskSensor(BaseSensorOperator):
         self.missing_grace = missing_grace
         self.deferrable = deferrable
         self._wait: Wait | None = None
+        self._connection_read_at = -math.inf
         FailWhen.parse("fail_when", fail_when)
         validate_seconds("missing_grace", missing_grace, allow_zero=True)
 
@@ -151,16 +158,32 @@ class LumaTaskSensor(BaseSensorOperator):
         return PokeReturnValue(is_done=False)
 
     def _poll(self, wait: Wait, *, patient: bool) -> None:
-        """Poll, and where the relay rejects a key that was rotated meanwhile, again with the new one."""
+        """Poll, and where that fails with a connection that was edited meanwhile, again with the new one."""
         try:
             wait.poll(self.hook.client, self._deadline(wait), patient=patient)
-        except RelayAuthenticationError:
-            settings = self.hook.settings
-            del self.hook
-            if self.hook.settings == settings:
+        except (RelayAuthenticationError, RelayTransientError) as error:
+            if not self._has_new_connection(error):
                 raise
             self.log.info("The connection %r has changed; polling with its new settings", self.luma_conn_id)
             wait.poll(self.hook.client, self._deadline(wait), patient=patient)
+
+    def _has_new_connection(self, error: RelayError) -> bool:
+        """Read the connection again; after a transient error only now and then, and without a new error."""
+        is_rejected, now = isinstance(error, RelayAuthenticationError), time.monotonic()
+        if not is_rejected and now - self._connection_read_at < REREAD_SECONDS:
+            return False
+        self._connection_read_at = now
+        old = self.hook
+        del self.hook
+        try:
+            if self.hook.settings != old.settings:
+                return True
+        except Exception as unreadable:
+            if is_rejected:
+                raise
+            self.log.warning("The connection %r cannot be read again: %s", self.luma_conn_id, unreadable)
+        self.hook = old
+        return False
 
     def execute_complete(self, context: Context, event: Mapping[str, Any] | None = None) -> list[str]:
         """
@@ -194,12 +217,21 @@ class LumaTaskSensor(BaseSensorOperator):
             return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
         except (TaskDeferralTimeout, TaskDeferralError) as error:
             with self._one_policy(context):
-                self._begin(context, is_resumed=True)
+                wait = self._begin(context, is_resumed=True)
                 if isinstance(error, TaskDeferralTimeout):
-                    raise AirflowSensorTimeout(
-                        f"The trigger did not fire within {self.timeout} seconds; is a triggerer running?"
-                    ) from error
+                    return self._poll_last(context, wait, error)
                 raise
+
+    def _poll_last(self, context: Context, wait: Wait, error: Exception) -> list[str]:
+        """Poll once in place of a trigger that did not: the tasks may have ended while no triggerer ran."""
+        try:
+            completed = self.poke(context).xcom_value
+        except AirflowSensorTimeout as timeout:
+            raise AirflowSensorTimeout(
+                f"{timeout} The trigger did not fire in that time; is a triggerer running?"
+            ) from error
+        wait.push_summary(context)
+        return completed or []
 
     def on_kill(self) -> None:
         if self._wait is not None and self._wait.batch.pending_count:
@@ -236,7 +268,8 @@ class LumaTaskSensor(BaseSensorOperator):
         if self._wait is None:
             # Only a rescheduled or resumed task looks for a kept state: a cleared one starts over.
             first = context["ti"].get_first_reschedule_date(context) if self.reschedule else None
-            started_at = first.timestamp() if first else time.time()
+            # Airflow resumes a deferred task that has no event when its timeout is over.
+            started_at = first.timestamp() if first else time.time() - (self.timeout if is_resumed else 0)
             self._wait = self._build_wait(context)
             self._wait.begin(started_at, is_continued=is_resumed or first is not None)
         return self._wait

@@ -23,7 +23,8 @@ class WaitStore:
 
     A store that fails costs no more than a repeated query, so its errors are logged and not raised. A record
     with absences says how often the task had been rescheduled, as the next process must know whether it is
-    that of the poll before.
+    that of the poll before. A record says its try: a retry or a cleared task finds that of the one before,
+    and may fail to replace it.
 
     :ivar reschedules: how often the task has been rescheduled.
     """
@@ -31,6 +32,7 @@ class WaitStore:
     def __init__(self, context: Context) -> None:
         self._store: Any = context.get("task_state_store")
         self.reschedules = context.get("task_reschedule_count") or 0
+        self._try_id = str(context["ti"].id)  # another one for each try, and the same after a reschedule
         self._saved: Any = None
 
     @property
@@ -38,20 +40,29 @@ class WaitStore:
         return self._store is not None
 
     def load(self) -> Mapping[str, Any]:
-        """Return ``state``, a :meth:`TaskBatch.dump`, ``logged_at``, ``not_before``; empty if not saved."""
+        """
+        Return ``state``, a :meth:`TaskBatch.dump`, ``logged_at`` and ``not_before``.
+
+        Empty if this try has saved none.
+        """
         kept = self._try("get", WAIT_KEY)
         self._saved = kept
         is_record = isinstance(kept, Mapping) and all(
             isinstance(kept.get(name), int | float) for name in ("logged_at", "not_before")
         )
-        return kept if is_record else {}
+        return kept if is_record and kept.get("try") == self._try_id else {}
 
     def is_of_last_poll(self, record: Mapping[str, Any]) -> bool:
         """Return whether no other process has polled since a record with absences was saved."""
         return bool(record.get("reschedules") == self.reschedules - 1)
 
     def save(self, batch: TaskBatch, logged_at: float, not_before: float) -> None:
-        record = {"state": batch.dump(), "logged_at": logged_at, "not_before": not_before}
+        record = {
+            "try": self._try_id,
+            "state": batch.dump(),
+            "logged_at": logged_at,
+            "not_before": not_before,
+        }
         if batch.has_absences:
             record["reschedules"] = self.reschedules
         if record != self._saved:

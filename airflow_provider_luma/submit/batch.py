@@ -55,7 +55,7 @@ from airflow_provider_luma.submit.durable import DurableSubmit
 from airflow_provider_luma.submit.gate import SubmitGate, Token
 from airflow_provider_luma.submit.plan import plan_submits
 from airflow_provider_luma.submit.record import Phase
-from airflow_provider_luma.submit.result import BatchResult, first_of
+from airflow_provider_luma.submit.result import SubmitResult, first_of
 from airflow_provider_luma.threads import StoppedError, call_abandonable, start_thread
 
 if TYPE_CHECKING:
@@ -165,11 +165,11 @@ class BatchSubmitter:
                 raise RelayTransientError(f"Nothing was sent to the relay: {error}") from error
             log.warning("Only %d submits at once instead of %d: %s", len(futures), number, error)
 
-    def submits(self) -> BatchResult:
+    def submits(self) -> SubmitResult:
         """Return the result of each prompt, by the journal."""
         with self._changed:
             waiting = {position for _, position in self._waiting}
-            result = BatchResult(
+            result = SubmitResult(
                 rejected=dict(self._rejected),
                 not_submitted=len(waiting),
                 stopped_by=self._stopped_by,

@@ -68,7 +68,7 @@ class SubmitManifest(TypedDict):
 
 
 @dataclass
-class BatchResult:
+class SubmitResult:
     """
     The results of the prompts of a batch.
 

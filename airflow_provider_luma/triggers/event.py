@@ -6,21 +6,18 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, TypedDict
 
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.batch import TaskBatch, parse_task_ids
-from airflow_provider_luma.relay.batch_state import digest_ids
 from airflow_provider_luma.relay.result import BatchResult
 from airflow_provider_luma.relay.schedule import PollSchedule
+from airflow_provider_luma.triggers.fired import FiredTasks
 from airflow_provider_luma.triggers.registry import subscribed
 from airflow_provider_luma.triggers.subscription import Subscription
-
-# So long Airflow may take to store an event. What it has not stored must not be remembered as fired.
-_STORING_SECONDS = 2
 
 
 class TaskEvent(TypedDict):
@@ -38,10 +35,11 @@ class LumaTaskEventTrigger(BaseEventTrigger):
     The payload is ``{"id": ..., "state": "completed" | "failed", "failure_reason": ...}``. Polls are shared
     with every other trigger of the connection. All errors are logged, and polling continues, as nobody
     would start a watcher again. On Airflow 3.3 and newer the asset's state store remembers which tasks have
-    fired, where the trigger watches one asset. A triggerer that dies within two seconds of an event fires it
-    again, and without that store each restart fires again for tasks that have ended; a download that finds
-    its videos at their destination does nothing. An id that the relay never knows never fires, and is polled
-    until it is taken out of ``luma_task_ids``.
+    fired, where the trigger watches one asset, also when ids are added to ``luma_task_ids`` or taken out of
+    it. A triggerer that dies within two seconds of an event fires it again, and without that store each
+    restart fires again for tasks that have ended; a download that finds its videos at their destination does
+    nothing. An id that the relay never knows never fires, and is polled until it is taken out of
+    ``luma_task_ids``.
 
     :param luma_task_ids: the Luma task ids.
     :param luma_conn_id: the connection. Default ``luma_default``.
@@ -69,70 +67,57 @@ class LumaTaskEventTrigger(BaseEventTrigger):
         )
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        batch = await self._load_batch()
-        unfired = dict.fromkeys(batch.pending_ids)
+        # Airflow gives the state store to event triggers from 3.3 on.
+        fired = FiredTasks(getattr(self, "asset_state_store", None))
+        batch = TaskBatch(
+            await fired.load_unfired(self.luma_task_ids), started_at=time.time(), missing_grace=math.inf
+        )
+        unfired = dict.fromkeys(batch.ids)
         while unfired:
             try:
-                async with aclosing(self._watch(batch, unfired)) as events:
+                async with aclosing(self._watch(batch, unfired, fired)) as events:
                     async for event in events:
                         yield event
             except Exception as error:  # noqa: BLE001 - of any kind, as nobody would start a watcher again
                 self.log.warning("Polling again in %.0f s: %s", self.poke_interval, error)
                 await asyncio.sleep(self.poke_interval)
-        self.log.info("All %d Luma tasks have ended", len(batch.ids))
+        while not fired.is_saved:
+            await asyncio.sleep(self.poke_interval)
+            await fired.save()
+        self.log.info("All %d Luma tasks have ended", len(self.luma_task_ids))
         await asyncio.Event().wait()  # Airflow would start a watcher that ends again, and it would fire twice
 
-    async def _watch(self, batch: TaskBatch, unfired: dict[str, None]) -> AsyncGenerator[TriggerEvent, None]:
+    async def _watch(
+        self, batch: TaskBatch, unfired: dict[str, None], fired: FiredTasks
+    ) -> AsyncGenerator[TriggerEvent, None]:
         subscription = Subscription(batch, PollSchedule(self.poke_interval), tolerates=lambda error: True)
         async with subscribed(self.luma_conn_id, subscription):
             while unfired:
+                if not fired.is_saved:
+                    await fired.save()
                 if not subscription.has_ended:
-                    await subscription.news()
+                    await self._sleep(subscription, fired)
                 while subscription.warnings:
                     self.log.warning(
                         "Poll failed, retrying at the next interval: %s", subscription.warnings.pop(0)
                     )
                 self.log.info("%s", batch.progress_message())
-                result, state = batch.result, batch.dump()
+                result = batch.result
                 running = set(result.running)
                 ended = [task_id for task_id in unfired if task_id not in running]
                 for task_id in ended:
                     del unfired[task_id]
                     yield TriggerEvent(_payload(task_id, result))  # type: ignore[no-untyped-call]
                 if ended:
-                    await self._save(state)
+                    await fired.add(ended)
                 if subscription.error is not None:
                     raise subscription.error
 
-    async def _load_batch(self) -> TaskBatch:
-        ids = self.luma_task_ids
-        state = await self._call_store("get", self._key)
-        batch = TaskBatch.load(ids, state, missing_grace=math.inf)
-        return batch or TaskBatch(ids, started_at=time.time(), missing_grace=math.inf)
-
-    async def _save(self, state: dict[str, Any]) -> None:
-        if getattr(self, "asset_state_store", None) is not None:
-            await asyncio.sleep(_STORING_SECONDS)
-            await self._call_store("set", self._key, state)
-
-    @property
-    def _key(self) -> str:
-        return f"luma_fired_{digest_ids(self.luma_task_ids)}"
-
-    async def _call_store(self, method: str, *arguments: Any) -> Any:
-        """Call the asset's state store, which Airflow gives to event triggers from 3.3 on."""
-        store = getattr(self, "asset_state_store", None)
-        if store is None:
-            return None
-        try:
-            if (call := getattr(store, f"a{method}", None)) is not None:
-                return await call(*arguments)
-            return await asyncio.to_thread(getattr(store, method), *arguments)  # 3.3.0 and 3.3.1
-        except Exception as error:  # noqa: BLE001 - events are worth more than their memory
-            self.log.warning(
-                "Could not save which events fired; a triggerer restart may fire them again: %s", error
-            )
-            return None
+    async def _sleep(self, subscription: Subscription, fired: FiredTasks) -> None:
+        """Sleep until there are news, or until what has fired is to be saved again."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if fired.is_saved else self.poke_interval):
+                await subscription.news()
 
 
 def _payload(task_id: str, result: BatchResult) -> TaskEvent:

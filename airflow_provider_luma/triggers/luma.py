@@ -130,10 +130,10 @@ class LumaTaskTrigger(BaseTrigger):
                     self._log_news(subscription)
         except (RelayError, LumaValueError) as error:  # of the connection
             subscription.note(error)
-            subscription.finish_poll(time.time(), 0)
+            subscription.finish_poll(time.monotonic(), 0)
             self._log_news(subscription)
             if not subscription.has_ended:
-                await asyncio.sleep(max(subscription.due - time.time(), 0))
+                await asyncio.sleep(max(subscription.due - time.monotonic(), 0))
 
     def _log_news(self, subscription: Subscription) -> None:
         while subscription.warnings:

@@ -34,8 +34,13 @@ that come and go one by one leave a thread each for so long.
 *Rejection.* A rejected key or account (401, 402, 403) fails the round in which it came and spares the rest of
 that round its requests. The next round queries again, since keys may be accepted again.
 
-*Renewal.* At a 401 the connection is read again. If it has changed, a new poller takes over every
-subscription and begins their polls anew. Triggers that join after a change find a new poller, too.
+*Renewal.* At a 401 the connection is read again, and, every few seconds at the most, when a request failed in
+a round in which none has succeeded. If it has changed, a new poller takes over every subscription and begins
+their polls anew. Triggers that join after a change find a new poller, too. A connection that cannot be read
+at a 401 is a transient error of that round.
+
+*Clock.* When a poll is due, and when a wait ends, is kept on the monotonic clock, so that setting the clock
+moves neither. Only absences are noted in the time of day, as they outlive the process.
 """
 
 from __future__ import annotations
@@ -47,10 +52,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import Context
 
 from asgiref.sync import sync_to_async
-from tenacity import AsyncRetrying, RetryCallState
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from airflow_provider_luma import metrics
 from airflow_provider_luma.exceptions import (
@@ -58,10 +64,12 @@ from airflow_provider_luma.exceptions import (
     RelayAuthenticationError,
     RelayPermissionError,
     RelayRateLimitError,
+    RelayTransientError,
 )
 from airflow_provider_luma.hooks.luma import LumaHook, RelaySettings
 from airflow_provider_luma.relay.isolation import Isolation, Response
 from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.relay.schedule import REREAD_SECONDS
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.triggers.rate_limiter import RateLimiter
 from airflow_provider_luma.triggers.request import SLICE, Request, Round, Turns, query_slim
@@ -76,8 +84,6 @@ MAX_COALESCE_SECONDS = 1.0
 
 _THREADS_PER_SLOT = 4
 
-# The clock may be set meanwhile, so no sleep is longer.
-_MAX_SLEEP = 60.0
 # Range of a grid's offset, which a hash of the key chooses; only its remainder by the interval matters.
 _GRID_SECONDS = 3600
 
@@ -106,6 +112,7 @@ class Poller:
         self._slots = asyncio.Semaphore(settings.max_in_flight)
         self._limiter = RateLimiter(settings.max_requests_per_minute)
         self._renewal = asyncio.Lock()
+        self._read_at = time.monotonic()
         self._offset = _grid_offset(settings.api_key)
         self._in_flight: dict[str, Request] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -157,17 +164,14 @@ class Poller:
 
     async def _sleep(self) -> bool:
         """Sleep until a subscription wants attention; return whether that was on the grid."""
-        now = time.time()
         wishes = ((s.wakes_at, s.is_on_grid) for s in self.subscriptions if not s.has_ended)
         wanted, on_grid = min(wishes, default=(math.inf, True))
-        self._sleeps_until = min(wanted, now + _MAX_SLEEP)
+        self._sleeps_until = wanted
         self._wake.clear()
-        if self._sleeps_until > now:
-            try:
-                async with asyncio.timeout(self._sleeps_until - now):
+        if wanted > time.monotonic():
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(wanted):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
         self._sleeps_until = 0.0
         return on_grid
 
@@ -180,11 +184,10 @@ class Poller:
             await asyncio.sleep(COALESCE_WINDOW)
 
     async def _start_round(self) -> None:
-        now, round_, request = time.time(), Round(), None
-        number = 0
-        for index, subscription in enumerate(list(self.subscriptions), start=1):
-            if index % SLICE == 0:
-                await asyncio.sleep(0)
+        now, round_, request = time.monotonic(), Round(), None
+        number, turns = 0, Turns()
+        for subscription in list(self.subscriptions):
+            await turns.spend(subscription.batch.pending_count if subscription.is_due(now) else 0)
             subscription.check_last_call(now, self._offset)
             if subscription.is_due(now) and subscription in self.subscriptions:
                 number += subscription.batch.pending_count
@@ -222,7 +225,7 @@ class Poller:
             await self._resolve(request)
         finally:
             self._forget(request, request.ids)
-        now, turns = time.time(), Turns()
+        now, turns = time.monotonic(), Turns()
         for subscription, its_ids in list(request.ids_by_subscription.items()):
             if request in subscription.requests:
                 subscription.requests.discard(request)
@@ -238,6 +241,8 @@ class Poller:
         while await self._isolate(request, isolation) or await self._may_go_on(request, isolation):
             pass
         isolation.finish()
+        if isolation.errors and not request.round.evidence.succeeds:
+            await self._renew_if_edited()
         for ids, error in isolation.errors:
             self._deliver_error(request, ids, error)
 
@@ -293,6 +298,7 @@ class Poller:
 
     async def _query(self, round_: Round, ids: Sequence[str], retry: RetryPolicy) -> Response:
         arguments = retry.retrying_kwargs()
+        arguments["retry"] &= retry_if_exception(lambda _: round_.rejection is None)
         log_wait = arguments.pop("before_sleep")
 
         def pause(retry_state: RetryCallState) -> None:
@@ -303,13 +309,13 @@ class Poller:
 
         try:
             tasks: Mapping[str, LumaTask] = await AsyncRetrying(before_sleep=pause, **arguments)(
-                self._send, round_, ids
+                self._send, round_, ids, retry.max_attempts == 1
             )
         except Exception as error:  # noqa: BLE001 - a bug reaches the triggers as it is
             return error
         return tasks
 
-    async def _send(self, round_: Round, ids: Sequence[str]) -> Mapping[str, LumaTask]:
+    async def _send(self, round_: Round, ids: Sequence[str], is_alone: bool) -> Mapping[str, LumaTask]:
         async with self._slots:
             await self._limiter.acquire()
             if round_.rejection is not None:
@@ -317,7 +323,7 @@ class Poller:
             exchange = self._client.exchange()
             try:
                 return await asyncio.get_running_loop().run_in_executor(
-                    self._threads, query_slim, self._client, ids, exchange
+                    self._threads, query_slim, self._client, ids, exchange, is_alone
                 )
             except asyncio.CancelledError:
                 exchange.abort()
@@ -333,19 +339,38 @@ class Poller:
         """Read the connection again: a changed one gets a new poller, otherwise the round is rejected."""
         async with self._renewal:
             if round_.rejection is not None:
-                return
+                raise round_.rejection
             try:
-                settings = await read_settings(self.conn_id)
+                settings = await self._read_settings()
             except LumaValueError as unusable:
                 round_.rejection = unusable
                 raise
-            except Exception:
-                log.warning("The connection %r cannot be read again", self.conn_id, exc_info=True)
-                settings = self.settings
+            except Exception as unreadable:
+                round_.rejection = RelayTransientError(
+                    f"The connection {self.conn_id!r} cannot be read again: {unreadable}. {error}"
+                )
+                raise round_.rejection from unreadable
             round_.rejection = error
-            if settings != self.settings:
-                log.info("The connection %r has changed; polling with its new settings", self.conn_id)
-                self._replace(self, settings)
+            self._replace_if_changed(settings)
+
+    async def _renew_if_edited(self) -> None:
+        """Read the connection again, now and then: a relay that fails may be another one by now."""
+        async with self._renewal:
+            if time.monotonic() - self._read_at < REREAD_SECONDS:
+                return
+            try:
+                self._replace_if_changed(await self._read_settings())
+            except Exception as error:  # noqa: BLE001 - of any secrets backend
+                log.warning("The connection %r cannot be read again: %s", self.conn_id, error)
+
+    async def _read_settings(self) -> RelaySettings:
+        self._read_at = time.monotonic()
+        return await read_settings(self.conn_id)
+
+    def _replace_if_changed(self, settings: RelaySettings) -> None:
+        if settings != self.settings:
+            log.info("The connection %r has changed; polling with its new settings", self.conn_id)
+            self._replace(self, settings)
 
     def _pass_on_crash(self, loop: asyncio.Task[None]) -> None:
         if not loop.cancelled() and (fault := loop.exception()) is not None:

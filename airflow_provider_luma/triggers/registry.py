@@ -55,7 +55,7 @@ class _Pollers:
         new = self.by_connection.get(old.conn_id)
         if new is None or new.settings != settings:
             new = self.by_connection[old.conn_id] = Poller(old.conn_id, settings, self._replace)
-        now = time.time()
+        now = time.monotonic()
         for subscription in list(old.subscriptions):
             subscription.restart_poll(now)
             new.add(subscription)

@@ -86,9 +86,12 @@ class SlimTask(LumaTask):
 _RUNNING = SlimTask("", TaskState.PROCESSING)
 
 
-def query_slim(client: RelayClient, ids: Sequence[str], exchange: Exchange) -> dict[str, LumaTask]:
+def query_slim(
+    client: RelayClient, ids: Sequence[str], exchange: Exchange, is_alone: bool = False
+) -> dict[str, LumaTask]:
     """Query once, and keep of each task only what a wait needs: responses are freed in this thread."""
-    return {task_id: _slim(task) for task_id, task in client.query_once(ids, exchange=exchange).items()}
+    tasks = client.query_once(ids, exchange=exchange, is_alone=is_alone)
+    return {task_id: _slim(task) for task_id, task in tasks.items()}
 
 
 def _slim(task: LumaTask) -> LumaTask:

@@ -28,7 +28,8 @@ class Subscription:
 
     Phases: *idle* until :attr:`due`; *polling* while requests hold some of its ids; then idle again, or ended
     with a :attr:`status` (``done``, ``timeout``) or an :attr:`error`. Its trigger sleeps in :meth:`news` and
-    is woken when an id became final, when the wait ended, for a tolerated error, and for a sign of life.
+    is woken when an id became final, when the wait ended, for a tolerated error, and for a sign of life. Its
+    own times, :attr:`due` among them, are those of the monotonic clock.
 
     :param batch: updated by the loop alone.
     :param schedule: how far apart its polls are.
@@ -61,18 +62,20 @@ class Subscription:
         self._schedule = schedule
         self._fail_when = fail_when
         self._fail_fast = fail_fast
-        self._deadline = deadline
-        self._last_call = max(deadline, time.time()) + LAST_POLL_SECONDS
+        now = time.monotonic()
+        clock_offset = now - time.time()
+        self._deadline = deadline + clock_offset
+        self._last_call = max(self._deadline, now) + LAST_POLL_SECONDS
         self._tolerates = tolerates
         self._polls = 0 if polled_at is None else 1
         self._errors: list[Exception] = []
         self._changed = False
         self._has_news = False
         self._waiter: asyncio.Future[None] | None = None
-        self._quiet_until = time.time() + QUIET_SECONDS
-        self._polled_at = polled_at
+        self._quiet_until = now + QUIET_SECONDS
+        self._polled_at = None if polled_at is None else polled_at + clock_offset
         # The last poll waits for as long as the relay requests; where that takes too long, there is none.
-        self.due = min(not_before, self._last_call)
+        self.due = min(not_before + clock_offset, self._last_call)
         self.is_on_grid = False
 
     @property
@@ -129,7 +132,7 @@ class Subscription:
             self.end("timeout")
         else:
             self._poll_at(self._schedule.next_poll(now, self._polls, offset))
-            self.warnings += errors
+            self.warnings += {str(error): error for error in errors}.values()  # those of a batch are alike
             self._wake_if_new(now)
 
     def _poll_at(self, moment: float) -> None:

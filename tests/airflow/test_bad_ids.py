@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -232,6 +233,52 @@ def test_fail_fast_and_silent_fail_decide_alike_beside_a_bad_id(
     run = wait([failed, huge, sandbox.add_task(seconds=math.inf)], silent_fail=True, fail_fast=True)
     assert ended(run, "failed")
     assert run.xcom("wait", "luma_summary")["failed"] == {failed: "moderation"}
+
+
+@pytest.mark.parametrize("ids", [["good"], ["good", "bad"], ["good", "bad", "good-2", "good-3"]], ids=len)
+def test_one_transient_error_during_the_search_ends_no_good_trigger(
+    monkeypatch: pytest.MonkeyPatch, quick_retries: RetryPolicy, ids: list[str]
+) -> None:
+    hiccups = iter([502])
+
+    class Relay(Quiet):
+        def do_POST(self) -> None:
+            queried = self.read_json()["ids"]
+            status = 500 if "bad" in queried else next(hiccups, 200) if queried == ["good"] else 200
+            rows = [{"id": task_id, "state": "completed"} for task_id in queried]
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(rows).encode() if status == 200 else b"{}")
+
+    with serving(Relay) as url:
+        connect_to(monkeypatch, url)
+        events = together(*(event_of(trigger(task_id, timeout=300)) for task_id in ids))
+    assert {task_id for task_id, event in zip(ids, events, strict=True) if event["status"] == "error"} == {
+        *ids
+    } & {"bad"}
+
+
+def test_a_relay_that_closes_connections_unannounced_ends_no_good_trigger(
+    monkeypatch: pytest.MonkeyPatch, quick_retries: RetryPolicy
+) -> None:
+    class Relay(Quiet):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            ids = self.read_json()["ids"]
+            body = json.dumps([{"id": task_id, "state": "completed"} for task_id in ids]).encode()
+            self.send_response(500 if "bad" in ids else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            self.close_connection = True
+            time.sleep(0.005)  # the next request may come meanwhile
+
+    with serving(Relay) as url:
+        connect_to(monkeypatch, url)
+        for _ in range(3):
+            waits = [event_of(trigger(task_id, timeout=300)) for task_id in ["bad", *IDS]]
+            assert Counter(event["status"] for event in together(*waits)) == {"done": 50, "error": 1}
 
 
 def test_a_relay_that_is_down_gets_few_extra_requests(

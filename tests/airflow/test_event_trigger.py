@@ -10,6 +10,7 @@ import pytest
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.triggers.event import LumaTaskEventTrigger
+from airflow_provider_luma.triggers.fired import MAX_HASHES, FiredTasks
 
 Connect = Callable[..., None]
 
@@ -82,11 +83,18 @@ class Memory:
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}
+        self.failing_reads = self.failing_writes = 0
 
     async def aget(self, key: str, default: Any = None) -> Any:
+        self.failing_reads -= 1
+        if self.failing_reads >= 0:
+            raise RuntimeError("API_SERVER_ERROR: 503")
         return json.loads(self.values[key]) if key in self.values else default
 
     async def aset(self, key: str, value: Any) -> None:
+        self.failing_writes -= 1
+        if self.failing_writes >= 0:
+            raise RuntimeError("API_SERVER_ERROR: 503")
         self.values[key] = json.dumps(value)
 
 
@@ -139,6 +147,68 @@ def test_an_event_that_airflow_may_not_have_stored_fires_again(sandbox: Sandbox)
     memory, task_id = Memory(), sandbox.add_task(seconds=0)
     for _ in range(2):
         assert len(asyncio.run(events(watcher([task_id], memory), 1.5))) == 1
+
+
+def test_a_read_that_fails_is_repeated_before_anything_fires(sandbox: Sandbox) -> None:
+    memory, ids = Memory(), [sandbox.add_task(seconds=0) for _ in range(2)]
+    assert len(asyncio.run(events(watcher(ids, memory), 4))) == 2
+    memory.failing_reads = 2
+    assert asyncio.run(events(watcher(ids, memory), 5)) == []
+    memory.failing_reads = 1
+    late = sandbox.add_task(seconds=0)
+    assert [event["id"] for event in asyncio.run(events(watcher([*ids, late], memory), 5))] == [late]
+
+
+@pytest.mark.parametrize("endless", [0, 1])
+def test_a_write_that_fails_is_repeated(sandbox: Sandbox, endless: int) -> None:
+    memory, task_id = Memory(), sandbox.add_task(seconds=0)
+    ids = [task_id] + [sandbox.add_task(seconds=1000) for _ in range(endless)]
+    memory.failing_writes = 3
+    assert len(asyncio.run(events(watcher(ids, memory), 6))) == 1
+    assert asyncio.run(events(watcher(ids, memory), 3)) == []
+
+
+def test_what_has_fired_is_remembered_when_the_list_of_ids_changes(sandbox: Sandbox) -> None:
+    memory, ids = Memory(), [sandbox.add_task(seconds=0) for _ in range(3)]
+    assert len(asyncio.run(events(watcher([*ids, "never-known"], memory), 4))) == 3
+    assert asyncio.run(events(watcher(ids, memory), 2)) == []
+    new = sandbox.add_task(seconds=0)
+    fired = asyncio.run(events(watcher([new, *reversed(ids)], memory), 4))
+    assert [event["id"] for event in fired] == [new]
+    assert asyncio.run(events(watcher([*ids, new], memory), 2)) == []
+
+
+def test_watchers_of_one_asset_forget_nothing_of_each_other(sandbox: Sandbox) -> None:
+    memory, ids = Memory(), [sandbox.add_task(seconds=0) for _ in range(2)]
+    for task_id in ids:
+        assert len(asyncio.run(events(watcher([task_id], memory), 4))) == 1
+    assert asyncio.run(events(watcher(ids, memory), 2)) == []
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_provider_luma.triggers.fired.STORING_SECONDS", 0)
+    memory, number = Memory(), MAX_HASHES + 500
+    ids = [f"{n:08}-7641-4809-a133-10786201bb56" for n in range(number)]
+
+    async def fire(some: list[str]) -> int:
+        fired = FiredTasks(memory)
+        unfired = await fired.load_unfired(some)
+        await fired.add(unfired)
+        return len(unfired)
+
+    for start in range(0, number, 1000):
+        asyncio.run(fire(ids[start : start + 1000]))
+    assert sum(map(len, memory.values.values())) < 65_535
+    assert asyncio.run(fire(ids[-MAX_HASHES:])) == 0
+    assert asyncio.run(fire(ids)) == 500
+    assert asyncio.run(fire(ids)) == 0  # its own are all kept
+
+
+@pytest.mark.parametrize("damage", [b"null", b"[]", b'{"version": 1}', b'{"version": 1, "hashes": 5}'])
+def test_a_damaged_memory_is_none(sandbox: Sandbox, damage: bytes) -> None:
+    memory = Memory()
+    memory.values["luma_fired"] = damage.decode()
+    assert len(asyncio.run(events(watcher([sandbox.add_task(seconds=0)], memory), 2))) == 1
 
 
 def test_a_watcher_without_a_state_store_still_fires(sandbox: Sandbox) -> None:

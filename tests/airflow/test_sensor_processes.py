@@ -7,9 +7,10 @@ import math
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException
+from airflow.providers.common.compat.sdk import AirflowSensorTimeout, AirflowSkipException, TaskDeferred
 
 from airflow_provider_luma.airflow_exceptions import LumaTaskFailedError
 from airflow_provider_luma.airflow_version import AirflowRescheduleException, TaskDeferralError
@@ -47,13 +48,19 @@ class Process(dict[str, Any]):
 
     :param first: when the task was first rescheduled.
     :param reschedules: how often it was; default: once, where there is a ``first``.
+    :param of_try: which try of the task this is a process of: Airflow gives each an id.
     """
 
     map_index = -1
 
     def __init__(
-        self, store: Store | None = None, first: datetime | None = None, reschedules: int | None = None
+        self,
+        store: Store | None = None,
+        first: datetime | None = None,
+        reschedules: int | None = None,
+        of_try: int = 1,
     ) -> None:
+        self.id = UUID(int=of_try)
         self.pushed: dict[str, Any] = {}
         self._first = first
         count = reschedules if reschedules is not None else int(first is not None)
@@ -101,10 +108,29 @@ def test_a_cleared_sensor_does_not_remember_what_was_missing_before(sandbox: San
     poll(Process(store, first=now()), *ids, missing_grace=0, fail_when="never")
     assert missing() == ("late",)
     sandbox.add_task(task_id="late", seconds=math.inf)
-    poll(Process(store), *ids, missing_grace=0, fail_when="never")
-    poll(Process(store, first=now()), *ids, missing_grace=0, fail_when="never")
+    poll(Process(store, of_try=2), *ids, missing_grace=0, fail_when="never")
+    poll(Process(store, first=now(), of_try=2), *ids, missing_grace=0, fail_when="never")
     assert missing() == ()
     assert [request.ids for request in sandbox.requests] == [ids] * 4
+
+
+@pytest.mark.parametrize("fault", ["is_down", "is_read_only"])
+def test_a_try_that_could_not_save_its_state_does_not_resume_that_of_the_try_before(
+    sandbox: Sandbox, fault: str
+) -> None:
+    store, endless = Store(), sandbox.add_task(seconds=math.inf)
+    ids = ["late", endless]
+    poll(Process(store), *ids, missing_grace=0, fail_when="never")
+    poll(Process(store, first=now()), *ids, missing_grace=0, fail_when="never")
+    record = json.loads(store.values["luma_wait"])
+    record["state"]["started_at"] -= 7200
+    store.values["luma_wait"] = json.dumps(record)
+    sandbox.add_task(task_id="late", seconds=math.inf)
+    setattr(store, fault, True)
+    poll(Process(store, of_try=2), *ids, timeout=3600)
+    setattr(store, fault, False)
+    poll(Process(store, first=now(), of_try=2), *ids, timeout=3600)
+    assert sandbox.requests[-1].ids == ids
 
 
 def test_a_rescheduled_sensor_queries_only_pending_ids(sandbox: Sandbox) -> None:
@@ -184,6 +210,7 @@ def test_backoff_never_overflows(mode: str, polls: int) -> None:
         ({"never_fail": True}, AirflowSkipException, AirflowSkipException),
     ],
 )
+@pytest.mark.usefixtures("sandbox")
 def test_a_trigger_that_failed_or_never_ran_respects_the_policy(
     policy: dict[str, Any], timeout_error: type, other_error: type, next_kwargs: dict[str, Any]
 ) -> None:
@@ -192,6 +219,28 @@ def test_a_trigger_that_failed_or_never_ran_respects_the_policy(
     with pytest.raises(expected):
         sensor("a", "b", deferrable=True, **policy).resume_execution("__fail__", next_kwargs, process)
     assert process.pushed["luma_summary"]["running"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("has_store", [True, False])
+def test_tasks_that_ended_while_no_triggerer_ran_are_completed(sandbox: Sandbox, has_store: bool) -> None:
+    store = Store() if has_store else None
+    ids = [sandbox.add_task(seconds=1), sandbox.add_task(seconds=1)]
+    with pytest.raises(TaskDeferred):
+        sensor(*ids, deferrable=True, timeout=1).execute(Process(store))
+    time.sleep(1)
+    process = Process(store)
+    resumed = sensor(*ids, deferrable=True, timeout=1)
+    assert resumed.resume_execution("__fail__", {"error": "Trigger timeout"}, process) == ids
+    assert process.pushed["luma_summary"]["completed"] == 2
+
+
+def test_the_last_poll_without_a_trigger_names_the_ids_that_are_running(sandbox: Sandbox) -> None:
+    completed, endless = sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)
+    process = Process()
+    waiting = sensor(completed, endless, deferrable=True)
+    with pytest.raises(AirflowSensorTimeout, match="is a triggerer running"):
+        waiting.resume_execution("__fail__", {"error": "Trigger timeout"}, process)
+    assert process.pushed["luma_summary"]["running"] == [endless]
 
 
 def test_ids_missing_from_an_event_are_polled_and_not_returned(sandbox: Sandbox) -> None:
@@ -225,8 +274,6 @@ def test_a_deferred_timeout_names_the_running_ids() -> None:
 
 
 def test_progress_is_kept_before_deferring_and_on_return(sandbox: Sandbox) -> None:
-    from airflow.providers.common.compat.sdk import TaskDeferred
-
     store, ids = Store(), [sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)]
     with pytest.raises(TaskDeferred):
         sensor(*ids, deferrable=True).execute(Process(store))

@@ -67,3 +67,19 @@ def test_a_large_body_does_not_block_other_threads_for_long(item):
     assert FAST_VALUES < count_values(body) <= MAX_VALUES
     # Another process may take the core meanwhile, which is nobody's fault: the best of some attempts counts.
     assert min(longest_pause(body) for _ in range(5)) < 0.1
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_surrogates_are_decoded_wherever_they_stand(shift):
+    text = "x" * shift + "\ud83d\ude00\u20ac" * 50_000
+    assert (
+        decode_json(b"\xef\xbb\xbf" + json.dumps(text, ensure_ascii=False).encode(errors="surrogatepass"))
+        == text
+    )
+
+
+@pytest.mark.parametrize(
+    "body", [b"\xed\xa0\xbd\xed\xb8\x80" * 1_300_000, b"\xed\xa0\xbd" * 2_600_000], ids=["pairs", "halves"]
+)
+def test_surrogates_do_not_block_other_threads_for_long(body):
+    assert min(longest_pause(b'["' + body + b'"]') for _ in range(5)) < 0.1

@@ -168,6 +168,44 @@ def test_an_error_that_is_not_about_ids_ends_the_search():
     assert relay.requests == 1
 
 
+class Hiccup(Relay):
+    """Fails, besides bad ids, the first query of a good one alone."""
+
+    def __init__(self, *bad, good, error):
+        super().__init__(*bad)
+        self.good, self.hiccup = good, error
+
+    def query(self, ids):
+        if ids == [self.good] and self.hiccup:
+            self.requests += 1
+            error, self.hiccup = self.hiccup, None
+            return error
+        return super().query(ids)
+
+
+@pytest.mark.parametrize("error", [INTERNAL, BROKEN_OFF], ids=["502", "closed"])
+@pytest.mark.parametrize("ids", [IDS[:2], IDS[:4], IDS])
+def test_one_transient_error_of_a_good_id_alone_is_repeated(ids, error):
+    for _ in range(20):
+        relay = Hiccup(ids[0], good=ids[1], error=error)
+        assert relay.isolate(ids) == {ids[0]}
+        assert relay.left == []
+        assert relay.requests <= 16 + 2
+
+
+@pytest.mark.parametrize("number", [1, 10, 20])
+def test_a_connection_that_fails_once_during_the_search_blames_no_id(number):
+    class Cut(Relay):
+        def query(self, ids):
+            response = super().query(ids)
+            return RelayTransientError("no connection") if self.requests == number else response
+
+    relay = Cut(*IDS[:10])
+    relay.evidence.take(SHOWN)
+    assert relay.isolate() <= {*IDS[:10]}
+    assert {*relay.left} >= {*IDS} - {*IDS[:10]} - relay.found
+
+
 class Forgetful(Relay):
     """Responds ``task_not_exist`` to every request that holds an unknown id; alone such an id is absent."""
 

@@ -282,6 +282,21 @@ def test_of_two_finished_rows_the_one_with_a_video_counts():
         assert parse_tasks(rows)["a"].state is TaskState.FAILED
 
 
+def test_the_urls_of_a_row_are_looked_at_once_however_many_rows_follow_for_its_id():
+    class Urls(list):
+        looked_at = 0
+
+        def __iter__(self):
+            Urls.looked_at += 1
+            return super().__iter__()
+
+    rows = [{"id": "a", "state": "completed", "output": Urls(["x"])}]
+    parse_tasks(rows)
+    once, Urls.looked_at = Urls.looked_at, 0
+    parse_tasks(rows + [{"id": "a", "state": "completed"}] * 100)
+    assert Urls.looked_at == once
+
+
 def test_rows_that_name_no_task_are_left_out():
     assert list(parse_tasks([None, 1, "a", [], {}, {"id": 5}, {"id": "a"}])) == ["a"]
 
@@ -416,6 +431,13 @@ def test_a_url_does_not_complete_a_task_with_an_error_or_a_known_state(row, link
 def test_an_unknown_state_with_a_url_is_completed_despite_a_message_or_an_empty_error(word):
     row = {"id": "a", "state": word, "video": {"url": SIGNED}, "error": None, "message": "here you are"}
     assert parse_task(row).state is TaskState.COMPLETED
+
+
+@pytest.mark.parametrize("word", [{}, {"state": None}, {"status": 2}, {"state": ""}])
+def test_a_url_without_a_state_in_words_is_completed(word):
+    row = {"id": "a", "video": {"url": SIGNED}} | word
+    assert parse_task(row).state is TaskState.COMPLETED
+    assert parse_task(row | {"error": "nsfw"}).state is TaskState.PENDING
 
 
 @pytest.mark.parametrize("word", ["processing", "pending", "failed"])
