@@ -33,6 +33,7 @@ collect_ignore_glob = [] if find_spec("playwright") else ["test_*.py"]
 
 PATIENCE = 60_000  # milliseconds; a machine under load may take its time
 MANY = 1_000
+RELAY_PAGES = "https://relay.example.com/tasks"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, s3: S3) -> Iterator[Airflo
 
 
 def _connect(sandbox: Sandbox) -> None:
-    os.environ["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(sandbox.connection)
+    connection = sandbox.connection
+    connection["extra"] |= {"task_page": f"{RELAY_PAGES}/{{id}}"}
+    os.environ["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(connection)
 
 
 @pytest.fixture
@@ -148,6 +151,11 @@ def log_in(page: Page, server: ApiServer, user: str) -> None:
     """Log a user in by Airflow's form."""
     page.set_default_timeout(PATIENCE)
     page.goto(f"{server.url}/auth/login")
+    log_in_here(page, user)
+
+
+def log_in_here(page: Page, user: str) -> None:
+    """Fill in the form that the page is at, or is led to."""
     page.locator("input").first.fill(user)
     page.locator("input[type=password]").fill(user)
     page.keyboard.press("Enter")

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.airflow.harness import AIRFLOW
-from tests.ui.conftest import MANY, Airflow, log_in, watched
+from tests.ui.conftest import MANY, RELAY_PAGES, Airflow, log_in_here, watched
 from tests.ui.seeds import HTML, PROMPTS
 from tests.ui.server import ApiServer
 
@@ -96,8 +96,10 @@ def test_it_works_below_a_path(
 ) -> None:
     context = browser.new_context()
     page = watched(context, airflow, problems)
-    log_in(page, prefixed, "viewer")
     run = airflow.clips
+    page.goto(f"{prefixed.url}/luma/clips/{run.dag_id}/{run.run_id}")
+    log_in_here(page, "viewer")
+    expect(page.locator(".card").first).to_be_visible()
     page.goto(f"{prefixed.url}/dags/{run.dag_id}/runs/{run.run_id}/tasks/download")
     page.get_by_role("link", name="Clips", exact=True).last.click()
     expect(page.frame_locator("iframe[title=Clips]").locator(".card").first).to_be_visible()
@@ -107,6 +109,21 @@ def test_it_works_below_a_path(
     assert str(link).startswith("/air/flow/luma/clips/")
     context.close()
     assert problems == []
+
+
+def test_each_clip_of_a_batch_leads_to_its_page_at_the_relay(page: Page, airflow: Airflow) -> None:
+    run = airflow.batch
+    page.context.route(f"{RELAY_PAGES}/**", lambda route: route.fulfill(body="the relay's page"))
+    clip = run.xcom("generate")[0]
+    tab = f"{airflow.server.url}/dags/{run.dag_id}/runs/{run.run_id}/plugin/luma-run-clips"
+    for url in (airflow.page_of(run), tab):
+        page.goto(url)
+        shown: Any = page.frame_locator("iframe[title=Clips]") if url == tab else page
+        card(shown, PROMPTS[0]).locator(".poster").click()
+        with page.context.expect_page() as opened:
+            shown.get_by_role("button", name="Open at the relay").click()
+        assert opened.value.url == f"{RELAY_PAGES}/{clip}"
+        opened.value.close()
 
 
 def test_a_failed_clip_shows_its_reason(page: Page, airflow: Airflow) -> None:
@@ -227,9 +244,7 @@ def test_without_a_session_the_page_leads_to_the_login_and_back(
     context = browser.new_context()
     page = watched(context, airflow, problems)
     page.goto(airflow.page_of(airflow.clips))
-    page.locator("input").first.fill("viewer")
-    page.locator("input[type=password]").fill("viewer")
-    page.keyboard.press("Enter")
+    log_in_here(page, "viewer")
     expect(page.locator(".card").first).to_be_visible()
     context.close()
 
