@@ -90,6 +90,14 @@ def test_strings_and_dicts_become_luma_tasks_in_their_order(sandbox: Sandbox) ->
     }
 
 
+def test_the_page_of_the_connection_is_that_of_each_task(
+    sandbox: Sandbox, connect: Callable[..., None]
+) -> None:
+    connect(sandbox, task_page="https://relay.example.com/tasks/{id}")
+    run = generate("LumaGenerateBatchOperator(**ARGUMENTS)", prompts=["cat dance"])
+    assert run.xcom("generate", "luma_submits")["page"] == "https://relay.example.com/tasks/{id}"
+
+
 @pytest.mark.usefixtures("airflow_db")
 def test_prompts_come_from_a_mapped_task_and_ids_go_to_the_sensor(connect: Any) -> None:
     with Sandbox(tasks=0, seconds=0.5) as sandbox:
