@@ -90,6 +90,7 @@ def test_strings_and_dicts_become_luma_tasks_in_their_order(sandbox: Sandbox) ->
     }
 
 
+@pytest.mark.usefixtures("airflow_db")
 def test_the_page_of_the_connection_is_that_of_each_task(
     sandbox: Sandbox, connect: Callable[..., None]
 ) -> None:
