@@ -188,3 +188,59 @@ def test_a_page_that_is_no_web_address_is_no_link() -> None:
     for page in ("javascript:alert(1)", "data:text/html,x", 7):
         (clip,) = build((GENERATE[0], {"return_value": "1", "luma_task": {"id": "1", "page": page}}))["clips"]
         assert "page" not in clip
+
+
+ODD = [
+    {"toString": 1},
+    {"toString": 1, "valueOf": 1},
+    ["x"],
+    "constructor",
+    "__proto__",
+    "toString",
+    7,
+    1e308,
+    None,
+    True,
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_a_bad_record_hurts_no_other(odd: Any) -> None:
+    names = ("state", "status", "error", "prompt", "duration", "width", "video", "thumbnail", "created_at")
+    bad = [RECORD | {"id": f"bad-{name}", name: odd} for name in names]
+    bad += [RECORD | {"id": "bad-uri", "video": {"uri": odd}}, RECORD | {"id": odd}]
+    built = build((instance("DownloadOperator"), {"return_value": [*bad, RECORD]}))
+    assert built["clips"][-1]["key"] == "1"
+    assert len(built["clips"]) >= len(names)
+    assert {clip["state"] for clip in built["clips"]} <= {"completed"}
+    for clip in built["clips"]:
+        assert all(isinstance(file["uri"], str) for file in clip["files"].values())
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_a_bad_xcom_of_one_task_hurts_no_other(odd: Any) -> None:
+    summary = {"failed_not_listed": odd, "failed": odd, "missing": odd, "running": [odd]}
+    submits = {
+        "unknown": [odd],
+        "rejected": odd,
+        "rejected_not_listed": odd,
+        "not_submitted": odd,
+        "page": odd,
+    }
+    sensor = (instance("TaskSensor", rendered_fields={"luma_task_ids": odd}), {"luma_summary": summary})
+    batch = (instance("GenerateBatchOperator"), {"return_value": ["a"], "luma_submits": submits})
+    download = (instance("DownloadOperator", "download"), {"return_value": [RECORD]})
+    built = build(sensor, batch, download)
+    assert {"1", "a"} <= {clip["key"] for clip in built["clips"]}
+    assert isinstance(built["truncated"], int)
+
+
+def test_each_clip_of_a_batch_has_its_page_at_the_relay() -> None:
+    submits = {"created": 2, "rejected": {}, "unknown": [], "not_submitted": 0}
+    for template, page in (
+        ("https://relay.example.com/{id}?all", "https://relay.example.com/a%2Fb?all"),
+        ("javascript:alert('{id}')", None),
+    ):
+        values = {"return_value": ["a/b"], "luma_submits": submits | {"page": template}}
+        (clip,) = build((instance("GenerateBatchOperator"), values))["clips"]
+        assert clip.get("page") == page

@@ -214,7 +214,10 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
         returned: list[str] | SubmitManifest = list(submits.ids.values())
         if self.manifest:  # there may be one of an earlier try, with the rows of the list as it was
             returned = {"manifest": None, "created": len(submits.ids)}
-        context["ti"].xcom_push(XCOM_SUBMITS_KEY, submits.summary())
+        summary = submits.summary()
+        if page := self.hook.settings.task_page:  # of which the gallery makes that of each task
+            summary["page"] = page
+        context["ti"].xcom_push(XCOM_SUBMITS_KEY, summary)
         context["ti"].xcom_push("return_value", returned)
         self.log.info("%s", submits.describe(prompts))
         return returned

@@ -31,7 +31,7 @@ class LumaSubmits(TypedDict):
 
     ``created`` and ``not_submitted`` are counts, ``rejected`` has reasons by position, ``unknown`` has
     positions. ``rejected_not_listed`` and ``unknown_not_listed`` count those without room. ``cost`` is
-    there only if the relay reports charges.
+    there only if the relay reports charges, ``page`` only if the connection names the relay's page of a task.
     """
 
     created: int
@@ -41,6 +41,7 @@ class LumaSubmits(TypedDict):
     rejected_not_listed: NotRequired[int]
     unknown_not_listed: NotRequired[int]
     cost: NotRequired[Cost]
+    page: NotRequired[str]
 
 
 class SubmitManifestRow(TypedDict):

@@ -22,8 +22,10 @@ that of a video or an image; it is below an entry of ``[luma] gallery_paths``. T
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -33,7 +35,7 @@ from airflow.api_fastapi.core_api.security import requires_access_dag
 from airflow.models.taskinstancekey import TaskInstanceKey
 from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.exception_handlers import http_exception_handler
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 
@@ -56,7 +58,14 @@ MOUNT = "/luma"
 
 _HERE = Path(__file__).parent
 _NOT_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
-_SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+_SAFE_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+# As the database has it.
+_MapIndex = Annotated[int, Query(ge=-1, lt=2**31)]
 
 log = logging.getLogger(__name__)
 
@@ -81,10 +90,20 @@ def clips(request: Request, dag_id: str) -> Response:
     return _page(request, "gallery.html", origins)
 
 
-def records(dag_id: str, run_id: str, task_id: str, map_index: Annotated[int, Query(ge=-1)] = -1) -> Response:
+def records(dag_id: str, run_id: str, task_id: str, map_index: _MapIndex = -1) -> Response:
     """Return the records of a task instance; none where they are in a manifest that must not be read."""
     found = load_records(TaskInstanceKey(dag_id, task_id, run_id, map_index=map_index))
-    return JSONResponse({"records": found}, headers=_SAFE_HEADERS)
+    content = f'{{"records": [{",".join(_dump_each(found))}]}}'
+    return Response(content, headers=_SAFE_HEADERS, media_type="application/json")
+
+
+def _dump_each(found: list[Any]) -> Iterator[str]:
+    """Yield the JSON of each record that has one, which NaN and lists in lists without end have not."""
+    for one in found:
+        try:
+            yield json.dumps(one, allow_nan=False)  # in ASCII, which has half an emoji, too
+        except (ValueError, RecursionError):
+            continue
 
 
 def media(
@@ -94,7 +113,7 @@ def media(
     task_id: str,
     clip_id: str,
     file: Literal["video", "thumbnail", "last_frame"] = "video",
-    map_index: Annotated[int, Query(ge=-1)] = -1,
+    map_index: _MapIndex = -1,
     download: bool = False,
 ) -> Response:
     """Stream a file, or redirect to a presigned URL of it."""
@@ -115,7 +134,7 @@ def media(
 def _local(
     request: Request, path: MediaPath, location: Location, content_type: str, disposition: str
 ) -> Response:
-    opened = open_below(path.folder, location.segments[len(path.location.segments) :])
+    opened = open_below(path, location)
     if opened is None:
         raise HTTPException(404, "There is no such file")
     headers = {
@@ -190,8 +209,9 @@ async def _explain(request: Request, error: Any) -> Response:
     """Respond to a browser with pages: without a session with Airflow's login, which leads back."""
     is_page = request.url.path.startswith(f"{_root(request)}{MOUNT}/clips/")
     if is_page and error.status_code == 401:
-        # Airflow 3.1 passes it on without quoting it again, which makes a space of a plus.
-        here = quote(str(request.url).replace("+", "%2B"), safe="")
+        # Without the host, which a proxy may not pass on, and quoted as it came. Airflow 3.1 does not quote
+        # it again, which makes a space of a plus.
+        here = quote(request.scope["raw_path"].decode("latin-1").replace("+", "%2B"), safe="")
         return RedirectResponse(f"{_root(request)}/api/v2/auth/login?next={here}", 307)
     if is_page and error.status_code == 403:
         return _page(request, "forbidden.html", [], 403)

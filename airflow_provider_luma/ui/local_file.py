@@ -1,9 +1,9 @@
 """
 Streams a local file, or a range of it.
 
-A symbolic link may lead anywhere, and may be put into the folder at any time. So the path is resolved first,
-and must be below the resolved folder; then it is opened step by step, without following links. A link that
-takes a place in between is an error, and does not lead out.
+A task may put a symbolic link into the folder at any time, also in the place of a Dag's own folder. So only
+the administrator's part of the entry may lead over links; below it each segment is opened within the folder
+before it, and a link is an error. Nothing is checked before it is opened, so that there is no race to win.
 """
 
 from __future__ import annotations
@@ -13,44 +13,44 @@ import re
 import stat
 from collections.abc import Iterator, Mapping
 from io import FileIO
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response, StreamingResponse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from starlette.types import Receive, Scope, Send
+
+    from airflow_provider_luma.ui.media_paths import Location, MediaPath
+
 _CHUNK_BYTES = 256 * 1024
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-def open_below(folder: str, segments: Sequence[str]) -> FileIO | None:
-    """Open a regular file below a folder; ``None`` where there is none, or a link leads elsewhere."""
+def open_below(path: MediaPath, location: Location) -> FileIO | None:
+    """Open a regular file below an entry; ``None`` where there is none, or a link is on the way."""
     try:
-        root = Path(folder).resolve(strict=True)
-        steps = root.joinpath(*segments).resolve(strict=True).relative_to(root).parts
-    except (OSError, ValueError, RuntimeError):  # not there, not below, links in a circle
+        opened = _open_beneath(path.own_folder, location.segments[path.own_segments :])
+    except (OSError, ValueError):  # a name that no file system has is a ValueError
         return None
-    place = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for step in steps[:-1]:
-            place = _replace(place, os.open(step, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place))
-        # Not blocked by a pipe, which is judged once it is open.
-        opened = os.open(steps[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
-    except (OSError, IndexError):
-        return None
-    finally:
-        os.close(place)
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
         return None
     return os.fdopen(opened, "rb", buffering=0)
 
 
-def _replace(old: int, new: int) -> int:
-    os.close(old)
-    return new
+def _open_beneath(folder: str, segments: Sequence[str]) -> int:
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in segments[:-1]:
+            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place)
+            os.close(place)
+            place = inner
+        # Not blocked by a pipe, which is judged once it is open.
+        return os.open(segments[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=place)
+    finally:
+        os.close(place)
 
 
 def file_response(
@@ -82,7 +82,19 @@ def file_response(
     if method == "HEAD":
         file.close()
         return Response(status_code=status, headers=headers, media_type=content_type)
-    return StreamingResponse(_read(file, first, last), status, headers, content_type)
+    return _FileResponse(file, _read(file, first, last), status, headers, content_type)
+
+
+class _FileResponse(StreamingResponse):
+    """Closes its file when the client disconnects, too; a generator leaves it to the garbage collector."""
+
+    def __init__(self, file: FileIO, content: Iterator[bytes], *rest: Any) -> None:
+        super().__init__(content, *rest)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._file:
+            await super().__call__(scope, receive, send)
 
 
 def _parse_range(text: str, size: int) -> tuple[int, int] | None:
@@ -99,9 +111,8 @@ def _parse_range(text: str, size: int) -> tuple[int, int] | None:
 
 
 def _read(file: FileIO, first: int, last: int) -> Iterator[bytes]:
-    with file:
-        file.seek(first)
-        left = last - first + 1
-        while left > 0 and (chunk := file.read(min(_CHUNK_BYTES, left))):
-            left -= len(chunk)
-            yield chunk
+    file.seek(first)
+    left = last - first + 1
+    while left > 0 and (chunk := file.read(min(_CHUNK_BYTES, left))):
+        left -= len(chunk)
+        yield chunk

@@ -2,27 +2,22 @@
 Reads the manifest of a download task, which has the records that XCom then has not.
 
 Its URI is stored in XCom like any other. So it is read under the same list of the administrator, and by the
-same connection: through a presigned URL.
+same connection: through a presigned URL, which is in no log.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import time
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
+from airflow_provider_luma.exceptions import DownloadError
 from airflow_provider_luma.ui.local_file import open_below
 from airflow_provider_luma.ui.media_paths import LOCAL, Location, MediaPath
 from airflow_provider_luma.ui.presign import presign
 
 _MAX_BYTES = 16 * 1024 * 1024
-_TIMEOUT = (5, 20)
-_KEPT_SECONDS = 60  # each poster and each range of a video needs its record
-
-log = logging.getLogger(__name__)
+_TIMEOUT_SECONDS = 20
 
 
 def read_manifest(path: MediaPath, location: Location) -> list[dict[str, Any]]:
@@ -30,24 +25,16 @@ def read_manifest(path: MediaPath, location: Location) -> list[dict[str, Any]]:
     Return the rows of a manifest, of which more than 16 MB are left out.
 
     :param path: the entry of the administrator's list that it is below.
+    :raises Exception: what the store or its provider raises.
     """
-    return _read(path, location, int(time.monotonic() / _KEPT_SECONDS))
-
-
-@lru_cache(maxsize=4)
-def _read(path: MediaPath, location: Location, _period: int) -> list[dict[str, Any]]:
     read = _read_local if location.kind == LOCAL else _read_object
-    try:
-        return list(_rows(read(path, location)))
-    except Exception:  # the store's, or a file that is not a manifest
-        log.exception("The manifest of a download task cannot be read")
-        return []
+    return list(_rows(read(path, location)))
 
 
 def _read_local(path: MediaPath, location: Location) -> bytes:
-    file = open_below(path.folder, location.segments[len(path.location.segments) :])
+    file = open_below(path, location)
     if file is None:
-        return b""
+        raise DownloadError("there is no such file")
     with file:
         content = bytearray()
         while len(content) < _MAX_BYTES and (chunk := file.read(_MAX_BYTES - len(content))):
@@ -56,12 +43,18 @@ def _read_local(path: MediaPath, location: Location) -> bytes:
 
 
 def _read_object(path: MediaPath, location: Location) -> bytes:
-    import requests
+    from airflow_provider_luma.download.ssrf import AddressPolicy
+    from airflow_provider_luma.download.transport import Transport
 
     url = presign(path, location.key, "application/json", "inline")
-    with requests.get(url, stream=True, timeout=_TIMEOUT, allow_redirects=False) as response:
-        response.raise_for_status()
-        return response.raw.read(_MAX_BYTES) or b""
+    transport = Transport(AddressPolicy(url), timeout=_TIMEOUT_SECONDS)  # the store, wherever it is
+    try:
+        with transport.open(url, {"Accept-Encoding": "identity"}) as response:
+            if response.status_code != 200:
+                raise DownloadError(f"the store responded with {response.status_code}")
+            return response.raw.read(_MAX_BYTES) or b""
+    finally:
+        transport.close()
 
 
 def _rows(content: bytes) -> Iterator[dict[str, Any]]:

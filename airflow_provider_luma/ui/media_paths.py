@@ -4,11 +4,15 @@ The administrator's list of what the gallery may show: ``[luma] gallery_paths``.
 The URIs of records are stored in XCom, where the author of a Dag may write anything. So a URI only says
 *which* object is meant; what the api-server may read, and by which connection, this list alone decides. It is
 empty by default, and anything that is not clearly below one of its entries is rejected.
+
+An entry has two parts. What precedes the segment with ``{dag_id}`` is the administrator's own; from there on
+tasks may put anything into a local folder, also a symbolic link in the place of a Dag's folder.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -18,7 +22,11 @@ from airflow_provider_luma.store_clients import EXTRAS
 SECTION, OPTION = "luma", "gallery_paths"
 
 LOCAL = "local"
+DAG_ID = "{dag_id}"
 _KINDS = {"file": LOCAL} | EXTRAS
+
+# No store writes such names. Others are served, also those that ``isprintable`` rejects, as a no-break space.
+_HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 # Nothing else is ever served, whatever a store says of its object: no page and no script among them.
 _CONTENT_TYPES = {
@@ -55,15 +63,17 @@ class MediaPath:
     An entry of the list.
 
     :param conn_id: signs for what is below; ``None`` for the credentials of the api-server's environment.
+    :param own_segments: how many of its segments are the administrator's own, which may lead over links.
     """
 
     location: Location
     conn_id: str | None
+    own_segments: int
 
     @property
-    def folder(self) -> str:
-        """The local folder."""
-        return f"/{self.location.key}"
+    def own_folder(self) -> str:
+        """The local folder that the administrator's own part names."""
+        return "/" + "/".join(self.location.segments[: self.own_segments])
 
     def __contains__(self, location: Location) -> bool:
         mine = self.location
@@ -85,14 +95,22 @@ def read_media_paths(setting: str, dag_id: str) -> list[MediaPath]:
     """Read the setting; ``{dag_id}`` stands for the Dag's own folder."""
     paths = []
     for entry in filter(None, map(str.strip, setting.split(","))):
-        parsed = _split(entry.rstrip("/").replace("{dag_id}", dag_id))
-        if parsed is None or (parsed[0].kind == LOCAL and not parsed[0].segments):
+        template, parsed = (
+            _split(text) for text in (entry.rstrip("/"), entry.rstrip("/").replace(DAG_ID, dag_id))
+        )
+        own = _count_own_segments(template[0]) if template else 0
+        if parsed is None or (parsed[0].kind == LOCAL and not own):
             log.error(
                 "[%s] %s: %r is no path that the gallery can serve for %r", SECTION, OPTION, entry, dag_id
             )
             continue
-        paths.append(MediaPath(*parsed))
+        paths.append(MediaPath(*parsed, own))
     return paths
+
+
+def _count_own_segments(template: Location) -> int:
+    names = template.segments
+    return next((at for at, name in enumerate(names) if DAG_ID in name), len(names))
 
 
 def find_path(location: Location, dag_id: str) -> MediaPath | None:
@@ -122,7 +140,7 @@ def _split(uri: str) -> tuple[Location, str | None] | None:
     if (
         not separator
         or kind is None
-        or not uri.isprintable()
+        or _HOSTILE.search(uri)
         or "\\" in uri
         or (kind == LOCAL) == bool(bucket)
     ):

@@ -18,7 +18,7 @@ from airflow_provider_luma.operators.luma import LumaGenerateBatchOperator
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.submit.gate import MAX_UNKNOWN_OUTCOMES
 from airflow_provider_luma.submit.record_store import object_name
-from airflow_provider_luma.submit.result import BatchResult
+from airflow_provider_luma.submit.result import SubmitResult
 from tests.airflow.generate_harness import BatchTask, Store
 from tests.airflow.harness import Run, run_source
 from tests.stores import S3, free_port
@@ -88,6 +88,15 @@ def test_strings_and_dicts_become_luma_tasks_in_their_order(sandbox: Sandbox) ->
         "unknown": [],
         "not_submitted": 0,
     }
+
+
+@pytest.mark.usefixtures("airflow_db")
+def test_the_page_of_the_connection_is_that_of_each_task(
+    sandbox: Sandbox, connect: Callable[..., None]
+) -> None:
+    connect(sandbox, task_page="https://relay.example.com/tasks/{id}")
+    run = generate("LumaGenerateBatchOperator(**ARGUMENTS)", prompts=["cat dance"])
+    assert run.xcom("generate", "luma_submits")["page"] == "https://relay.example.com/tasks/{id}"
 
 
 @pytest.mark.usefixtures("airflow_db")
@@ -190,7 +199,7 @@ def test_a_list_of_other_length_between_two_batches_of_reasons_stays_small(
 @pytest.mark.parametrize("rejected", [0, 50_000])
 def test_the_summary_is_bounded_whatever_becomes_of_the_prompts(unknown: int, rejected: int) -> None:
     reasons = dict.fromkeys(range(50_000, 50_000 + rejected), "不" * 300)
-    summary = BatchResult(unknown=list(range(unknown)), rejected=reasons).summary()
+    summary = SubmitResult(unknown=list(range(unknown)), rejected=reasons).summary()
     assert len(json.dumps(summary)) <= 64 * 1024
     assert summary["unknown"] == list(range(len(summary["unknown"])))
     assert len(summary["unknown"]) == min(unknown, 2_000) == unknown - summary.get("unknown_not_listed", 0)

@@ -7,6 +7,7 @@ An author of a Dag may write anything into XCom. So most tests here are attacks.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,11 +19,11 @@ import requests
 
 from airflow_provider_luma import sandbox
 from airflow_provider_luma.store_clients import s3_client
-from airflow_provider_luma.ui import manifest
+from airflow_provider_luma.ui import records
 from airflow_provider_luma.ui.media_paths import get_media_paths, locate, read_media_paths
-from airflow_provider_luma.ui.presign import EXPIRES_SECONDS, presign
+from airflow_provider_luma.ui.presign import EXPIRES_SECONDS, _signer, presign
 from tests.airflow.harness import AIRFLOW, Run
-from tests.stores import S3
+from tests.stores import S3, free_port
 from tests.ui.seeds import record, write_by_hand
 
 pytestmark = pytest.mark.skipif(AIRFLOW < (3, 1), reason="Airflow 3.0 has no tabs of plugins")
@@ -54,9 +55,14 @@ def world(airflow_db: None, tmp_path_factory: pytest.TempPathFactory) -> World:
     (clips / "made_by_hand").mkdir(parents=True)
     (folder / "clips-secret").mkdir()
     (folder / "others").mkdir()
+    (folder / "perdag").mkdir()
+    (folder / "perdag/made_by_hand").symlink_to(folder)
     for file in (
         "clips/ours.mp4",
         "clips/made_by_hand/own.mp4",
+        "clips/a\u00a0b\u3000c.mp4",
+        "clips/\U0001f469\u200d\U0001f680.mp4",
+        "clips/a\nb.mp4",
         "clips-secret/near.mp4",
         "others/secret.mp4",
     ):
@@ -89,9 +95,35 @@ def world(airflow_db: None, tmp_path_factory: pytest.TempPathFactory) -> World:
         "no_manifest": {"manifest": f"{clips.as_uri()}/video-manifest.jsonl"},
         "absent": {"manifest": f"{clips.as_uri()}/absent.jsonl"},
         "web": {"manifest": "http://169.254.169.254/manifest.jsonl"},
+        "hostile_rows": {"manifest": f"{clips.as_uri()}/hostile.jsonl"},
     }
-    run = write_by_hand("made_by_hand", _records(clips.as_uri(), folder.as_uri()), **manifests)
+    hostile: dict[str, object] = {"deep": [], "endless_number": []}
+    row = '{"id": "%s", "state": "completed", "status": "downloaded", "duration": %s}\n'
+    values = {
+        "nan": "NaN",
+        "infinite": "1e999",
+        "deep": "[" * 900 + "]" * 900,
+        "half": '"\\ud83d"',
+        "good": "5",
+    }
+    (clips / "hostile.jsonl").write_text("".join(row % one for one in values.items()))
+    run = write_by_hand("made_by_hand", _records(clips.as_uri(), folder.as_uri()), **manifests, **hostile)
+    _write_raw(run, "deep", "[" * 100_000 + "]" * 100_000)
+    _write_raw(run, "endless_number", "[" + "9" * 10_000 + "]")
     return World(folder, run, write_by_hand("others_clips", [record("theirs", f"{clips.as_uri()}/ours.mp4")]))
+
+
+def _write_raw(run: Run, task_id: str, text: str) -> None:
+    """Put a text into the database as an XCom, which Airflow's own serializer would not write."""
+    from airflow.utils.session import create_session
+    from sqlalchemy import text as sql
+
+    with create_session() as session:
+        written = session.execute(
+            sql("UPDATE xcom SET value = :text WHERE dag_id = :dag_id AND task_id = :task_id"),
+            {"text": text, "dag_id": run.dag_id, "task_id": task_id},
+        )
+        assert written.rowcount == 1
 
 
 def _records(clips: str, folder: str) -> list[object]:
@@ -125,6 +157,11 @@ def _records(clips: str, folder: str) -> list[object]:
         "s3-dots": "s3://bucket/clips/../private/secret.mp4",
         "s3-other-bucket": "s3://my-bucket/clips/ours.mp4",
         "s3-other-scheme": "gs://bucket/clips/ours.mp4",
+        "of-another-dag": f"{folder}/perdag/made_by_hand/others/secret.mp4",
+        "no-break-space": f"{clips}/a\u00a0b\u3000c.mp4",
+        "emoji": f"{clips}/\U0001f469\u200d\U0001f680.mp4",
+        "newline": f"{clips}/a\nb.mp4",
+        "long-name": f"{clips}/{'x' * 300}.mp4",
         "number": 7,
         "list": [f"{clips}/ours.mp4"],
     }
@@ -285,6 +322,10 @@ def test_a_second_dag_id_in_the_query_changes_nothing(get: Get) -> None:
         ({"task_id": "elsewhere"}, 404),
         ({"map_index": 0}, 404),
         ({"map_index": -2}, 422),
+        ({"map_index": 2**31}, 422),
+        ({"map_index": 10**30}, 422),
+        ({"task_id": "deep"}, 404),
+        ({"task_id": "endless_number"}, 404),
         ({"clip_id": "file:///etc/passwd"}, 404),
         ({"uri": "file:///etc/passwd", "clip_id": "absent"}, 404),
     ],
@@ -309,6 +350,7 @@ def test_only_what_stands_in_the_records_of_the_task_instance(
         ("host", 404),
         ("link", 404),
         ("folder-link", 404),
+        ("inner-link", 404),
         ("loop", 404),
         ("folder", 404),
         ("pipe", 404),
@@ -319,6 +361,8 @@ def test_only_what_stands_in_the_records_of_the_task_instance(
         ("web", 404),
         ("http-local", 404),
         ("s3", 403),
+        ("newline", 404),
+        ("long-name", 404),
         ("number", 404),
         ("list", 404),
         ("no-files", 404),
@@ -330,31 +374,6 @@ def test_an_author_reads_no_file_of_the_api_server(get: Get, clip: str, status: 
         response = get(clip, user)
         assert response.status_code == status
         assert VIDEO[:64] not in response.content
-
-
-def test_a_link_within_the_folder_is_fine(get: Get) -> None:
-    assert get("inner-link").status_code == 200
-
-
-def test_a_link_that_takes_a_place_after_the_check_leads_nowhere(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from airflow_provider_luma.ui import local_file
-
-    target = world.folder / "clips/swapped.mp4"
-    target.write_bytes(b"ours")
-    resolve = Path.resolve
-
-    def swap(self: Path, strict: bool = False) -> Path:
-        resolved = resolve(self, strict=strict)
-        if self.name == "swapped.mp4":
-            target.unlink()
-            target.symlink_to(world.folder / "others/secret.mp4")
-        return resolved
-
-    monkeypatch.setattr(Path, "resolve", swap)
-    assert local_file.open_below(str(world.folder / "clips"), ["swapped.mp4"]) is None
-    target.unlink()
 
 
 @pytest.mark.parametrize(
@@ -374,6 +393,26 @@ def test_a_dag_may_have_its_own_folder(get: Get, world: World, monkeypatch: pyte
     monkeypatch.setenv(SETTING, f"{world.clips}/{{dag_id}}")
     assert get("own").status_code == 200
     assert get("ours").status_code == 403
+
+
+def test_a_link_in_place_of_a_dags_folder_leads_nowhere(
+    get: Get, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perdag = (world.folder / "perdag").as_uri()
+    for entry in (f"{perdag}/{{dag_id}}", f"{perdag}/made_{{dag_id}}, {perdag}/{{dag_id}}/others"):
+        monkeypatch.setenv(SETTING, entry)
+        assert get("of-another-dag").status_code == 404
+
+
+@pytest.mark.parametrize("clip", ["no-break-space", "emoji"])
+def test_a_name_may_have_any_character_that_a_destination_may_have(get: Get, clip: str) -> None:
+    assert get(clip).content == VIDEO
+
+
+@pytest.mark.usefixtures("s3_paths")
+def test_no_other_site_may_embed_what_is_served(get: Get, get_records: Get, open_page: Get) -> None:
+    for response in (get("ours"), get("ours", method="HEAD"), get_records("manifested"), open_page()):
+        assert response.headers["cross-origin-resource-policy"] == "same-origin"
 
 
 @pytest.mark.parametrize("dag_id", ["..", ".", "a/b", "../others", "a\\b", "", "a\0"])
@@ -475,7 +514,7 @@ def test_google_signs_for_one_object(gcs: str, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def get_records(app: Any, tokens: dict[str, str], world: World, monkeypatch: pytest.MonkeyPatch) -> Get:
     monkeypatch.setenv(SETTING, f"{world.clips}, s3://gallery@bucket/clips")
-    manifest._read.cache_clear()
+    records._uris.cache_clear()
 
     def get_records(task_id: str, user: str | None = "viewer") -> Any:
         headers = {"Authorization": f"Bearer {tokens[user]}"} if user else {}
@@ -501,6 +540,56 @@ def test_a_manifest_in_an_object_store(get_records: Get) -> None:
 )
 def test_an_author_reads_nothing_else_as_a_manifest(get_records: Get, task_id: str) -> None:
     assert get_records(task_id, "admin").json() == {"records": []}
+
+
+def test_a_row_that_is_no_json_hurts_no_other(get_records: Get) -> None:
+    response = get_records("hostile_rows")
+    assert response.status_code == 200
+    assert {row["id"] for row in response.json()["records"]} >= {"half", "good"}
+    assert get_records("deep").json() == get_records("endless_number").json() == {"records": []}
+
+
+@pytest.mark.usefixtures("s3_paths")
+def test_a_manifest_that_cannot_be_read_is_logged_without_the_signature(
+    get_records: Get, s3: S3, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = s3_client("gallery")
+    content = client.get_object(Bucket="bucket", Key="clips/manifest.jsonl")["Body"].read()
+    client.delete_object(Bucket="bucket", Key="clips/manifest.jsonl")
+    with caplog.at_level(logging.DEBUG):
+        logging.getLogger("botocore").setLevel(logging.INFO)  # logs signatures itself at its lowest level
+        assert get_records("in_s3").json() == {"records": []}
+        nowhere = S3(f"http://127.0.0.1:{free_port()}", s3.folder)
+        monkeypatch.setenv("AIRFLOW_CONN_GALLERY", nowhere.connection())
+        _signer.cache_clear()
+        assert get_records("in_s3").json() == {"records": []}
+    _signer.cache_clear()
+    client.put_object(Bucket="bucket", Key="clips/manifest.jsonl", Body=content)
+    subject = "The manifest s3://bucket/clips/manifest.jsonl of the task 'in_s3' of the Dag 'made_by_hand'"
+    assert f"{subject} cannot be read: DownloadError: the store responded with 404" in caplog.text
+    assert f"{subject} cannot be read: connection refused" in caplog.text
+    assert "X-Amz-" not in caplog.text
+
+
+def test_many_posters_of_one_task_read_its_records_once(get: Get) -> None:
+    from airflow import settings
+    from sqlalchemy import event
+
+    read: list[str] = []
+
+    def count(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "xcom" in statement.lower():
+            read.append(statement)
+
+    records._uris.cache_clear()
+    event.listen(settings.engine, "before_cursor_execute", count)
+    try:
+        for _ in range(5):
+            assert get("ours", method="HEAD").status_code == 200
+            assert get("own", "outsider", method="HEAD").status_code == 403
+    finally:
+        event.remove(settings.engine, "before_cursor_execute", count)
+    assert 1 <= len(read) <= 2  # two where a period ends in between
 
 
 @pytest.mark.parametrize(("user", "status"), [(None, 401), ("outsider", 403), ("neighbour", 403)])
@@ -542,10 +631,15 @@ def test_the_page_needs_the_right_to_read(open_page: Get, user: str, status: int
     assert open_page(user).status_code == status
 
 
-def test_without_a_session_the_page_leads_to_the_login(open_page: Get) -> None:
+def test_without_a_session_the_page_leads_to_the_login(open_page: Get, app: Any) -> None:
     response = open_page(None)
     assert response.status_code == 307
-    assert response.headers["location"].startswith("/api/v2/auth/login?next=")
+    assert response.headers["location"] == "/api/v2/auth/login?next=%2Fluma%2Fclips%2Fmade_by_hand%2Fsome-run"
+    login = open_page(None, "/made_by_hand/a+b%20c%2520d").headers["location"]
+    assert login.endswith("%2Fa%252Bb%2520c%252520d")
+    accepted = app.get(login)
+    assert accepted.status_code == 307
+    assert parse_qs(urlsplit(accepted.headers["location"]).query)["next"]
 
 
 def test_nothing_that_a_path_says_is_in_the_page(open_page: Get) -> None:

@@ -33,6 +33,7 @@ collect_ignore_glob = [] if find_spec("playwright") else ["test_*.py"]
 
 PATIENCE = 60_000  # milliseconds; a machine under load may take its time
 MANY = 1_000
+RELAY_PAGES = "https://relay.example.com/tasks"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Airflow:
     clips: Run
     s3: Run
     many: Run
+    batch: Run
     by_hand: Run
     closed: Run
     running_id: str
@@ -68,6 +70,7 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, s3: S3) -> Iterator[Airflo
         _connect(sandbox)
         made = seeds.make_clips("make_clips", f"{clips}/made")
         in_s3 = seeds.make_clips("clips_in_s3", "s3://gallery@bucket/clips", seeds.PROMPTS[:2], ["video"])
+        batch = seeds.make_batch("batch_of_clips", f"{clips}/batch")
         closed = seeds.make_clips("closed_clips", (folder / "closed").as_uri(), seeds.PROMPTS[:4])
         _connect(library)
         many = seeds.download_clips("many_clips", library, f"{clips}/many")
@@ -79,11 +82,22 @@ def airflow(tmp_path_factory: pytest.TempPathFactory, s3: S3) -> Iterator[Airflo
             _unfinished_run(folder) as running_id,
             api_server(folder, {"AIRFLOW__LUMA__GALLERY_PATHS": paths}) as server,
         ):
-            yield Airflow(server, made, in_s3, many, by_hand, closed, running_id, folder)
+            yield Airflow(server, made, in_s3, many, batch, by_hand, closed, running_id, folder)
 
 
 def _connect(sandbox: Sandbox) -> None:
-    os.environ["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(sandbox.connection)
+    connection = sandbox.connection
+    connection["extra"] |= {"task_page": f"{RELAY_PAGES}/{{id}}"}
+    os.environ["AIRFLOW_CONN_LUMA_DEFAULT"] = json.dumps(connection)
+
+
+@pytest.fixture
+def prefixed(airflow: Airflow) -> Iterator[ApiServer]:
+    """The same Airflow below a path, as behind a proxy that serves more than it."""
+    environment = {"AIRFLOW__LUMA__GALLERY_PATHS": (airflow.folder / "clips").as_uri()}
+    (airflow.folder / "prefixed").mkdir()
+    with api_server(airflow.folder / "prefixed", environment, path="/air/flow") as server:
+        yield server
 
 
 @contextmanager
@@ -133,6 +147,21 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def log_in(page: Page, server: ApiServer, user: str) -> None:
+    """Log a user in by Airflow's form."""
+    page.set_default_timeout(PATIENCE)
+    page.goto(f"{server.url}/auth/login")
+    log_in_here(page, user)
+
+
+def log_in_here(page: Page, user: str) -> None:
+    """Fill in the form that the page is at, or is led to."""
+    page.locator("input").first.fill(user)
+    page.locator("input[type=password]").fill(user)
+    page.keyboard.press("Enter")
+    page.wait_for_url(lambda url: "/auth/login" not in url)
+
+
 @pytest.fixture(scope="session")
 def logged_in(browser: Browser, airflow: Airflow) -> Callable[..., BrowserContext]:
     """Log a user in by Airflow's form, once; return a fresh context with the session."""
@@ -141,13 +170,7 @@ def logged_in(browser: Browser, airflow: Airflow) -> Callable[..., BrowserContex
     def logged_in(user: str, **options: object) -> BrowserContext:
         if user not in states:
             context = browser.new_context()
-            page = context.new_page()
-            page.set_default_timeout(PATIENCE)
-            page.goto(f"{airflow.server.url}/auth/login")
-            page.locator("input").first.fill(user)
-            page.locator("input[type=password]").fill(user)
-            page.keyboard.press("Enter")
-            page.wait_for_url(lambda url: "/auth/login" not in url)
+            log_in(context.new_page(), airflow.server, user)
             states[user] = context.storage_state()
             context.close()
         return browser.new_context(storage_state=states[user], **options)  # type: ignore[arg-type]

@@ -40,6 +40,21 @@ _MAKE_CLIPS = """
         )
 """
 
+_MAKE_BATCH = """
+    from airflow.sdk import DAG
+    from airflow_provider_luma.operators.luma import LumaDownloadOperator, LumaGenerateBatchOperator
+    from airflow_provider_luma.sensors.luma import LumaTaskSensor
+
+    with DAG({dag_id!r}, schedule=None) as dag:
+        generate = LumaGenerateBatchOperator(task_id="generate", prompts={prompts!r})
+        wait = LumaTaskSensor(
+            task_id="wait", luma_task_ids=generate.output, fail_when="all", poke_interval=1, timeout=600
+        )
+        LumaDownloadOperator(
+            task_id="download", luma_task_ids=wait.output, destination={destination!r}, manifest=True
+        )
+"""
+
 _DOWNLOAD = """
     from airflow.sdk import DAG
     from airflow_provider_luma.operators.luma import LumaDownloadOperator
@@ -72,6 +87,11 @@ def make_clips(
 ) -> Run:
     """Generate, wait and download, of which one prompt fails."""
     return run_source(dag_id, clips_source(dag_id, destination, prompts, media))
+
+
+def make_batch(dag_id: str, destination: str) -> Run:
+    """Generate in one task, of which one prompt fails, and download with a manifest."""
+    return run_source(dag_id, _MAKE_BATCH.format(dag_id=dag_id, prompts=PROMPTS, destination=destination))
 
 
 def clips_source(

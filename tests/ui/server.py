@@ -40,8 +40,12 @@ class ApiServer:
 
 
 @contextmanager
-def api_server(folder: Path, environment: Mapping[str, str]) -> Iterator[ApiServer]:
-    """Serve Airflow's UI until the end of the block."""
+def api_server(folder: Path, environment: Mapping[str, str], path: str = "") -> Iterator[ApiServer]:
+    """
+    Serve Airflow's UI until the end of the block.
+
+    :param path: below which it is served.
+    """
     port = free_port()
     passwords = folder / "passwords.json"
     passwords.write_text(json.dumps({user: user for user in USERS}))
@@ -51,7 +55,7 @@ def api_server(folder: Path, environment: Mapping[str, str]) -> Iterator[ApiServ
             [sys.executable, "-m", "airflow", "api-server", "--host", "127.0.0.1", "--port", str(port)],
             env=os.environ
             | {
-                "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}",
+                "AIRFLOW__API__BASE_URL": f"http://127.0.0.1:{port}{path}",
                 "AIRFLOW__API__WORKERS": "1",
                 "AIRFLOW__API__SECRET_KEY": "for-these-tests-only",
                 "AIRFLOW__API_AUTH__JWT_SECRET": "for-these-tests-only" * 4,
@@ -66,7 +70,7 @@ def api_server(folder: Path, environment: Mapping[str, str]) -> Iterator[ApiServ
             start_new_session=True,
         )
     try:
-        server = ApiServer(f"http://127.0.0.1:{port}", log)
+        server = ApiServer(f"http://127.0.0.1:{port}{path}", log)
         _wait_for(process, server)
         yield server
     finally:

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.airflow.harness import AIRFLOW
-from tests.ui.conftest import MANY, Airflow, watched
+from tests.ui.conftest import MANY, RELAY_PAGES, Airflow, log_in_here, watched
 from tests.ui.seeds import HTML, PROMPTS
+from tests.ui.server import ApiServer
 
 pytestmark = pytest.mark.ui
 
@@ -72,6 +73,57 @@ def test_a_video_plays_from_an_object_store(page: Page, airflow: Airflow) -> Non
     page.keyboard.press("Escape")
     # Without a thumbnail the first frame is the poster.
     expect(page.locator(".card video.frame").first).to_be_attached()
+
+
+def test_a_batch_and_its_manifest_show_their_clips(page: Page, airflow: Airflow) -> None:
+    open_gallery(page, airflow.page_of(airflow.batch))
+    expect(page.locator(".card")).to_have_count(len(PROMPTS))
+    expect(card(page, PROMPTS[3])).to_contain_text("blacklisted")
+    play(page, PROMPTS[0])
+
+
+def test_a_batch_has_the_tab_and_the_link(page: Page, airflow: Airflow) -> None:
+    run = airflow.batch
+    page.goto(f"{airflow.server.url}/dags/{run.dag_id}/runs/{run.run_id}/tasks/generate")
+    page.get_by_role("link", name="Clips", exact=True).last.click()
+    expect(page.frame_locator("iframe[title=Clips]").locator(".card")).to_have_count(len(PROMPTS))
+    page.goto(f"{airflow.server.url}/dags/{run.dag_id}/runs/{run.run_id}/tasks/generate/details")
+    expect(page.locator(f"a[href*='/luma/clips/{run.dag_id}/']")).to_have_text("Clips")
+
+
+def test_it_works_below_a_path(
+    browser: Browser, airflow: Airflow, prefixed: ApiServer, problems: list[str]
+) -> None:
+    context = browser.new_context()
+    page = watched(context, airflow, problems)
+    run = airflow.clips
+    page.goto(f"{prefixed.url}/luma/clips/{run.dag_id}/{run.run_id}")
+    log_in_here(page, "viewer")
+    expect(page.locator(".card").first).to_be_visible()
+    page.goto(f"{prefixed.url}/dags/{run.dag_id}/runs/{run.run_id}/tasks/download")
+    page.get_by_role("link", name="Clips", exact=True).last.click()
+    expect(page.frame_locator("iframe[title=Clips]").locator(".card").first).to_be_visible()
+    play(page.frame(url=lambda url: "/air/flow/luma/clips/" in url), PROMPTS[0])
+    page.goto(f"{prefixed.url}/dags/{run.dag_id}/runs/{run.run_id}/tasks/download/details")
+    link = page.locator(f"a[href*='/luma/clips/{run.dag_id}/']").get_attribute("href")
+    assert str(link).startswith("/air/flow/luma/clips/")
+    context.close()
+    assert problems == []
+
+
+def test_each_clip_of_a_batch_leads_to_its_page_at_the_relay(page: Page, airflow: Airflow) -> None:
+    run = airflow.batch
+    page.context.route(f"{RELAY_PAGES}/**", lambda route: route.fulfill(body="the relay's page"))
+    clip = run.xcom("generate")[0]
+    tab = f"{airflow.server.url}/dags/{run.dag_id}/runs/{run.run_id}/plugin/luma-run-clips"
+    for url in (airflow.page_of(run), tab):
+        page.goto(url)
+        shown: Any = page.frame_locator("iframe[title=Clips]") if url == tab else page
+        card(shown, PROMPTS[0]).locator(".poster").click()
+        with page.context.expect_page() as opened:
+            shown.get_by_role("button", name="Open at the relay").click()
+        assert opened.value.url == f"{RELAY_PAGES}/{clip}"
+        opened.value.close()
 
 
 def test_a_failed_clip_shows_its_reason(page: Page, airflow: Airflow) -> None:
@@ -192,9 +244,7 @@ def test_without_a_session_the_page_leads_to_the_login_and_back(
     context = browser.new_context()
     page = watched(context, airflow, problems)
     page.goto(airflow.page_of(airflow.clips))
-    page.locator("input").first.fill("viewer")
-    page.locator("input[type=password]").fill("viewer")
-    page.keyboard.press("Enter")
+    log_in_here(page, "viewer")
     expect(page.locator(".card").first).to_be_visible()
     context.close()
 

@@ -7,11 +7,20 @@ const PAGE = 100;
 /** The page's path says what it shows: /luma/clips/{dag}/{run}[/{task}/{map index}]. */
 export const scope = (() => {
   const path = location.pathname.slice(`${root}/luma/clips/`.length);
-  const [dagId, runId, taskId, mapIndex] = path.split("/").map(decodeURIComponent);
+  const [dagId, runId, taskId, mapIndex] = path.split("/").map(unquote);
   // Airflow leaves {MAP_INDEX} as it is where a task is not mapped.
   const index = /^\d+$/.test(mapIndex ?? "") ? Number(mapIndex) : -1;
   return { dagId, runId, taskId: taskId || null, mapIndex: index };
 })();
+
+/** Some paths are quoted by hand, and not well. */
+function unquote(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
 
 export const isFramed = window.parent !== window;
 
@@ -110,4 +119,4 @@ export function pageOf(taskId, mapIndex) {
 }
 
 // Airflow 3.1 passes it on without quoting it again, which makes a space of a plus.
-export const loginUrl = () => `${root}/api/v2/auth/login?next=${quote(location.href.replaceAll("+", "%2B"))}`;
+export const loginUrl = () => `${root}/api/v2/auth/login?next=${quote(location.pathname.replaceAll("+", "%2B"))}`;

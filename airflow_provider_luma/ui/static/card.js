@@ -50,12 +50,27 @@ function facts(clip) {
 
 function waiting(clip) {
   const label = clip.state === "running" ? "Generating" : "Waiting";
+  const age = element("span", {}, withAge(label, clip.since));
+  Object.assign(age.dataset, { label, since: clip.since ?? "" });
   return element(
     "div",
     { className: "waiting" },
     element("div", { className: "progress", role: "progressbar", "aria-label": label }),
-    element("span", {}, clip.since ? `${label} for ${formatAge(clip.since)}` : label),
+    age,
   );
+}
+
+/** Say for how long the clips on the page have been waited for, by now. */
+export function updateAges() {
+  for (const age of document.querySelectorAll("[data-since]")) {
+    const text = withAge(age.dataset.label, age.dataset.since);
+    if (age.textContent !== text) age.textContent = text;
+  }
+}
+
+function withAge(label, since) {
+  const age = formatAge(since);
+  return age ? `${label} for ${age}` : label;
 }
 
 function actions(clip) {

@@ -9,7 +9,7 @@ const WITHOUT_XCOMS = new Set([null, undefined, "queued", "scheduled", "skipped"
 const ORDER = ["batch", "generate", "sensor", "download", "other"];
 const FILES = ["video", "thumbnail", "last_frame"];
 // What rows of a manifest say of ids without a record.
-const WITHOUT_FILES = { failed: "failed", missing: "missing", running: "running", error: "error" };
+const WITHOUT_FILES = new Map(["failed", "missing", "running", "error"].map((status) => [status, status]));
 const FIELDS = ["prompt", "aspect_ratio", "created_at", "duration", "width", "height"];
 
 export const isUnfinished = (instance) => UNFINISHED.has(instance.state);
@@ -45,9 +45,19 @@ export function xcomKeys(instance) {
 export function buildClips(entries) {
   const board = new Board();
   const ordered = [...entries].sort((one, other) => rank(one) - rank(other));
-  for (const entry of ordered) READERS[kindOf(entry.instance)](entry, board);
+  for (const entry of ordered) guarded(() => READERS[kindOf(entry.instance)](entry, board));
   if (board.isWaiting) for (const clip of board.clips.values()) if (clip.state === "submitted") clip.state = "running";
   return { clips: [...board.clips.values()], manifests: board.manifests, truncated: board.truncated };
+}
+
+/** Keep what one value does to itself: XComs may hold anything. */
+export function guarded(make) {
+  try {
+    return make();
+  } catch (error) {
+    console.warn(error);
+    return undefined;
+  }
 }
 
 const rank = ({ instance }) => ORDER.indexOf(kindOf(instance)) * 1e9 + instance.map_index;
@@ -104,7 +114,7 @@ function readBatch({ instance, values }, board) {
   const submits = isObject(values.luma_submits) ? values.luma_submits : {};
   const ids = listOf(returned);
   const rejected = isObject(submits.rejected) ? submits.rejected : {};
-  const unknown = listOf(submits.unknown);
+  const unknown = listOf(submits.unknown).filter(Number.isInteger);
   const prompts = listOf(instance.rendered_fields?.prompts);
   const promptAt = (position) => text(prompts[position]?.prompt ?? prompts[position]);
   // The ids are in the order of their prompts; which prompts have one is only known if every other is named.
@@ -113,7 +123,7 @@ function readBatch({ instance, values }, board) {
   const positions = prompts.map((_, position) => position).filter((position) => !others.has(position));
   ids.forEach((id, number) => {
     const prompt = isComplete ? promptAt(positions[number]) : undefined;
-    if (text(id)) board.add(text(id), instance, { prompt, since: instance.start_date });
+    if (text(id)) board.add(text(id), instance, { prompt, since: instance.start_date, page: pageIn(submits.page, text(id)) });
   });
   const withoutId = (position, facts) => {
     board.add(`${instance.task_id} ${instance.map_index} ${position}`, instance, { ...facts, prompt: promptAt(position) }).id = null;
@@ -124,7 +134,7 @@ function readBatch({ instance, values }, board) {
   for (const position of unknown) {
     withoutId(position, { state: "unknown", reason: "The relay may have created and charged for this task" });
   }
-  board.truncated += Number(submits.rejected_not_listed) || 0;
+  board.truncated += countOf(submits.rejected_not_listed);
   readManifest(instance, returned, board);
 }
 
@@ -155,7 +165,7 @@ function readSummary(instance, summary, board, waited) {
   for (const id of listOf(summary.running).map(text).filter(Boolean)) {
     add(id, { state: "running", since: instance.start_date });
   }
-  board.truncated += Number(summary.failed_not_listed) || 0;
+  board.truncated += countOf(summary.failed_not_listed);
   if (summary.failed_not_listed) return;
   // What a summary does not name has completed.
   for (const id of waited) if (!named.has(id)) board.add(id, instance, { state: "completed" });
@@ -164,23 +174,28 @@ function readSummary(instance, summary, board, waited) {
 function readRecords({ instance, values }, board) {
   const ofManifest = listOf(values.records);
   for (const record of [...listOf(values.return_value), ...ofManifest]) {
-    if (!isRecord(record)) continue;
-    if (record.status in WITHOUT_FILES) {
-      board.add(text(record.id), instance, { state: WITHOUT_FILES[record.status], reason: text(record.error) });
-      continue;
-    }
-    const files = {};
-    for (const kind of FILES) if (text(record[kind]?.uri)) files[kind] = record[kind];
-    board.add(text(record.id), instance, {
-      ...described(record),
-      state: record.status === "partial" ? "partial" : "completed",
-      reason: text(record.error),
-      files,
-      record,
-      owner: { taskId: instance.task_id, mapIndex: instance.map_index },
-    });
+    if (isRecord(record)) guarded(() => readRecord(record, instance, board));
   }
   if (ofManifest.length === 0) readManifest(instance, values.return_value, board);
+}
+
+function readRecord(record, instance, board) {
+  const [id, reason] = [text(record.id), text(record.error)];
+  const state = WITHOUT_FILES.get(record.status);
+  if (state) {
+    board.add(id, instance, { state, reason });
+    return;
+  }
+  const files = {};
+  for (const kind of FILES) if (typeof record[kind]?.uri === "string" && record[kind].uri) files[kind] = record[kind];
+  board.add(id, instance, {
+    ...described(record),
+    state: record.status === "partial" ? "partial" : "completed",
+    reason,
+    files,
+    record,
+    owner: { taskId: instance.task_id, mapIndex: instance.map_index },
+  });
 }
 
 /** A task of another operator counts if it returns records, as a subclass or a TaskFlow task may. */
@@ -207,6 +222,7 @@ function described(record) {
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 const isRecord = (value) => isObject(value) && text(value.id) !== undefined;
+const countOf = (value) => (Number.isSafeInteger(value) ? value : 0);
 const listOf = (value) => (Array.isArray(value) ? value : []);
 
 /** Rendered lists may be texts. */
@@ -218,6 +234,11 @@ function asList(value) {
 function text(value) {
   if (typeof value === "string") return value || undefined;
   return typeof value === "number" ? String(value) : undefined;
+}
+
+/** Return the page of an id by the template of the connection. */
+function pageIn(template, id) {
+  return typeof template === "string" ? webPage(template.replaceAll("{id}", () => encodeURIComponent(id))) : undefined;
 }
 
 function webPage(value) {

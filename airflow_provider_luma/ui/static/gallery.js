@@ -1,30 +1,25 @@
-// The page: loads, filters, draws.
+// The page: filters and draws what was read.
 
-import { ApiError, getManifest, getProgress, getXCom, isFramed, listTaskInstances, loginUrl, pageOf, scope } from "./airflow.js";
-import { STATES, makeCard } from "./card.js";
-import { buildClips, isSame, isUnfinished, kindOf, namesManifest, xcomKeys } from "./clips.js";
+import { ApiError, isFramed, loginUrl, pageOf, scope } from "./airflow.js";
+import { STATES, makeCard, updateAges } from "./card.js";
+import { buildClips, guarded, isSame } from "./clips.js";
 import { forget, onClosedFolder } from "./media.js";
 import { button, copy, element, link } from "./page.js";
 import { openPlayer } from "./player.js";
+import { entries, read, readAgain, readMore, report, unread, unreadable } from "./reader.js";
 import { followTheme } from "./theme.js";
 
 const CARDS = 60; // that one page of the grid adds
-const AT_ONCE = 6;
-const MAPPED_GENERATES = 200; // that are read before somebody wants more
-const REFRESH_SECONDS = 10;
 
 const [grid, blank, more, notes, status, search, filter] = ["grid", "blank", "more", "notes", "status", "search", "state"].map(
   (id) => document.getElementById(id),
 );
 
-const entries = new Map(); // what is known of each task instance, by its id
 const cards = new Map(); // by the key of their clip
 const closed = new Set();
 let clips = [];
 let listed = [];
 let visible = CARDS;
-let generates = MAPPED_GENERATES;
-let unread = 0;
 let built = { manifests: [], truncated: 0 };
 let phase = "loading"; // then "ready" or "error"
 let problem = null;
@@ -45,76 +40,21 @@ new IntersectionObserver((seen) => seen.some((entry) => entry.isIntersecting) &&
   root: document,
   rootMargin: "400px",
 }).observe(more);
-draw();
-load();
-
-async function load() {
-  try {
-    const instances = await interesting();
-    await read(instances);
-    phase = "ready";
-    problem = null;
-    const isWaiting = instances.some(isUnfinished);
-    draw();
-    if (isWaiting) setTimeout(whenShown, REFRESH_SECONDS * 1000);
-  } catch (error) {
+setInterval(updateAges, 1000);
+report(
+  (done, total) => {
+    status.textContent = done < total ? `Reading task instances: ${done} of ${total}` : "";
+    scheduleDraw();
+  },
+  (error) => {
     if (error instanceof ApiError && error.status === 401 && !isFramed) location.assign(loginUrl());
     problem = error;
-    phase = "error";
+    phase = error ? "error" : "ready";
     draw();
-  }
-}
-
-function whenShown() {
-  if (!document.hidden) load();
-  else document.addEventListener("visibilitychange", load, { once: true });
-}
-
-/** Find the task instances that may know of clips: those of this provider, and the one that the page is about. */
-async function interesting() {
-  const found = [];
-  for await (const page of listTaskInstances()) {
-    found.push(...page.filter((instance) => kindOf(instance) !== "other" || isAbout(instance)));
-  }
-  const isLater = (instance) => kindOf(instance) === "generate" && instance.map_index >= 0 && !isAbout(instance);
-  const later = found.filter(isLater);
-  unread = Math.max(later.length - generates, 0);
-  // The others say most of what there is to say, with far fewer requests.
-  return [...found.filter((instance) => !isLater(instance)), ...later.slice(0, generates)];
-}
-
-const ownerOf = (instance) => ({ taskId: instance.task_id, mapIndex: instance.map_index });
-const isAbout = (instance) => scope.taskId !== null && isSame(ownerOf(instance), scope);
-
-async function read(instances) {
-  const waiting = instances.filter((instance) => needsReading(instance));
-  let done = 0;
-  const work = async () => {
-    for (let instance = waiting.shift(); instance; instance = waiting.shift()) {
-      entries.set(instance.id, { instance, values: await valuesOf(instance) });
-      done += 1;
-      status.textContent = waiting.length ? `Reading task instances: ${done} of ${done + waiting.length}` : "";
-      scheduleDraw();
-    }
-  };
-  await Promise.all(Array.from({ length: AT_ONCE }, work));
-}
-
-/** One that has ended does not change, unless it is tried again. */
-function needsReading(instance) {
-  const known = entries.get(instance.id)?.instance;
-  return !known || isUnfinished(instance) || known.state !== instance.state || known.try_number !== instance.try_number;
-}
-
-async function valuesOf(instance) {
-  const values = {};
-  for (const key of xcomKeys(instance)) values[key] = await getXCom(instance, key);
-  if (namesManifest(values.return_value)) values.records = await getManifest(instance);
-  if (isUnfinished(instance) && ["sensor", "batch"].includes(kindOf(instance))) {
-    values.progress = await getProgress(instance);
-  }
-  return values;
-}
+  },
+);
+draw();
+read();
 
 function scheduleDraw() {
   if (drawing) return;
@@ -135,9 +75,8 @@ async function showMore() {
     visible += CARDS;
     draw();
   } else if (unread) {
-    generates += MAPPED_GENERATES;
     more.disabled = true;
-    await load();
+    await readMore();
     more.disabled = false;
   }
 }
@@ -180,7 +119,7 @@ function drawFilter() {
 }
 
 function drawGrid(shown) {
-  const wanted = shown.map((clip) => cardOf(clip));
+  const wanted = shown.flatMap((clip) => guarded(() => [cardOf(clip)]) ?? []);
   const isSameOrder = wanted.length === grid.children.length && wanted.every((card, at) => card === grid.children[at]);
   if (isSameOrder) return;
   const isLonger = [...grid.children].every((card, at) => card === wanted[at]);
@@ -211,6 +150,7 @@ function drawNotes() {
     closed.size > 0 && closedNote(),
     built.truncated > 0 && note("warning", `${built.truncated} more failed clips are only in the log: XCom has no room for their reasons.`),
     ...built.manifests.map(manifestNote),
+    ...unreadable().slice(0, 3).map(({ instance, error }) => note("warning", `${instance.task_id} cannot be read: ${error.message}. `, button("Try again", retry))),
     phase === "error" && clips.length > 0 && note("error", `${explain(problem)} What is shown may be incomplete.`, button("Try again", retry)),
   ].filter(Boolean);
   if (notes.textContent !== made.map((one) => one.textContent).join("")) notes.replaceChildren(...made);
@@ -273,7 +213,7 @@ function explain(error) {
 
 function retry() {
   phase = "loading";
-  load();
+  readAgain();
 }
 
 function clear() {

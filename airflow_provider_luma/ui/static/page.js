@@ -39,14 +39,16 @@ function copyBySelection(value) {
   area.remove();
 }
 
-/** Download by the page around us where our frame may not: Airflow 3.1 and 3.2 sandbox it without downloads. */
-export function download(url) {
+export const download = (url) => follow("allow-downloads", { href: new URL(url, location.href).href, download: "" });
+
+export const openPage = (href) => follow("allow-popups", { href, target: "_blank", rel: "noopener noreferrer" });
+
+/** Follow a link, by the page around us where our frame may not: Airflow sandboxes it. */
+function follow(permission, properties) {
   const frame = window.frameElement;
-  const isBarred = frame?.sandbox.length > 0 && !frame.sandbox.contains("allow-downloads");
+  const isBarred = frame?.sandbox.length > 0 && !frame.sandbox.contains(permission);
   const place = isBarred ? parent.document : document;
-  const anchor = place.createElement("a");
-  anchor.href = new URL(url, location.href).href;
-  anchor.download = "";
+  const anchor = Object.assign(place.createElement("a"), properties);
   place.body.append(anchor);
   anchor.click();
   anchor.remove();

@@ -3,7 +3,7 @@
 import { isFramed, pageOf } from "./airflow.js";
 import { badge, nameOf } from "./card.js";
 import { serving, urlOf } from "./media.js";
-import { button, copy, download, element, formatBytes, formatSeconds, formatSize, link } from "./page.js";
+import { button, copy, download, element, formatBytes, formatSeconds, formatSize, link, openPage } from "./page.js";
 
 const WHY_NOT = {
   closed: "This video is not served: its folder is not in [luma] gallery_paths, which an administrator sets.",
@@ -58,7 +58,7 @@ function show(clip) {
       element("span", { className: "space" }),
       clip.files.video && button("Download", () => download(urlOf(clip, "video", { download: "true" }))),
       clip.files.video && button("Copy URI", () => copy(clip.files.video.uri, "the URI")),
-      clip.page && !isFramed && link("Open at the relay", clip.page, { target: "_blank", rel: "noopener noreferrer" }),
+      clip.page && button("Open at the relay", () => openPage(clip.page)),
     ),
     facts(clip),
     record(clip),
