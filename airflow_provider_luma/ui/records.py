@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from airflow_provider_luma.download.naming import MEDIA_KINDS
 from airflow_provider_luma.download.transport import describe_network_error
 from airflow_provider_luma.download.urls import redact_url
+from airflow_provider_luma.relay.media import MEDIA_KINDS
 from airflow_provider_luma.relay.text import clean_text, redact_text
 from airflow_provider_luma.ui.manifest import read_manifest
 from airflow_provider_luma.ui.media_paths import find_path, locate
