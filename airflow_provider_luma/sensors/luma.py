@@ -228,7 +228,7 @@ class LumaTaskSensor(BaseSensorOperator):
             completed = self.poke(context).xcom_value
         except AirflowSensorTimeout as timeout:
             raise AirflowSensorTimeout(
-                f"{timeout} The trigger did not fire in that time; is a triggerer running?"
+                f"The trigger did not fire within {self.timeout} seconds; is a triggerer running? {timeout}"
             ) from error
         wait.push_summary(context)
         return completed or []

@@ -32,7 +32,8 @@ class WaitStore:
     def __init__(self, context: Context) -> None:
         self._store: Any = context.get("task_state_store")
         self.reschedules = context.get("task_reschedule_count") or 0
-        self._try_id = str(context["ti"].id)  # another one for each try, and the same after a reschedule
+        # Airflow gives each try another id, which stays the same after a reschedule.
+        self._try_id = str(context["ti"].id) if self.exists else ""
         self._saved: Any = None
 
     @property

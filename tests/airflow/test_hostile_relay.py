@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -216,6 +218,36 @@ def test_a_key_that_is_rotated_during_the_wait_is_read_again(
         run = wait(["a"])
     assert ended(run, "success")
     assert keys == ["Bearer sk-any"] * 3 + ["Bearer sk-rotated"] * 2
+
+
+@pytest.mark.usefixtures("quick_retries")
+def test_a_connection_that_is_corrected_during_the_wait_is_read_again(
+    wait: Wait, sandbox: Sandbox, connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_luma.sensors.luma.REREAD_SECONDS", 1)
+    monkeypatch.setattr("airflow_provider_luma.triggers.poller.REREAD_SECONDS", 1)
+    ids = [sandbox.add_task(seconds=0)]
+    connect_to(monkeypatch, closed_port())
+    correction = threading.Timer(1.5, connect, [sandbox])
+    correction.start()
+    run = wait(ids, silent_fail=True)
+    correction.join()
+    assert ended(run, "success")
+    assert run.xcom("wait") == ids
+
+
+def closed_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_json_that_a_relay_labels_as_html_is_read(wait: Wait, sandbox: Sandbox) -> None:
+    ids = [sandbox.add_task(seconds=math.inf)]
+    rows = [{"id": ids[0], "state": "completed"}]
+    sandbox.script(*[ScriptedResponse(body=json.dumps(rows), content_type="text/html; charset=UTF-8")] * 5)
+    run = wait(ids)
+    assert ended(run, "success")
+    assert run.xcom("wait") == ids
 
 
 def test_a_timeout_names_the_running_ids(wait: Wait, sandbox: Sandbox, capsys: Any) -> None:

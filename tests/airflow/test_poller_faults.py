@@ -20,6 +20,7 @@ from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.relay import TaskBatch
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
+from airflow_provider_luma.triggers import registry
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from airflow_provider_luma.triggers.poller import _grid_offset
 from airflow_provider_luma.triggers.request import query_slim
@@ -229,6 +230,28 @@ def test_many_triggers_of_one_response_leave_turns_to_the_event_loop(sandbox: Sa
         assert max(later - earlier for earlier, later in pairwise(numbers)) <= 10
 
 
+def test_the_start_of_a_round_leaves_turns_to_the_event_loop(
+    sandbox: Sandbox, connect: Callable[..., None]
+) -> None:
+    connect(sandbox, batch_size=100_000)
+    sandbox.script(ScriptedResponse(body=[], delay=20))
+    triggers = [trigger(*(f"{n}-{m}" for m in range(1_000))) for n in range(20)]
+
+    async def watched() -> list[int]:
+        waits = [asyncio.create_task(event_of(waiting)) for waiting in triggers]
+        assigned = [0]
+        while assigned[-1] < 20_000:
+            await asyncio.sleep(0)
+            pollers = registry._pollers.get(asyncio.get_running_loop())
+            assigned.append(sum(len(p._in_flight) for p in pollers.by_connection.values()) if pollers else 0)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        return assigned
+
+    assert max(later - earlier for earlier, later in pairwise(asyncio.run(watched()))) <= 1_000
+
+
 def test_a_reason_is_cleaned_once_however_many_wait_for_it(sandbox: Sandbox) -> None:
     task_id = sandbox.add_task(seconds=0, failure_reason="see https://relay.example/a?key=b " * 20)
     client = LumaHook().client
@@ -313,6 +336,58 @@ def test_silent_fail_logs_the_error_it_ignored(
         for line in capsys.readouterr().out.splitlines()
         if "silent_fail" in line and "no channel" in line
     ]
+
+
+def test_errors_of_a_poll_that_are_alike_are_one_line(
+    sandbox: Sandbox, connect: Callable[..., None], capsys: Any, quick_retries: RetryPolicy
+) -> None:
+    connect(sandbox, batch_size=1)
+    sandbox.script(*[ScriptedResponse(status=503, body={"message": "no channel"})] * 1000)
+    ids = [sandbox.add_task(seconds=0) for _ in range(20)]
+    (event,) = together(event_of(trigger(*ids, silent_fail=True, timeout=4, poke_interval=2)))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "silent_fail" in line]
+    assert event["status"] == "timeout"
+    assert 1 <= len(lines) <= 3
+
+
+@pytest.mark.parametrize("silent_fail", [True, False])
+def test_a_connection_that_cannot_be_read_at_a_rejection_is_a_transient_error(
+    sandbox: Sandbox, connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch, silent_fail: bool
+) -> None:
+    async def rotating() -> dict[str, Any]:
+        running = sandbox.add_task(seconds=2)
+        wait = asyncio.create_task(event_of(trigger(running, timeout=60, silent_fail=silent_fail)))
+        while not sandbox.requests:
+            await asyncio.sleep(0.05)
+        sandbox.api_key = "sk-rotated"
+        monkeypatch.delenv("AIRFLOW_CONN_LUMA_DEFAULT")
+        while not [request for request in sandbox.requests if request.status == 401]:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.2)
+        connect(sandbox)
+        return await wait
+
+    event = asyncio.run(rotating())
+    if silent_fail:
+        assert event["status"] == "done"
+    else:
+        assert event["error"]["type"] == "RelayTransientError"
+        assert "cannot be read" in event["error"]["message"]
+
+
+def test_setting_back_the_clock_delays_no_poll(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, shift = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() - shift[0])
+
+    async def waiting() -> dict[str, Any]:
+        wait = asyncio.create_task(event_of(trigger(sandbox.add_task(seconds=math.inf), timeout=5)))
+        while not sandbox.requests:
+            await asyncio.sleep(0.05)
+        shift[0] = 600.0
+        return await asyncio.wait_for(wait, 60)
+
+    assert asyncio.run(waiting())["status"] == "timeout"
+    assert len(sandbox.requests) > 3
 
 
 def test_a_state_of_other_ids_fails_its_own_trigger_alone(sandbox: Sandbox) -> None:

@@ -63,6 +63,7 @@ def error_of(query):
         ({"data": [A]}, ["a"]),
         ({"data": A}, ["a"]),
         ({"success": True, "data": [A], "error": None}, ["a"]),
+        ({"data": [A], "error": {"code": "", "message": ""}}, ["a"]),
     ],
 )
 def test_every_documented_shape_is_read(query, body, ids):
@@ -80,8 +81,8 @@ def test_any_success_status_is_accepted(query):
     assert list(query(201, [A])) == ["a"]
 
 
-def test_json_is_parsed_whatever_its_content_type_except_html(query):
-    for content_type in (None, "text/plain", "application/octet-stream"):
+def test_json_is_parsed_whatever_its_content_type(query):
+    for content_type in (None, "text/plain", "application/octet-stream", "text/html; charset=UTF-8"):
         assert list(query(200, [A], content_type=content_type)) == ["a"]
 
 
