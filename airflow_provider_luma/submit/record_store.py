@@ -73,12 +73,14 @@ class AirflowRecordStore:
     """
     The task state store of Airflow 3.3 and newer.
 
-    It takes no conditions, so that of two processes that save in the same instant both may win.
+    It takes no conditions, so that of two processes that save in the same instant both may win; the first
+    finds out when it saves again.
     """
 
     def __init__(self, store: Any, key: str) -> None:
         self._store = store
         self._key = key
+        self._writer = uuid.uuid4().hex
         # What may be there: a write whose response was lost may have arrived, or not.
         self._expected: list[Any] = [None]
 
@@ -93,6 +95,8 @@ class AirflowRecordStore:
     def save(self, record: dict[str, Any]) -> None:
         if self._store.get(self._key) not in (*self._expected, None):  # None: it was cleared meanwhile
             raise SubmitRecordError(_WRITTEN_MEANWHILE)
+        # Two tries may write the same record, and must not take the other's for their own.
+        record = {**record, "writer": self._writer}
         self._expected.append(record)
         self._store.set(self._key, record, retention=NEVER_EXPIRE)
         self._expected = [record]
@@ -137,7 +141,6 @@ class ObjectRecordStore:
 
     def save(self, record: dict[str, Any]) -> None:
         try:
-            # Two tries may write the same record, and must not take the other's for their own.
             self._object.write(json.dumps({**record, "writer": self._writer}).encode())
         except ConflictError:
             raise SubmitRecordError(_WRITTEN_MEANWHILE) from None

@@ -426,6 +426,24 @@ def test_a_write_whose_response_was_lost_is_no_other_process(tmp_path: Path) -> 
         state.save({"id": 4})
 
 
+def test_of_two_processes_that_save_the_same_record_at_once_the_first_finds_out(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s.json")
+    first = AirflowRecordStore(store, "key")
+    second = AirflowRecordStore(LateStore(tmp_path / "s.json"), "key")
+    assert first.load() is second.load() is None
+    first.save({"phase": "sending"})
+    second.save({"phase": "sending"})
+    with pytest.raises(SubmitRecordError, match="another process has written it meanwhile"):
+        first.save({"phase": "not_created"})
+
+
+class LateStore(Store):
+    """Does not see yet what another process writes in the same instant."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return None
+
+
 class LossyStore(Store):
     """Takes a write, and loses its response."""
 
