@@ -54,6 +54,7 @@ class Instance:
     max_tries: int = 0
     dag_id: str = "generating"
     run_id: str = "manual__2026-11-21T10:00:00+00:00"
+    id: str = "01991c9e-0c1f-7000-8000-000000000001"
     task_id: str = "generate"
     map_index: int = -1
     xcoms: dict[str, Any] = field(default_factory=dict)

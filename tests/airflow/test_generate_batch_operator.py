@@ -599,11 +599,11 @@ def test_a_stopped_try_names_no_manifest_of_an_earlier_one(sandbox: Sandbox, tmp
     """That one has the rows of the list as it was."""
     task = BatchTask(None, prompts=CATS[:3], manifest=True, state_path=tmp_path.as_uri())
     task.run_without_recording()
-    operator, context = task._prepared({"prompts": CATS[1:4]})
+    operator, context = task._prepared({"prompts": CATS[:4]})
     operator.on_kill()
-    with pytest.raises(LumaError, match="2 of 3"):
+    with pytest.raises(LumaError, match="3 of 4"):
         operator.execute(context)  # type: ignore[arg-type]
-    assert task.instance.xcoms["return_value"] == {"manifest": None, "created": 2}
+    assert task.instance.xcoms["return_value"] == {"manifest": None, "created": 3}
 
 
 @pytest.mark.parametrize(
