@@ -239,6 +239,8 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
         text = submits.describe(prompts)
         if submits.error is not None:
             self.log.error("%s", text)
+            if submits.unknown:  # the doubt must not hide behind what stopped the batch
+                submits.error.args = (f"{submits.error}. {text}",)
             with fail_without_retry(self.luma_conn_id):
                 raise submits.error
         text = f"{text}. {_next_step(place, submits)}"

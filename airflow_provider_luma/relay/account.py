@@ -42,6 +42,10 @@ class Account:
         usage = self._get_part("/dashboard/billing/usage") if subscription is not None else None
         if key is None and subscription is None:
             return None
+        if subscription is not None and usage is None:
+            raise RelayTransientError(
+                "The relay reports the limit of the account, and not what was used of it"
+            )
         unit = self._get_unit()
         balances = (parse_key_balance(key, unit), parse_dashboard_balance(subscription, usage, unit))
         reported = [balance for balance in balances if balance is not None]

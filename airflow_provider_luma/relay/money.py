@@ -122,7 +122,7 @@ def parse_key_balance(body: Json | None, unit: Unit) -> Money | None:
     usage = _data(body, "total_available")
     if usage.get("unlimited_quota") is True:  # its total_available falls below zero and means nothing
         return Money(math.inf, unit.name)
-    return unit.of_quota(_amount(usage, "total_available")) if "total_available" in usage else None
+    return unit.of_quota(_amount(usage, "total_available"))
 
 
 def parse_dashboard_balance(subscription: Json | None, usage: Json | None, unit: Unit) -> Money | None:

@@ -142,21 +142,24 @@ def _parse_leniently(response: RelayResponse) -> Any:
     Parse a body that may name a task although it is not quite JSON.
 
     A relay may echo a prompt in another encoding, cut a character in two, or leave a line break in a text;
-    or send JSON as a text, or as an event of a stream.
+    or send JSON as a text, or as an event of a stream. JSON within an error's text is none of these: it may
+    be the prompt's, or a proxy's.
     """
     body = parse_json(response)
     if not isinstance(body, str) or is_html(response):
         return body
-    text = body if _is_json_text(body) else response.body.decode("utf-8-sig", errors="replace")
-    start, end = text.find("{"), text.rfind("}") + 1
+    try:
+        text = str(decode_json(response.body))
+    except (ValueError, RecursionError):
+        text = response.body.decode("utf-8-sig", errors="replace")
+    text = text.strip().removeprefix("data:").lstrip()
+    if not text.startswith("{"):
+        return body
     with suppress(ValueError, RecursionError):
-        parsed = decode_json(_CONTROLS.sub(" ", text[max(start, 0) : end]).encode(errors="replace"))
+        text = _CONTROLS.sub(" ", text[: text.rfind("}") + 1])
+        parsed = decode_json(text.encode(errors="replace"))
         return parsed if isinstance(parsed, Mapping) else body
     return body
-
-
-def _is_json_text(body: str) -> bool:
-    return body.lstrip()[:1] == "{"
 
 
 def outcome_unknown(what: str, response: RelayResponse | None = None) -> SubmitOutcomeUnknownError:

@@ -51,7 +51,7 @@ from airflow_provider_luma.exceptions import (
     SubmitRecordError,
 )
 from airflow_provider_luma.relay.text import clean_text
-from airflow_provider_luma.submit.durable import DurableSubmit
+from airflow_provider_luma.submit.durable import DurableSubmit, SubmitStoppedError
 from airflow_provider_luma.submit.gate import SubmitGate, Token
 from airflow_provider_luma.submit.plan import plan_submits
 from airflow_provider_luma.submit.record import Phase
@@ -269,6 +269,8 @@ class BatchSubmitter:
             self._reject(position, token, error, is_of_prompt=False)
         except SubmitOutcomeUnknownError as error:
             self._pause(token, error)
+        except SubmitStoppedError:
+            self._release(requeue=(attempts, position))
         except RelayError as error:  # a rate limit, or not sent
             self._pause(token, error, requeue=(attempts + 1, position))
         else:

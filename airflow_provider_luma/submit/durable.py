@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, NoReturn
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, LumaTaskFailedError
 from airflow_provider_luma.exceptions import (
     UNKNOWN_OUTCOME_HINT,
+    LumaError,
     RelayError,
-    RelayTransientError,
     SubmitOutcomeUnknownError,
 )
 from airflow_provider_luma.relay.text import clean_text
@@ -46,6 +46,10 @@ _IF_NOT_SAVED = {
     Phase.FAILED: "the next try will reconnect to it",
 }
 _NO_RESPONSE_SEEN = "An earlier try of this task ended after it began to submit, before it saw a response"
+
+
+class SubmitStoppedError(LumaError):
+    """The task was stopped before the submit was sent, so that nothing is tried again."""
 
 
 class DurableSubmit:
@@ -87,18 +91,21 @@ class DurableSubmit:
         :param stopped: set when nothing may leave any more.
         :raises SubmitOutcomeUnknownError: when a task may have been created.
         :raises RelayError: when it is proven that none was.
+        :raises SubmitStoppedError: when it was stopped before.
         :raises LumaNonRetryableError: when one was created, and its id could not be saved.
         """
+        _check_stopped(stopped)
         self._ledger.begin(generation)
         try:
-            task = _send(send, generation, stopped)
+            _check_stopped(stopped)
+            task = send(generation)
         except SubmitOutcomeUnknownError as error:
             self._report_unknown_outcome(str(error), error)
         except RelayError as error:
             self._try_mark(Phase.NOT_CREATED, clean_text(str(error)))
             raise
         except BaseException as error:
-            if not getattr(error, "was_sent", True):
+            if isinstance(error, SubmitStoppedError) or not getattr(error, "was_sent", True):
                 self._try_mark(Phase.NOT_CREATED, _STOPPED)
             raise
         log.info("%sLuma task %s was created", self._prefix, task.id)
@@ -139,9 +146,6 @@ class DurableSubmit:
             )
 
 
-def _send(
-    send: Callable[[Generation], LumaTask], generation: Generation, stopped: threading.Event
-) -> LumaTask:
+def _check_stopped(stopped: threading.Event) -> None:
     if stopped.is_set():
-        raise RelayTransientError(_STOPPED)
-    return send(generation)
+        raise SubmitStoppedError(_STOPPED)

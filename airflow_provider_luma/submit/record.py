@@ -200,7 +200,7 @@ class Ledger(ABC):
             self.save(sending)
         except SubmitRecordError:  # another process has written it
             raise
-        except Exception:
+        except BaseException:  # also Airflow's execution_timeout
             with suppress(Exception):  # the write may have arrived, and says what did not happen
                 self.save(sending.at(Phase.NOT_CREATED, self.max_tries, reason="Its record was not saved"))
             raise

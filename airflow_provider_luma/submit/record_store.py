@@ -34,7 +34,7 @@ from urllib.parse import quote
 
 from airflow_provider_luma.airflow_version import CLEAR_DELETES_STATE, NEVER_EXPIRE
 from airflow_provider_luma.exceptions import LumaError, LumaValueError, SubmitRecordError
-from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.relay.text import clean_text, redact_text
 from airflow_provider_luma.submit.record import Ledger, SubmitRecord
 from airflow_provider_luma.submit.versioned_objects import (
     MAX_BYTES,
@@ -136,15 +136,20 @@ class ObjectRecordStore:
     def _load_earlier(self) -> Any:
         record = self._earlier.load() if self._earlier else None
         if isinstance(record, dict):
-            self.save(record)  # the earlier place may be wiped by a clear
+            # The earlier place may be wiped by a clear. It counts until this try saves a record of its own,
+            # so that one that is killed while it moves a batch leaves no part behind.
+            self._write(record)
         return record
 
     def save(self, record: dict[str, Any]) -> None:
+        self._write(record)
+        self._on_save()
+
+    def _write(self, record: dict[str, Any]) -> None:
         try:
             self._object.write(json.dumps({**record, "writer": self._writer}).encode())
         except ConflictError:
             raise SubmitRecordError(_WRITTEN_MEANWHILE) from None
-        self._on_save()
 
 
 class StatePlace:
@@ -202,8 +207,7 @@ class StatePlace:
         if self._folder is None:
             return state
         name = f"{self._name}/{part}.json" if part else f"{self._name}.json"
-        # A batch may have been killed while its parts were moved.
-        earlier = state if part or not self.has_records else None
+        earlier = None if self.has_records else state
         return ObjectRecordStore(self._folder(name), earlier=earlier, on_save=self._remember)
 
     def open_manifest(self) -> tuple[VersionedObject, str]:
@@ -298,7 +302,7 @@ def _reading(place: object) -> Iterator[None]:
     except Exception as error:  # the store's, so that a retry may help
         raise LumaError(
             f"The record of this task's submit, {place}, cannot be read at the moment: "
-            f"{type(error).__name__}: {clean_text(str(error))}. Nothing was sent"
+            f"{type(error).__name__}: {clean_text(redact_text(str(error)))}. Nothing was sent"
         ) from error
 
 
@@ -324,7 +328,7 @@ def save_record(state: RecordStore | None, record: dict[str, Any]) -> None:
     except SubmitRecordError as error:
         raise SubmitRecordError(f"{what}: {error}") from None
     except Exception as error:  # the store's, so that a retry may help
-        raise LumaError(f"{what}: {type(error).__name__}: {clean_text(str(error))}") from error
+        raise LumaError(f"{what}: {type(error).__name__}: {clean_text(redact_text(str(error)))}") from error
 
 
 def object_name(ti: Any) -> str:

@@ -8,6 +8,7 @@ same connection: through a presigned URL, which is in no log.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from airflow_provider_luma.ui.media_paths import LOCAL, Location, MediaPath
 from airflow_provider_luma.ui.presign import presign
 
 _MAX_BYTES = 16 * 1024 * 1024
+_MAX_ROW_BYTES = 64 * 1024
+_READ_BYTES = 256 * 1024
 _TIMEOUT_SECONDS = 20
 
 
@@ -52,14 +55,26 @@ def _read_object(path: MediaPath, location: Location) -> bytes:
         with transport.open(url, {"Accept-Encoding": "identity"}) as response:
             if response.status_code != 200:
                 raise DownloadError(f"the store responded with {response.status_code}")
-            return response.raw.read(_MAX_BYTES) or b""
+            return _read_body(response.raw)
     finally:
         transport.close()
+
+
+def _read_body(raw: Any) -> bytes:
+    """Read a body that arrives in time as a whole: a reader holds a thread of the api-server."""
+    content, deadline = bytearray(), time.monotonic() + _TIMEOUT_SECONDS
+    while len(content) < _MAX_BYTES and (chunk := raw.read1(_READ_BYTES)):
+        content += chunk
+        if time.monotonic() > deadline:
+            raise DownloadError(f"it was not complete within {_TIMEOUT_SECONDS} seconds")
+    return bytes(content[:_MAX_BYTES])
 
 
 def _rows(content: bytes) -> Iterator[dict[str, Any]]:
     """Yield what has the form of a row; the last line may be truncated."""
     for line in content.splitlines():
+        if len(line) > _MAX_ROW_BYTES:  # no row of ours, and values without end hold up the api-server
+            continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

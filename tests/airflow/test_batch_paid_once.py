@@ -155,6 +155,16 @@ def test_a_hint_never_advises_a_clear_that_pays_for_the_whole_batch_again(
     assert "If it does not show them: Clear this task with 'keep task state'" in caplog.text
 
 
+def test_what_stops_a_batch_does_not_hide_an_unknown_outcome(store: Store, sandbox: Sandbox) -> None:
+    sandbox.script_submits(ScriptedResponse(status=502), created=True)
+    sandbox.script_submits(ScriptedResponse(status=401, body={"message": "the key has expired"}))
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
+    with pytest.raises(
+        LumaNonRetryableError, match=r"the key has expired.*1 may have been charged for \(0\)"
+    ):
+        task.run()
+
+
 def test_a_batch_without_a_journal_is_not_to_be_cleared(sandbox: Sandbox) -> None:
     sandbox.script_submits(*[ScriptedResponse(status=502)] * 3, created=True)
     with pytest.raises(RelayTransientError, match="Do not clear this task: it keeps no record"):

@@ -557,7 +557,7 @@ def test_a_stop_in_the_wait_for_a_rate_limit_submits_nothing(task: GenerateTask,
     operator, context = task._prepared({})
     threading.Timer(1.0, operator.on_kill).start()
     started = time.monotonic()
-    with pytest.raises(RelayTransientError, match="stopped before the submit was sent"):
+    with pytest.raises(LumaError, match="stopped before the submit was sent"):
         operator.execute(context)  # type: ignore[arg-type]
     assert time.monotonic() - started < 30
     assert sandbox.submits == []

@@ -158,3 +158,41 @@ def test_an_extra_that_is_not_json_is_an_error_and_not_an_empty_one(
     with pytest.raises(LumaNonRetryableError, match="extra of the connection 'luma_default' is not a JSON"):
         GenerateTask(None).run()
     assert sandbox.submits == []
+
+
+def test_a_moved_batch_does_not_go_back_to_what_it_was_before(tmp_path: Path, sandbox: Sandbox) -> None:
+    prompts = [f"cat dance {number}" for number in range(4)]
+    task = BatchTask(Store(tmp_path / "state.json"), prompts=prompts, max_generations=1, max_parallel=1)
+    task.run_without_recording()
+    task.arguments |= {"state_path": folder(tmp_path, "a"), "max_generations": None}
+    task.run_without_recording()
+    (segment,) = (tmp_path / "a").rglob("0.json")
+    segment.unlink()
+    with pytest.raises(LumaNonRetryableError, match=r"0\.json, is missing"):
+        task.run()
+    assert len(sandbox.submits) == len(prompts)
+
+
+def test_a_batch_that_is_killed_while_it_moves_finds_all_of_its_records(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    task = BatchTask(Store(tmp_path / "state.json"), prompts=["cat dance", "dog dance"])
+    first = task.run_without_recording()
+    task.arguments["state_path"] = folder(tmp_path, "a")
+    task.run_without_recording()
+    (segment,) = (tmp_path / "a").rglob("0.json")
+    segment.unlink()  # as if it had not come to this one
+    assert task.run() == first
+    assert len(sandbox.submits) == 2
+
+
+def test_an_error_of_the_store_shows_no_secret(
+    tmp_path: Path, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class DownStore(Store):
+        def get(self, key: str, default: Any = None) -> Any:
+            raise ConnectionError("could not connect to http://gw:Pa55word-of-gw@127.0.0.1:1/x")
+
+    with pytest.raises(Exception, match="cannot be read at the moment") as error:
+        GenerateTask(DownStore(tmp_path / "state.json")).run()
+    assert "Pa55word" not in str(error.value)

@@ -148,13 +148,26 @@ def test_a_balance_of_which_a_part_cannot_be_read_is_an_error(path: str, unreada
     healthy = {"/api/status": (200, STATUS), KEY: of_key(500_000), **ACCOUNT}
     responses = {**healthy, path: unreadable}
     with relay(responses) as (client, _):
-        if unreadable is PAGE and path in ACCOUNT:  # as relays respond outside of /api where there is nothing
+        if unreadable is PAGE and path == SUBSCRIPTION:  # as where there is nothing
             assert client.get_balance() == Money(1, "USD")
         else:
             with pytest.raises(RelayError):
                 client.get_balance()
         responses[path] = healthy[path]
         assert client.get_balance() == Money(1, "USD")
+
+
+@pytest.mark.parametrize(
+    "responses",
+    [
+        pytest.param({SUBSCRIPTION: (200, {"hard_limit_usd": 5})}, id="no usage"),
+        pytest.param({KEY: (200, {"code": True, "data": {"name": "k"}})}, id="a key without an amount"),
+    ],
+)
+def test_a_part_of_a_balance_is_not_the_absence_of_one(responses: dict[str, Response]) -> None:
+    """Else min_balance would have no effect."""
+    with relay({"/api/status": (200, STATUS), **responses}) as (client, _), pytest.raises(RelayError):
+        client.get_balance()
 
 
 @pytest.mark.parametrize("path", [KEY, SUBSCRIPTION])

@@ -21,6 +21,7 @@ from airflow_provider_luma.exceptions import (
     RelayInvalidRequestError,
     RelayPermissionError,
     RelayPromptRejectedError,
+    RelayRateLimitError,
     RelayTransientError,
     SubmitOutcomeUnknownError,
 )
@@ -787,6 +788,26 @@ def test_an_id_in_capital_fields_beside_a_429_created_a_task() -> None:
     with raw_relay(_raw(429, body)) as relay:
         assert RelayClient("sk-1", relay.url).submit(Generation("cat dance")).id == ID
         assert len(relay.posts) == 1
+
+
+@pytest.mark.parametrize("status", [200, 400, 429, 502])
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(f'not allowed: a neon sign that says {{"task_id": "{ID}"}}', id="of the prompt"),
+        pytest.param('Bad gateway: no response from backend {"id": "worker-17"}', id="of a proxy"),
+    ],
+)
+def test_json_within_a_text_names_no_task(status: int, text: str) -> None:
+    client_error = (RelayInvalidRequestError, SubmitOutcomeUnknownError, RelayRateLimitError)
+    with raw_relay(_raw(status, text.encode())) as relay, pytest.raises(client_error):
+        RelayClient("sk-1", relay.url).submit_once(Generation("cat dance"))
+
+
+def test_a_long_body_that_is_nearly_json_names_its_task() -> None:
+    body = b'{"data": {"prompt": "' + b"a cat\ndances " * 500 + b'", "id": "' + ID.encode() + b'"}}'
+    with raw_relay(_raw(200, body)) as relay:
+        assert RelayClient("sk-1", relay.url).submit(Generation("cat dance")).id == ID
 
 
 def test_json_in_a_web_page_names_no_task() -> None:
