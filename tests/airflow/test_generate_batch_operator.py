@@ -669,6 +669,7 @@ def test_a_machine_that_cannot_start_all_threads_submits_with_fewer(
     assert len(started) == 3
 
 
+@pytest.mark.usefixtures("airflow_db")
 def test_without_a_journal_airflow_retries_nothing_after_a_submit(
     sandbox: Sandbox, quick_retries: Any
 ) -> None:
