@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -89,7 +89,7 @@ class GenerateTask:
 
     def run(self, **arguments: Any) -> Any:
         """Execute a try, and let Airflow record its success."""
-        operator, context = self._prepared(arguments)
+        operator, context = self.prepare(arguments)
         result = operator.execute(context)  # type: ignore[arg-type]
         for callback in operator.on_success_callback:
             callback(context)  # type: ignore[arg-type]
@@ -97,12 +97,27 @@ class GenerateTask:
 
     def run_without_recording(self) -> Any:
         """Execute a try whose worker dies before Airflow records its success."""
-        operator, context = self._prepared({})
+        operator, context = self.prepare({})
+        return operator.execute(context)  # type: ignore[arg-type]
+
+    def run_stopped(self, wait: Callable[[], object] | None = None, **arguments: Any) -> Any:
+        """Execute a try that Airflow stops once ``wait`` returns; by default before it begins."""
+        operator, context = self.prepare(arguments)
+
+        def stop() -> None:
+            if wait is not None:
+                wait()
+            operator.on_kill()
+
+        stopper = threading.Thread(target=stop, daemon=True)
+        stopper.start()
+        if wait is None:
+            stopper.join()
         return operator.execute(context)  # type: ignore[arg-type]
 
     def open_ledger(self) -> SubmitLedger:
         """Open the record as a try does."""
-        _, context = self._prepared({})
+        _, context = self.prepare({})
         place = StatePlace(context, self.arguments.get("state_path"), durable=True)  # type: ignore[arg-type]
         return SubmitLedger(place, self.instance.max_tries)
 
@@ -124,9 +139,10 @@ class GenerateTask:
             os._exit(code)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
-    def _prepared(
+    def prepare(
         self, arguments: Mapping[str, Any]
     ) -> tuple[LumaGenerateOperator | LumaGenerateBatchOperator, dict[str, Any]]:
+        """Return the operator of a try, and its context."""
         operator = self.operator_class(task_id="generate", **self.arguments | dict(arguments))
         self.instance.task = operator
         context = {"ti": self.instance}

@@ -480,18 +480,15 @@ def test_a_stop_sends_no_further_submit_and_writes_the_results(
 ) -> None:
     prompts = [f"cat {number}" for number in range(5000)]
     task = BatchTask(store, prompts=prompts, fail_when="any")
-    operator, context = task._prepared({})
     stopped: list[float] = []
 
-    def kill() -> None:
+    def wait() -> None:
         while len(sandbox.submits) < 20:
             time.sleep(0.01)
         stopped.append(time.monotonic())
-        operator.on_kill()
 
-    threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(Exception, match="were not submitted, because the task was stopped"):
-        operator.execute(context)  # type: ignore[arg-type]
+        task.run_stopped(wait)
     assert time.monotonic() - stopped[0] < 5
     created = len(sandbox.submits)
     assert task.submits["created"] == created < 5000
@@ -504,21 +501,17 @@ def test_a_stop_sends_no_further_submit_and_writes_the_results(
 
 
 def test_a_stop_before_the_first_submit_sends_nothing(sandbox: Sandbox, store: Store) -> None:
-    operator, context = BatchTask(store, prompts=CATS)._prepared({})
-    operator.on_kill()
     with pytest.raises(Exception, match="were not submitted"):
-        operator.execute(context)  # type: ignore[arg-type]
+        BatchTask(store, prompts=CATS).run_stopped()
     assert sandbox.submits == []
 
 
 def test_a_submit_that_hangs_does_not_delay_a_stop(sandbox: Sandbox, store: Store) -> None:
     sandbox.script_submits(ScriptedResponse(delay=30))
     task = BatchTask(store, prompts=CATS, max_parallel=1)
-    operator, context = task._prepared({})
-    threading.Timer(0.5, operator.on_kill).start()
     started = time.monotonic()
     with pytest.raises(Exception, match="may have been charged for"):
-        operator.execute(context)  # type: ignore[arg-type]
+        task.run_stopped(lambda: time.sleep(0.5))
     assert time.monotonic() - started < 10
     assert task.submits["unknown"] == [0]
     task.run()
@@ -546,19 +539,10 @@ def test_a_progress_that_is_slow_to_save_does_not_delay_a_stop(
 ) -> None:
     store = SlowProgress(tmp_path / "task_state.json")
     sandbox.script_submits(ScriptedResponse(delay=0 if stops_during_write else 5))
-    operator, context = BatchTask(store, prompts=CATS, max_parallel=1)._prepared({})
-
-    def kill() -> None:
-        if stops_during_write:
-            store.begun.wait(30)
-        else:
-            time.sleep(0.5)
-        operator.on_kill()
-
-    threading.Thread(target=kill, daemon=True).start()
+    task = BatchTask(store, prompts=CATS, max_parallel=1)
     started = time.monotonic()
     with pytest.raises(LumaError):
-        operator.execute(context)  # type: ignore[arg-type]
+        task.run_stopped(lambda: store.begun.wait(30) if stops_during_write else time.sleep(0.5))
     assert time.monotonic() - started < 30
     assert store.begun.is_set() is stops_during_write
     store.released.set()
@@ -599,10 +583,8 @@ def test_a_stopped_try_names_no_manifest_of_an_earlier_one(sandbox: Sandbox, tmp
     """That one has the rows of the list as it was."""
     task = BatchTask(None, prompts=CATS[:3], manifest=True, state_path=tmp_path.as_uri())
     task.run_without_recording()
-    operator, context = task._prepared({"prompts": CATS[:4]})
-    operator.on_kill()
     with pytest.raises(LumaError, match="3 of 4"):
-        operator.execute(context)  # type: ignore[arg-type]
+        task.run_stopped(prompts=CATS[:4])
     assert task.instance.xcoms["return_value"] == {"manifest": None, "created": 3}
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -503,7 +502,7 @@ def test_an_unreadable_connection_at_the_resumption_is_not_retried_without_a_rec
 ) -> None:
     """Else the next try would submit again."""
     task = GenerateTask(None, wait_for_completion=True, deferrable=True)
-    operator, context = task._prepared({})
+    operator, context = task.prepare({})
     server_context = SimpleNamespace(should_retry=True)
     task.instance._ti_context_from_server = server_context  # type: ignore[attr-defined]
     monkeypatch.delenv("AIRFLOW_CONN_LUMA_DEFAULT")
@@ -557,11 +556,9 @@ def test_a_lost_write_of_the_intent_leaves_no_doubt(
 
 def test_a_stop_in_the_wait_for_a_rate_limit_submits_nothing(task: GenerateTask, sandbox: Sandbox) -> None:
     sandbox.script_submits(ScriptedResponse(status=429, headers={"Retry-After": "60"}))
-    operator, context = task._prepared({})
-    threading.Timer(1.0, operator.on_kill).start()
     started = time.monotonic()
     with pytest.raises(LumaError, match="stopped before the submit was sent"):
-        operator.execute(context)  # type: ignore[arg-type]
+        task.run_stopped(lambda: time.sleep(1))
     assert time.monotonic() - started < 30
     assert sandbox.submits == []
     assert task.run() in sandbox.task_ids

@@ -91,7 +91,7 @@ def test_a_templated_connection_gives_no_place_where_none_can_be_remembered(
 ) -> None:
     connect_with("relay_1", state_path=folder(tmp_path, "a"))
     task = GenerateTask(None, luma_conn_id=luma_conn_id)
-    operator, context = task._prepared({})
+    operator, context = task.prepare({})
     operator.luma_conn_id = "relay_1"  # as rendered
     with pytest.raises(LumaNonRetryableError, match="Give state_path to the operator itself"):
         operator.execute(context)  # type: ignore[arg-type]
@@ -143,7 +143,7 @@ def test_a_templated_connection_names_no_state_path_where_a_clear_forgets_it(
     monkeypatch.setattr("airflow_provider_luma.submit.record_store.CLEAR_DELETES_STATE", True)  # as on 3.4
     connect_with("relay_a", state_path=folder(tmp_path, "a"))
     task = kind(Store(tmp_path / "state.json"), **ARGUMENTS[kind], luma_conn_id="{{ params.relay }}")
-    operator, context = task._prepared({})
+    operator, context = task.prepare({})
     operator.luma_conn_id = "relay_a"  # as it renders
     with pytest.raises(LumaNonRetryableError, match="Give state_path to the operator itself"):
         operator.execute(context)  # type: ignore[arg-type]
