@@ -40,6 +40,6 @@ def fail_without_retry(luma_conn_id: str) -> Iterator[None]:
     try:
         yield
     except (RelayPermanentError, SubmitOutcomeUnknownError, SubmitRecordError, LumaValueError) as error:
-        is_of_key = isinstance(error, RelayAuthenticationError)
-        hint = f". It is the password of the connection {luma_conn_id!r}" if is_of_key else ""
+        is_auth_error = isinstance(error, RelayAuthenticationError)
+        hint = f". It is the password of the connection {luma_conn_id!r}" if is_auth_error else ""
         raise LumaNonRetryableError(f"{error}{hint}") from error

@@ -186,6 +186,6 @@ def is_permanent(error: BaseException) -> bool:
     return isinstance(error, (RelayPermanentError, LumaValueError))
 
 
-def most_specific_error(errors: Sequence[E]) -> E:
-    """Return the error of several requests to raise: one that no retry can help, otherwise the first."""
+def error_to_raise(errors: Sequence[E]) -> E:
+    """Return which error of several requests to raise: one that no retry can help, otherwise the first."""
     return next(filter(is_permanent, errors), errors[0])

@@ -241,6 +241,6 @@ def test_each_clip_of_a_batch_has_its_page_at_the_relay() -> None:
         ("https://relay.example.com/{id}?all", "https://relay.example.com/a%2Fb?all"),
         ("javascript:alert('{id}')", None),
     ):
-        values = {"return_value": ["a/b"], "luma_submits": submits | {"page": template}}
+        values = {"return_value": ["a/b"], "luma_submits": submits | {"page_template": template}}
         (clip,) = build((instance("GenerateBatchOperator"), values))["clips"]
         assert clip.get("page") == page

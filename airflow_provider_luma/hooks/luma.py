@@ -21,8 +21,8 @@ from airflow_provider_luma.get_provider_info import get_provider_info
 from airflow_provider_luma.relay.batch import parse_task_ids
 from airflow_provider_luma.relay.client import RelayClient
 from airflow_provider_luma.relay.retry import RetryPolicy
-from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL, MAX_TIMEOUT, parse_base_url
 from airflow_provider_luma.relay.text import clean_text
+from airflow_provider_luma.relay.validation import DEFAULT_BASE_URL, MAX_TIMEOUT, parse_base_url
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Connection

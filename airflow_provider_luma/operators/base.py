@@ -88,7 +88,7 @@ class BaseGenerateOperator(BaseOperator):
         return LumaHook(self.luma_conn_id)
 
     def _has_own_place(self, context: Context) -> bool:
-        """Say whether records are kept whatever the connection says."""
+        """Return whether records are kept whatever the connection says."""
         return self.durable and bool(context.get("task_state_store") or self.state_path)
 
     def _open_place(self, context: Context) -> StatePlace:

@@ -1,7 +1,8 @@
 """
 Submits a generation to a Luma relay.
 
-The submit itself, and what a crash in it leaves: :mod:`airflow_provider_luma.submit.durable`. What follows:
+The submit itself, and what a crash in it leaves: :mod:`airflow_provider_luma.submit.durable_submit`. What
+follows:
 
 ==================================  =====================================================================
 act                                 if the process dies after this step
@@ -15,6 +16,7 @@ Airflow records the success         the task is a success; cleared, it reconnect
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,10 +39,10 @@ from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import PROBE_ID, LumaTask
 from airflow_provider_luma.relay.text import clean_text, redact_text
-from airflow_provider_luma.submit.durable import DurableSubmit
+from airflow_provider_luma.submit.airflow_internals import Retries, is_success_recorded
+from airflow_provider_luma.submit.durable_submit import DurableSubmit
 from airflow_provider_luma.submit.record import Phase, fingerprint_of
 from airflow_provider_luma.submit.record_store import SubmitLedger
-from airflow_provider_luma.submit.task_instance import Retries, is_success_recorded
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -57,8 +59,9 @@ class LumaTaskXCom(TypedDict):
     """
     The XCom ``luma_task`` of a generate task.
 
-    ``response`` is the relay's response, as text. ``state`` and ``response`` are ``None`` after a try that
-    reconnected. ``page`` is the URL of the relay's own page of the task, where the connection names one.
+    ``response`` is the relay's response as JSON, truncated to 2,000 characters. ``state`` and ``response``
+    are ``None`` after a try that reconnected. ``page`` is the URL of the relay's own page of the task, where
+    the connection names one.
     """
 
     id: str
@@ -244,7 +247,7 @@ class LumaGenerateOperator(BaseGenerateOperator):
             raise
         except Exception:
             self.log.warning(
-                "Luma task %s was created and is still running at the relay. %s",
+                "Luma task %s was created, and may still be running at the relay. %s",
                 task_id,
                 ledger.place.clear_hint("reconnect to it"),
             )
@@ -328,8 +331,5 @@ def _mark_returned(context: Context) -> None:
 
 
 def _build_xcom(task: LumaTask) -> LumaTaskXCom:
-    return {
-        "id": task.id,
-        "state": task.state.value,
-        "response": redact_text(clean_text(repr(dict(task.raw)), _MAX_RESPONSE_CHARS)),
-    }
+    response = clean_text(json.dumps(dict(task.raw), ensure_ascii=False), _MAX_RESPONSE_CHARS)
+    return {"id": task.id, "state": task.state.value, "response": redact_text(response)}

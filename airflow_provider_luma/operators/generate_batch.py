@@ -26,7 +26,7 @@ from airflow_provider_luma.arguments import FailWhen, validate_amount, validate_
 from airflow_provider_luma.exceptions import LumaError, LumaValueError
 from airflow_provider_luma.operators.base import BaseGenerateOperator
 from airflow_provider_luma.relay.text import clean_text, redact_text
-from airflow_provider_luma.submit.task_instance import Retries, is_success_recorded
+from airflow_provider_luma.submit.airflow_internals import Retries, is_success_recorded
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -182,10 +182,10 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
         self, context: Context, place: StatePlace, generations: list[Generation], stopped: threading.Event
     ) -> BatchSubmitter:
         from airflow_provider_luma import metrics
-        from airflow_provider_luma.sensors.store import WaitStore
+        from airflow_provider_luma.sensors.wait_store import WaitStore
         from airflow_provider_luma.submit.batch import BatchSubmitter, SubmitLimits
-        from airflow_provider_luma.submit.gate import SubmitGate
         from airflow_provider_luma.submit.journal import Journal
+        from airflow_provider_luma.submit.throttle import SubmitThrottle
 
         client, settings = self.hook.client, self.hook.settings
         self._journal = Journal(place, context["ti"].max_tries, generations)
@@ -193,7 +193,7 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
             client,
             self._journal,
             generations,
-            SubmitGate(self.max_parallel, settings.max_requests_per_minute, client.retry),
+            SubmitThrottle(self.max_parallel, settings.max_requests_per_minute, client.retry),
             SubmitLimits(self.max_generations, self._check_balance),
             stopped=stopped,
             report_progress=WaitStore(context).save_progress,
@@ -215,8 +215,8 @@ class LumaGenerateBatchOperator(BaseGenerateOperator):
         if self.manifest:  # there may be one of an earlier try, with the rows of the list as it was
             returned = {"manifest": None, "created": len(submits.ids)}
         summary = submits.summary()
-        if page := self.hook.settings.task_page:  # of which the gallery makes that of each task
-            summary["page"] = page
+        if template := self.hook.settings.task_page:  # of which the gallery makes the page of each task
+            summary["page_template"] = template
         context["ti"].xcom_push(XCOM_SUBMITS_KEY, summary)
         context["ti"].xcom_push("return_value", returned)
         self.log.info("%s", submits.describe(prompts))

@@ -78,7 +78,7 @@ class Account:
         if body is not None:
             self._present.add(path)
         elif path in self._present:
-            raise RelayTransientError(f"The relay has no response at {path} now, and had one before")
+            raise RelayTransientError(f"The relay does not respond at {path} any more")
         return body
 
     def _get_unit(self) -> Unit:

@@ -9,8 +9,8 @@ Each id is in one of four phases::
        └─────failed─────────▶ failed
 
 ``completed``, ``failed`` and ``missing`` are final. An id becomes missing only after absences that span
-``missing_grace``, without a sighting in between: one
-response that leaves an id out proves nothing, because a relay may query another backend next time.
+``missing_grace``, without a sighting in between: one response that leaves an id out proves nothing, because a
+relay may query another backend next time.
 
 Crash windows: a process may end, or fail to keep its state, between a poll and the next. Then an older state
 is loaded, with more pending ids than there are, which costs queries, and with absences that a sighting may

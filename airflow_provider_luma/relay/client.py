@@ -15,8 +15,8 @@ from tenacity import Retrying
 from airflow_provider_luma.exceptions import RelayError, RelayTaskNotFoundError
 from airflow_provider_luma.relay.account import Account
 from airflow_provider_luma.relay.batch import parse_task_ids
+from airflow_provider_luma.relay.bisection import find_tasks
 from airflow_provider_luma.relay.generation import Generation
-from airflow_provider_luma.relay.isolation import find_tasks
 from airflow_provider_luma.relay.money import Money
 from airflow_provider_luma.relay.responses import (
     parse_models,
@@ -27,10 +27,10 @@ from airflow_provider_luma.relay.responses import (
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.row import Json
 from airflow_provider_luma.relay.session import EventHook, RelaySession
-from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL, validate_limits
 from airflow_provider_luma.relay.submit_response import parse_submitted
 from airflow_provider_luma.relay.task import PROBE_ID, LumaTask, parse_tasks
 from airflow_provider_luma.relay.transport import Exchange
+from airflow_provider_luma.relay.validation import DEFAULT_BASE_URL, validate_limits
 
 log = logging.getLogger(__name__)
 

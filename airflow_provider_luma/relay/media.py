@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from airflow_provider_luma.relay.row import Json, is_valid_url, number
+from airflow_provider_luma.relay.row import Json, finite_number, is_valid_url
 
 MediaKind: TypeAlias = Literal["video", "thumbnail", "last_frame"]
 MEDIA_KINDS: tuple[MediaKind, ...] = ("video", "thumbnail", "last_frame")
@@ -37,5 +37,5 @@ def parse_media(parts: list[Json], links: Iterable[Any]) -> Media | None:
 
 
 def _first_size(parts: Iterable[Json], name: str) -> int | None:
-    sizes = (number(part.get(name), _MAX_PIXELS) for part in parts)
+    sizes = (finite_number(part.get(name), _MAX_PIXELS) for part in parts)
     return next((int(size) for size in sizes if size), None)

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from airflow_provider_luma.exceptions import RelayTransientError
-from airflow_provider_luma.relay.row import Json, number
+from airflow_provider_luma.relay.row import Json, finite_number
 from airflow_provider_luma.relay.text import clean_text
 
 # Nobody's account, and every sum of such amounts is still exact to a cent.
@@ -141,7 +141,7 @@ def parse_price(body: Json | None, model: str, unit: Unit) -> Money | None:
     for row in rows if isinstance(rows, list) else []:
         if not isinstance(row, Mapping) or row.get("model_name") != model:
             continue
-        price = number(row.get("model_price"), _MAX_AMOUNT)
+        price = finite_number(row.get("model_price"), _MAX_AMOUNT)
         if row.get("quota_type") != _PER_CALL or row.get("billing_mode") or price is None or price < 0:
             return None
         return unit.of_usd(price * _highest_ratio(row, body or {}))
@@ -170,7 +170,7 @@ def _amount(holder: Json, name: str) -> float:
     value = holder.get(name)
     if isinstance(value, str) and _NUMBER_IN_TEXT.fullmatch(value):
         value = float(value)
-    amount = number(value, _MAX_AMOUNT)
+    amount = finite_number(value, _MAX_AMOUNT)
     if amount is None:
         raise RelayTransientError(f"The relay reported no valid {name}")
     return amount
@@ -186,5 +186,5 @@ def _reported_rate(holder: Json, name: str) -> float | None:
 
 
 def _rate(value: Any) -> float | None:
-    rate = number(value, _MAX_AMOUNT)
+    rate = finite_number(value, _MAX_AMOUNT)
     return rate if rate and rate > 1 / _MAX_AMOUNT else None

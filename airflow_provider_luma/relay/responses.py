@@ -171,10 +171,10 @@ def status_error(response: RelayResponse, body: Any, *, is_submit: bool = False)
     message = message or ("a web page" if is_html(response) else text_excerpt(response))
     kind = _error_kind(response.status, code, message)
     if is_submit and kind in {RelayInvalidRequestError, RelayPermissionError}:
-        is_of_prompt = (
+        blames_prompt = (
             response.status in _OF_PROMPT or code == _NO_SUCH_TASK or says_moderation(code, message)
         )
-        kind = RelayPromptRejectedError if is_of_prompt else kind
+        kind = RelayPromptRejectedError if blames_prompt else kind
     if response.status == 404 and not isinstance(body, Mapping) and not is_submit:
         kind = RelayTransientError  # a gateway's, as between two deploys of the relay behind it
     hint = hint_for(kind, message)
@@ -194,12 +194,12 @@ def status_error(response: RelayResponse, body: Any, *, is_submit: bool = False)
 
 
 def says_no_balance(code: str, message: str) -> bool:
-    """Say whether an error is about the account's balance; a rate limit may speak of a quota, too."""
+    """Return whether an error is about the account's balance; a rate limit may speak of a quota, too."""
     return any(map(_NO_BALANCE.search, (code, message)))
 
 
 def says_moderation(code: str, message: str) -> bool:
-    """Say whether an error is about the content of a prompt, and not about an account banned for it."""
+    """Return whether an error is about the content of a prompt, and not about an account banned for it."""
     texts = (code, message)
     return any(map(_MODERATION.search, texts)) and not any(map(_BANNED.search, texts))
 

@@ -92,7 +92,7 @@ def is_valid_url(value: Any) -> bool:
     return isinstance(value, str) and value != "" and value == clean_text(value, _MAX_URL_CHARS)
 
 
-def number(value: Any, maximum: float = math.inf) -> float | None:
+def finite_number(value: Any, maximum: float = math.inf) -> float | None:
     """Return a JSON number of at most this size; ``None`` for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
@@ -105,7 +105,7 @@ def parse_time(value: Any) -> pendulum.DateTime | None:
     try:
         if isinstance(value, str) and value:
             moment = pendulum.parse(value)
-        elif seconds := number(value):
+        elif seconds := finite_number(value):
             moment = pendulum.from_timestamp(seconds / 1000 if seconds > 1e11 else seconds)
         else:
             return None

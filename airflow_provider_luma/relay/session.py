@@ -20,7 +20,6 @@ from airflow_provider_luma.relay.network import (
     secrets_in_proxies,
     validate_environment_proxies,
 )
-from airflow_provider_luma.relay.settings import parse_api_key, parse_base_url, parse_verify
 from airflow_provider_luma.relay.submit_response import outcome_unknown
 from airflow_provider_luma.relay.text import redact_text
 from airflow_provider_luma.relay.transport import (
@@ -31,6 +30,7 @@ from airflow_provider_luma.relay.transport import (
     open_session,
     read_response,
 )
+from airflow_provider_luma.relay.validation import parse_api_key, parse_base_url, parse_verify
 
 log = logging.getLogger(__name__)
 

@@ -205,7 +205,7 @@ def _codes_and_types(holders: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _hints_at_a_task(response: RelayResponse, body: Any, message: str, extended_id: str | None) -> bool:
-    """Say whether a rejection names something that may be a task of this submit, in a form of its own."""
+    """Return whether a rejection names something that may be a task of this submit, in a form of its own."""
     content = response.body + b" " + response.headers.get("Location", "").encode(errors="replace")
     content = _REQUEST_ID_IN_BYTES.sub(b"", re.sub(rb"\s+", b" ", content))
     ids = [found[1] for found in _TASK_ID_IN_BYTES.finditer(content)] + _UUID_IN_BYTES.findall(content)
@@ -224,7 +224,7 @@ def _hints_at_a_task(response: RelayResponse, body: Any, message: str, extended_
 
 
 def _holds_an_id(body: Any, message: str, extended_id: str | None) -> bool:
-    """Say whether an id stands where relays put the task."""
+    """Return whether an id stands where relays put the task."""
     inner = [holder for holder in iter_holders(body) if holder is not body]
     texts = [holder.get("id") for holder in inner] + ([] if message else list(iter_held_texts(body)))
     return any(looks_like_an_id(text) and may_be_task_id(text, extended_id) for text in texts)
@@ -256,7 +256,7 @@ def _describe(response: RelayResponse, message: str) -> str:
 
 
 def _is_error(response: RelayResponse, body: Any, message: str, code: str) -> bool:
-    """Say whether a response reports an error, beside which it may name a task all the same."""
+    """Return whether a response reports an error, beside which it may name a task all the same."""
     if response.status >= 400 and message:
         return True
     if not isinstance(body, Mapping):

@@ -54,7 +54,7 @@ def find_task(
 
 
 def may_be_task_id(text: str, extended_id: str | None) -> bool:
-    """Say whether a text that stands where an id belongs may be the id of the task that was created."""
+    """Return whether a text that stands where an id belongs may be the id of the task that was created."""
     return not (_NO_ID.fullmatch(text) or is_documented(text) or _is_same_id(text, extended_id))
 
 
@@ -68,7 +68,7 @@ def _normalize(task_id: str) -> str:
 
 
 def looks_like_an_id(text: Any) -> TypeGuard[str]:
-    """Say whether a text that stands by itself is an id, and neither a message nor a date."""
+    """Return whether a text that stands by itself is an id, and neither a message nor a date."""
     if not isinstance(text, str) or not _LONE_ID.fullmatch(text.strip()):
         return False
     return not is_documented(_SHORT_NUMBER.sub("", text.strip()))
@@ -94,7 +94,7 @@ def _named_ids(holders: list[Json], extended_id: str | None, *, is_error: bool) 
 
 
 def has_known_state(holder: Json) -> bool:
-    """Say whether an object has the state of a task; an error, too, may say "failed" of a request."""
+    """Return whether an object has the state of a task; an error, too, may say "failed" of a request."""
     return parse_task(_lower_keys(holder)) is not None and has_good_state(holder)
 
 

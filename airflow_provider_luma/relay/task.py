@@ -24,12 +24,12 @@ from airflow_provider_luma.relay.media import Media, parse_media
 from airflow_provider_luma.relay.row import (
     Json,
     child,
+    finite_number,
     has_video,
     iter_parts,
     iter_reasons,
     iter_video_urls,
     luma_object,
-    number,
     parse_time,
 )
 from airflow_provider_luma.relay.states import (
@@ -122,7 +122,7 @@ class LumaTask:
     def duration(self) -> float | None:
         """Length of the video in seconds."""
         for part in iter_parts(self.raw, "video_raw", "video"):
-            if (seconds := number(part.get("duration"), _MAX_SECONDS)) is not None:
+            if (seconds := finite_number(part.get("duration"), _MAX_SECONDS)) is not None:
                 return seconds
         return None
 
@@ -134,7 +134,7 @@ class LumaTask:
         :meth:`~airflow_provider_luma.relay.client.RelayClient.get_cost` returns the money.
         """
         for holder in (self.raw, luma_object(self.raw)):
-            charged = number(holder.get("quota"), _MAX_QUOTA)
+            charged = finite_number(holder.get("quota"), _MAX_QUOTA)
             if charged is not None and charged >= 0:
                 return charged
         return None

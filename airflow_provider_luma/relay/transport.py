@@ -124,7 +124,7 @@ class Exchange:
             self._connection = connection
             connection.exchange = self
 
-    def connected(self, connected: Any) -> None:
+    def on_connect(self, connected: Any) -> None:
         """Note that the request may leave from now on, and by which socket."""
         if self.is_expired:
             raise TimeoutError
@@ -153,13 +153,13 @@ class Exchange:
                     socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
 
-def _is_harmless(record: logging.LogRecord) -> bool:
-    """Keep urllib3 from logging malformed headers, which may echo the key."""
-    return "Failed to parse headers" not in str(record.msg)
+def _keep_record(record: logging.LogRecord) -> bool:
+    """Keep urllib3 from logging malformed headers of a relay, which may echo the key."""
+    return Exchange.current() is None or "Failed to parse headers" not in str(record.msg)
 
 
 for _logger in ("urllib3.connection", "urllib3.connectionpool"):
-    logging.getLogger(_logger).addFilter(_is_harmless)
+    logging.getLogger(_logger).addFilter(_keep_record)
 
 
 def open_session(api_key: str, max_connections: int) -> requests.Session:
@@ -333,7 +333,7 @@ class _TrackedConnection:
         if exchange is not None:
             exchange.uses(self)
             if self.sock is not None:  # one that was kept alive
-                exchange.connected(self.sock)
+                exchange.on_connect(self.sock)
         super().request(*args, **kwargs)  # type: ignore[misc]
 
     def connect(self) -> None:
@@ -342,4 +342,4 @@ class _TrackedConnection:
             exchange.uses(self)
         super().connect()  # type: ignore[misc]
         if exchange is not None:
-            exchange.connected(self.sock)
+            exchange.on_connect(self.sock)

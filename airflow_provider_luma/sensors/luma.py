@@ -35,8 +35,8 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.relay.batch import parse_task_ids
 from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.schedule import REREAD_SECONDS, PollSchedule
-from airflow_provider_luma.sensors.store import WaitStore
 from airflow_provider_luma.sensors.wait import Wait, validate_event
+from airflow_provider_luma.sensors.wait_store import WaitStore
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -115,7 +115,7 @@ class LumaTaskSensor(BaseSensorOperator):
         return LumaHook(self.luma_conn_id)
 
     def execute(self, context: Context) -> list[str]:
-        with self._one_policy(context):
+        with self._apply_failure_policy(context):
             wait = self._begin(context)
             if not wait.batch.ids:
                 self.log.info("luma_task_ids is empty: no Luma task to wait for")
@@ -162,13 +162,17 @@ class LumaTaskSensor(BaseSensorOperator):
         try:
             wait.poll(self.hook.client, self._deadline(wait), patient=patient)
         except (RelayAuthenticationError, RelayTransientError) as error:
-            if not self._has_new_connection(error):
+            if not self._reload_connection(error):
                 raise
             self.log.info("The connection %r has changed; polling with its new settings", self.luma_conn_id)
             wait.poll(self.hook.client, self._deadline(wait), patient=patient)
 
-    def _has_new_connection(self, error: RelayError) -> bool:
-        """Read the connection again; after a transient error only now and then, and without a new error."""
+    def _reload_connection(self, error: RelayError) -> bool:
+        """
+        Read the connection again, and return whether it has changed: :attr:`hook` is a new one then.
+
+        After a transient error it is read only now and then, and one that cannot be read is no new error.
+        """
         is_rejected, now = isinstance(error, RelayAuthenticationError), time.monotonic()
         if not is_rejected and now - self._connection_read_at < REREAD_SECONDS:
             return False
@@ -192,7 +196,7 @@ class LumaTaskSensor(BaseSensorOperator):
         :param event: see :class:`~airflow_provider_luma.triggers.luma.LumaTaskTrigger`.
         :raises TriggerEventError: when the event is lost or invalid.
         """
-        with self._one_policy(context):
+        with self._apply_failure_policy(context):
             event = validate_event(event)
             same_ids = self._resume(context, event)
             wait = self._begin(context)
@@ -216,7 +220,7 @@ class LumaTaskSensor(BaseSensorOperator):
         try:
             return super(BaseSensorOperator, self).resume_execution(next_method, next_kwargs, context)
         except (TaskDeferralTimeout, TaskDeferralError) as error:
-            with self._one_policy(context):
+            with self._apply_failure_policy(context):
                 wait = self._begin(context, is_resumed=True)
                 if isinstance(error, TaskDeferralTimeout):
                     return self._poll_last(context, wait, error)
@@ -238,7 +242,7 @@ class LumaTaskSensor(BaseSensorOperator):
             self.log.warning("%s", self._wait.batch.result.abandoned_message())
 
     @contextmanager
-    def _one_policy(self, context: Context) -> Iterator[None]:
+    def _apply_failure_policy(self, context: Context) -> Iterator[None]:
         """
         Decide what a failed wait means, alike in every mode: ``soft_fail`` skips for what no retry can help,
         ``never_fail`` for any error. The state is kept when the wait continues in another process.
@@ -323,12 +327,12 @@ class LumaTaskSensor(BaseSensorOperator):
 
     def _first_poll(self, context: Context, wait: Wait) -> PokeReturnValue | None:
         """Poll once before deferring; mapped sensors leave that to the triggerer, for all of them at once."""
-        if self._is_part_of_expansion(context) and wait.batch.pending_count:
+        if self._is_expanded(context) and wait.batch.pending_count:
             return None
         return self.poke(context)
 
     @staticmethod
-    def _is_part_of_expansion(context: Context) -> bool:
+    def _is_expanded(context: Context) -> bool:
         map_index = context["ti"].map_index
         return map_index is not None and map_index >= 0
 
@@ -351,7 +355,7 @@ class LumaTaskSensor(BaseSensorOperator):
                 luma_conn_id=self.luma_conn_id,
                 state=batch.dump(),
                 timeout=self.timeout,
-                polled_at=None if self._is_part_of_expansion(context) else time.time(),
+                polled_at=None if self._is_expanded(context) else time.time(),
                 not_before=wait.not_before,
                 poke_interval=self.poke_interval,
                 exponential_backoff=self.exponential_backoff,

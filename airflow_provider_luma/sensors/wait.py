@@ -14,13 +14,13 @@ from airflow_provider_luma.exceptions import (
     RelayRateLimitError,
     RelayTransientError,
     TriggerEventError,
-    most_specific_error,
+    error_to_raise,
 )
 from airflow_provider_luma.metrics import count_tasks
 from airflow_provider_luma.relay.batch import TaskBatch
-from airflow_provider_luma.relay.isolation import Evidence, Isolation, Response
+from airflow_provider_luma.relay.bisection import Bisection, Evidence, QueryOutcome
 from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS, QUIET_SECONDS
-from airflow_provider_luma.sensors.store import WaitStore
+from airflow_provider_luma.sensors.wait_store import WaitStore
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from airflow_provider_luma.relay import RelayClient
 
 SUMMARY_KEY = "luma_summary"
-
-# How long a wait in which nothing changes goes without a log line.
 
 
 class Wait:
@@ -64,7 +62,7 @@ class Wait:
             self._message = self.batch.progress_message()
             self._logged_at = record["logged_at"]
             self.not_before = record["not_before"]
-            if not self._store.is_of_last_poll(record):
+            if not self._store.was_saved_by_last_poll(record):
                 self.batch.forget_absences()
         elif is_continued and not self._store.exists:
             # Before Airflow 3.3 nothing is kept from poll to poll: the grace counts from the first one there.
@@ -99,19 +97,19 @@ class Wait:
                 return
             time.sleep(self.not_before - now)
         query = _Query(client, last_call, last_call if patient or is_last else 0.0)
-        isolations: list[Isolation] = []
+        bisections: list[Bisection] = []
         try:
-            self._query_all(query, self._batches(client), isolations)
+            self._query_all(query, self._batches(client), bisections)
         except RelayRateLimitError as error:
             self.not_before = time.time() + (error.retry_after or 0)
             self._log.info("%s", error)
         except TimeoutError as cut:
             self._log.info("Sensor timeout reached during a poll: %s", cut)
         else:
-            for isolation in isolations:
-                isolation.finish()
-        if errors := [error for isolation in isolations for _, error in isolation.errors]:
-            raise most_specific_error(errors)
+            for bisection in bisections:
+                bisection.finish()
+        if errors := [error for bisection in bisections for _, error in bisection.errors]:
+            raise error_to_raise(errors)
 
     def _batches(self, client: RelayClient) -> list[Sequence[str]]:
         """Return the ids of each request, from another on at each reschedule: a 429 may end every poll."""
@@ -120,24 +118,24 @@ class Wait:
         return batches[first:] + batches[:first]
 
     def _query_all(
-        self, query: _Query, batches: Iterable[Sequence[str]], isolations: list[Isolation]
+        self, query: _Query, batches: Iterable[Sequence[str]], bisections: list[Bisection]
     ) -> None:
-        """Query batches, and add the isolation of each."""
+        """Query batches, and add the bisection of each."""
         evidence, once = Evidence(), False
         for ids in batches:
             response = self._take(ids, query(ids, once=once))
-            isolations.append(Isolation(ids, response, evidence))
-            self._isolate(query, isolations[-1])
+            bisections.append(Bisection(ids, response, evidence))
+            self._bisect(query, bisections[-1])
             # The relay has had its retries; the other batches get an attempt each.
             once = once or isinstance(response, RelayTransientError)
-        for isolation in isolations:  # as a later batch may have succeeded
-            self._isolate(query, isolation)
+        for bisection in bisections:  # as a later batch may have succeeded
+            self._bisect(query, bisection)
 
-    def _isolate(self, query: _Query, isolation: Isolation) -> None:
-        while (suspects := isolation.next_ids()) is not None:
-            isolation.take(suspects, self._take(suspects, query(suspects, once=True)))
+    def _bisect(self, query: _Query, bisection: Bisection) -> None:
+        while (suspects := bisection.next_ids()) is not None:
+            bisection.take(suspects, self._take(suspects, query(suspects, once=True)))
 
-    def _take(self, ids: Sequence[str], response: Response) -> Response:
+    def _take(self, ids: Sequence[str], response: QueryOutcome) -> QueryOutcome:
         if not isinstance(response, Exception):
             self.batch.update(ids, response, now=time.time())
         return response
@@ -205,7 +203,7 @@ class _Query:
     last_call: float
     patient_until: float
 
-    def __call__(self, ids: Sequence[str], *, once: bool) -> Response:
+    def __call__(self, ids: Sequence[str], *, once: bool) -> QueryOutcome:
         """
         Return the tasks, or an error that may be about these ids alone.
 

@@ -11,7 +11,7 @@ rejected: moderation, invalid       the reason is kept; the next prompt
 rejected: key, balance              the batch stops
 rejected: anything else             the reason is kept; the next prompt, until a few of these follow each
                                     other without a created task; then the batch stops
-429                                 all submits pause, see :mod:`.gate`; the prompt is tried again, behind
+429                                 all submits pause, see :mod:`.throttle`; the prompt is tried again, behind
                                     those with fewer attempts
 not sent: transient error           likewise, until too many follow each other; then the batch stops
 the balance cannot be read          nothing is sent; otherwise as a transient error
@@ -51,11 +51,11 @@ from airflow_provider_luma.exceptions import (
     SubmitRecordError,
 )
 from airflow_provider_luma.relay.text import clean_text
-from airflow_provider_luma.submit.durable import DurableSubmit, SubmitStoppedError
-from airflow_provider_luma.submit.gate import SubmitGate, Token
+from airflow_provider_luma.submit.durable_submit import DurableSubmit, SubmitStoppedError
 from airflow_provider_luma.submit.plan import plan_submits
 from airflow_provider_luma.submit.record import Phase
 from airflow_provider_luma.submit.result import SubmitResult, first_of
+from airflow_provider_luma.submit.throttle import Permit, SubmitThrottle
 from airflow_provider_luma.threads import StoppedError, call_abandonable, start_thread
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class BatchSubmitter:
     :param client: sends each submit once; this class decides what is sent again.
     :param journal: of these generations.
     :param generations: in the order of the prompts, all of them validated.
-    :param gate: says when a submit may leave.
+    :param throttle: says when a submit may leave.
     :param limits: when to stop.
     :param stopped: set by a stop from outside, at any time.
     :param report_progress: takes a human-readable line, every ten seconds.
@@ -108,7 +108,7 @@ class BatchSubmitter:
         client: RelayClient,
         journal: Journal,
         generations: Sequence[Generation],
-        gate: SubmitGate,
+        throttle: SubmitThrottle,
         limits: SubmitLimits,
         *,
         stopped: threading.Event,
@@ -118,12 +118,12 @@ class BatchSubmitter:
         self._client = client
         self._journal = journal
         self._generations = generations
-        self._gate = gate
+        self._throttle = throttle
         self._limits = limits
         self._stopped = stopped
         self._report_progress = report_progress
         self._count_rate_limit = count_rate_limit
-        # Guards what follows, and the gate.
+        # Guards what follows, and the throttle.
         self._changed = threading.Condition()
         # By the number of attempts so far, then by position.
         self._waiting: list[tuple[int, int]] = []
@@ -208,7 +208,7 @@ class BatchSubmitter:
 
     def _report(self) -> None:
         with self._changed:
-            left, in_flight, rejected = len(self._waiting), self._gate.in_flight, len(self._rejected)
+            left, in_flight, rejected = len(self._waiting), self._throttle.in_flight, len(self._rejected)
         number = len(self._generations)
         line = f"{number - left - in_flight} of {number} prompts are submitted, {rejected} of them rejected"
         log.info("%s", line)
@@ -220,9 +220,9 @@ class BatchSubmitter:
 
     def _work(self) -> None:
         while (taken := self._next_prompt()) is not None:
-            (attempts, position), token = taken
+            (attempts, position), permit = taken
             try:
-                self._submit(attempts, position, token)
+                self._submit(attempts, position, permit)
             except LumaNonRetryableError as error:  # created, and the record could not be saved yet
                 self._release()
                 self._stop(clean_text(str(error)), error)
@@ -232,55 +232,55 @@ class BatchSubmitter:
                 self._release(requeue=None if is_unknown else (attempts, position))
                 self._stop(clean_text(str(error)), error)
 
-    def _next_prompt(self) -> tuple[tuple[int, int], Token] | None:
+    def _next_prompt(self) -> tuple[tuple[int, int], Permit] | None:
         """Wait until the next prompt may be submitted; ``None`` when none may any more."""
         with self._changed:
             while self._waiting and self._stopped_by is None and not self._stopped.is_set():
-                delay = self._gate.delay(time.monotonic())
+                delay = self._throttle.delay(time.monotonic())
                 if self._is_exhausted():
-                    if self._gate.in_flight == 0:
+                    if self._throttle.in_flight == 0:
                         self._stop(f"max_generations={self._limits.max_generations} is reached")
                     delay = None  # one that is in flight may be rejected
                 if delay == 0:
-                    return heapq.heappop(self._waiting), self._gate.enter(time.monotonic())
+                    return heapq.heappop(self._waiting), self._throttle.enter(time.monotonic())
                 if self._stopped_by is None:
                     self._changed.wait(delay)
         return None
 
     def _is_exhausted(self) -> bool:
-        """Say whether one more submit could exceed ``max_generations``; unknown outcomes count."""
+        """Return whether one more submit could exceed ``max_generations``; unknown outcomes count."""
         if self._limits.max_generations is None:
             return False
         begun = len(self._generations) - len(self._waiting) - len(self._rejected)
         return begun + self._removed >= self._limits.max_generations
 
-    def _submit(self, attempts: int, position: int, token: Token) -> None:
+    def _submit(self, attempts: int, position: int, permit: Permit) -> None:
         submit = DurableSubmit(self._journal.ledger(position), f"Prompt {position}")
-        if not self._has_balance(attempts, position, token):
+        if not self._has_balance(attempts, position, permit):
             return
         try:
             submit.submit(self._client.submit_once, self._generations[position], self._stopped)
         except RelayPromptRejectedError as error:
-            self._reject(position, token, error)
+            self._reject(position, permit, error)
         except (RelayAuthenticationError, RelayInsufficientBalanceError) as error:
             self._release(requeue=(attempts, position))
             self._stop(clean_text(str(error)), error)
         except RelayPermanentError as error:
-            self._reject(position, token, error, is_of_prompt=False)
+            self._reject(position, permit, error, blames_prompt=False)
         except SubmitOutcomeUnknownError as error:
-            self._pause(token, error)
+            self._pause(permit, error)
         except SubmitStoppedError:
             self._release(requeue=(attempts, position))
         except RelayError as error:  # a rate limit, or not sent
-            self._pause(token, error, requeue=(attempts + 1, position))
+            self._pause(permit, error, requeue=(attempts + 1, position))
         else:
             with self._changed:
                 self._rejections = 0
-                self._gate.end_judged(token)
+                self._throttle.end_judged(permit)
                 self._changed.notify_all()
 
-    def _has_balance(self, attempts: int, position: int, token: Token) -> bool:
-        """Say whether the balance allows another submit; it does not while it cannot be checked."""
+    def _has_balance(self, attempts: int, position: int, permit: Permit) -> bool:
+        """Return whether the balance allows another submit; it does not while it cannot be checked."""
         try:
             too_low = self._limits.check_balance()
         except RelayError as error:
@@ -290,7 +290,7 @@ class BatchSubmitter:
             unchecked = RelayTransientError(
                 f"min_balance cannot be checked: {error}", retry_after=error.retry_after
             )
-            self._pause(token, unchecked, requeue=(attempts, position))
+            self._pause(permit, unchecked, requeue=(attempts, position))
             return False
         if too_low:
             self._release(requeue=(attempts, position))
@@ -299,36 +299,36 @@ class BatchSubmitter:
 
     def _release(self, *, requeue: tuple[int, int] | None = None) -> None:
         with self._changed:
-            self._gate.end_unsent()
+            self._throttle.end_unsent()
             if requeue is not None:
                 heapq.heappush(self._waiting, requeue)
             self._changed.notify_all()
 
     def _reject(
-        self, position: int, token: Token, error: RelayPermanentError, *, is_of_prompt: bool = True
+        self, position: int, permit: Permit, error: RelayPermanentError, *, blames_prompt: bool = True
     ) -> None:
         """Keep the reason of a rejection; several in a row that may not be about their prompts are enough."""
         reason = clean_text(str(error))
         log.warning("Prompt %d was rejected: %s", position, reason)
         with self._changed:
             self._rejected[position] = reason
-            self._rejections += 0 if is_of_prompt else 1
+            self._rejections += 0 if blames_prompt else 1
             if self._rejections >= min(MAX_REJECTIONS, len(self._generations)):
                 text = f"{self._rejections} submits in a row were rejected. The last one: {error}"
                 self._stop(reason, RelayPermanentError(text))
-            self._gate.end_judged(token)
+            self._throttle.end_judged(permit)
             self._changed.notify_all()
 
-    def _pause(self, token: Token, error: RelayError, *, requeue: tuple[int, int] | None = None) -> None:
+    def _pause(self, permit: Permit, error: RelayError, *, requeue: tuple[int, int] | None = None) -> None:
         """Let all submits pause after one that the relay did not judge, or give up."""
         is_rate_limit = isinstance(error, RelayRateLimitError)
         if is_rate_limit:
             self._count_rate_limit()
         with self._changed:
-            seconds = self._gate.end_failed(token, error, time.monotonic())
+            seconds = self._throttle.end_failed(permit, error, time.monotonic())
             if requeue is not None:
                 heapq.heappush(self._waiting, requeue)
-            if self._gate.has_given_up:
+            if self._throttle.has_given_up:
                 text = f"Too many submits in a row {_failure_of(error)}. The last one: {error}"
                 self._stop(clean_text(str(error)), RelayTransientError(text))
             self._changed.notify_all()

@@ -3,10 +3,11 @@ The journal of a batch: a record for each prompt, saved in groups.
 
 The phases, and what a later try does with each, are those of :mod:`airflow_provider_luma.submit.record`. Each
 prompt has a *slot* for its record, which is its position until the list of prompts is edited; then they find
-their slots again, see :mod:`airflow_provider_luma.submit.slots`. Neighbouring slots form a *segment*, a JSON
-value below 64 KB: the records, and the shortened fingerprints of the prompts for which they are. Beside the
-segments is the *header*, with what belongs to the whole batch. The batch is *returned* by one write to the
-header, which counts Airflow's *successes*: from then on a record that was written before counts as returned.
+their slots again, see :mod:`airflow_provider_luma.submit.journal_slots`. Neighbouring slots form a *segment*,
+a JSON value below 64 KB: the records, and the shortened fingerprints of the prompts for which they are.
+Beside the segments is the *header*, with what belongs to the whole batch. The batch is *returned* by one
+write to the header, which counts Airflow's *successes*: from then on a record that was written before counts
+as returned.
 
 Saving is a *group commit*: one flush runs at a time, see :mod:`airflow_provider_luma.submit.group_commit`.
 
@@ -15,14 +16,14 @@ act                                 if the process dies after this step
 ==================================  =====================================================================
 all prompts are validated           no header: the next try submits all
 the fingerprints are saved          no records: the next try submits all
-the header is saved                   likewise
+the header is saved                 likewise
 a flush saves ``sending``           unknown outcomes are reported, of at most ``max_parallel`` prompts
 the requests leave                  likewise
 a response arrives                  likewise
 the id is logged                    likewise; the id is in the log
 a flush saves ``created``           the next try knows the id
 a flush is interrupted              each segment is as it was before, or as after it
-``returned`` is saved in the header   the task is a success; cleared, it submits all again
+``returned`` is in the header       the task is a success; cleared, it submits all again
 ==================================  =====================================================================
 
 A header or a segment that cannot be read is an error, never "no records". A flush that fails leaves its
@@ -41,6 +42,7 @@ from typing import TYPE_CHECKING, Any, Self
 from airflow_provider_luma.exceptions import SubmitRecordError
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit.group_commit import GroupCommit
+from airflow_provider_luma.submit.journal_slots import assign_slots, shorten
 from airflow_provider_luma.submit.record import (
     Action,
     Ledger,
@@ -56,7 +58,6 @@ from airflow_provider_luma.submit.record_store import (
     lost_record,
     save_record,
 )
-from airflow_provider_luma.submit.slots import assign_slots, shorten
 
 if TYPE_CHECKING:
     from airflow_provider_luma.relay.generation import Generation
@@ -162,7 +163,7 @@ class Journal:
         return slots
 
     def _may_be_charged(self, slot: int) -> bool:
-        """Say whether a try since the last success was charged for a slot's prompt, or may have been."""
+        """Return whether a try since the last success was charged for a slot's prompt, or may have been."""
         return next_action(self._record_in(slot), self.max_tries) in {Action.RECONNECT, Action.FAIL_UNKNOWN}
 
     def record(self, position: int) -> SubmitRecord | None:

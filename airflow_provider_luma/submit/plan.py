@@ -27,7 +27,7 @@ def plan_submits(journal: Journal, generations: Sequence[Generation]) -> list[in
     _warn_removed(journal.removed())
     if unknown:
         log.error(
-            "%d prompts are left alone, at the positions %s: an earlier try may have submitted and been "
+            "Skipping %d prompts, at the positions %s: an earlier try may have submitted and been "
             "charged for them. Check the relay's task log. If it does not show them: %s",
             len(unknown),
             first_of(unknown),

@@ -33,7 +33,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from airflow_provider_luma.exceptions import SubmitRecordError
-from airflow_provider_luma.relay.row import number
+from airflow_provider_luma.relay.row import finite_number
 from airflow_provider_luma.relay.task import is_valid_id
 from airflow_provider_luma.relay.text import clean_text
 
@@ -139,7 +139,7 @@ class SubmitRecord:
                 data["fingerprint"],
                 data.get("id"),
                 clean_text(data.get("reason"), _MAX_REASON_CHARS) or None,
-                number(data.get("quota")),
+                finite_number(data.get("quota")),
                 data.get("successes"),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -35,13 +35,13 @@ from urllib.parse import quote
 from airflow_provider_luma.airflow_version import CLEAR_DELETES_STATE, NEVER_EXPIRE
 from airflow_provider_luma.exceptions import LumaError, LumaValueError, SubmitRecordError
 from airflow_provider_luma.relay.text import clean_text, redact_text
-from airflow_provider_luma.submit.record import Ledger, SubmitRecord
-from airflow_provider_luma.submit.versioned_objects import (
+from airflow_provider_luma.submit.conditional_writes import (
     MAX_BYTES,
     ConflictError,
     VersionedObject,
     open_folder,
 )
+from airflow_provider_luma.submit.record import Ledger, SubmitRecord
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -175,17 +175,17 @@ class StatePlace:
 
     @property
     def has_records(self) -> bool:
-        """Say whether an earlier try is known to have saved records at this ``state_path``."""
+        """Return whether an earlier try is known to have saved records at this ``state_path``."""
         return self._remembered is not None
 
     @property
     def is_movable(self) -> bool:
-        """Say whether a later try could find no records because it looks elsewhere, unnoticed."""
+        """Return whether a later try could find no records because it looks elsewhere, unnoticed."""
         return self._folder is not None and (self._store is None or CLEAR_DELETES_STATE)
 
     @property
     def is_lost_by_a_clear(self) -> bool:
-        """Say whether clearing the task deletes the records unless the user keeps them."""
+        """Return whether clearing the task deletes the records unless the user keeps them."""
         return self._store is not None and self._folder is None and CLEAR_DELETES_STATE
 
     def clear_hint(self, purpose: str) -> str:

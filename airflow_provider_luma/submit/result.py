@@ -30,8 +30,9 @@ class LumaSubmits(TypedDict):
     The XCom ``luma_submits`` of a batch of submits.
 
     ``created`` and ``not_submitted`` are counts, ``rejected`` has reasons by position, ``unknown`` has
-    positions. ``rejected_not_listed`` and ``unknown_not_listed`` count those without room. ``cost`` is
-    there only if the relay reports charges, ``page`` only if the connection names the relay's page of a task.
+    positions. ``rejected_not_listed`` and ``unknown_not_listed`` count those without room. ``cost`` is there
+    only if the relay reports charges, ``page_template``, a URL with ``{id}``, only if the connection names
+    the relay's page of a task.
     """
 
     created: int
@@ -41,7 +42,7 @@ class LumaSubmits(TypedDict):
     rejected_not_listed: NotRequired[int]
     unknown_not_listed: NotRequired[int]
     cost: NotRequired[Cost]
-    page: NotRequired[str]
+    page_template: NotRequired[str]
 
 
 class SubmitManifestRow(TypedDict):
@@ -91,7 +92,7 @@ class SubmitResult:
     cost: Money | None = None
 
     def fails(self, prompts: int, fail_when: FailWhen) -> bool:
-        """Say whether prompts without an id fail a batch of that many."""
+        """Return whether prompts without an id fail a batch of that many."""
         unsuccessful = prompts - len(self.ids)
         return judge(prompts, unsuccessful, 0, fail_when, fail_fast=False) is Outcome.FAILED
 

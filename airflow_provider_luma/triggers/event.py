@@ -15,7 +15,7 @@ from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.batch import TaskBatch, parse_task_ids
 from airflow_provider_luma.relay.result import BatchResult
 from airflow_provider_luma.relay.schedule import PollSchedule
-from airflow_provider_luma.triggers.fired import FiredTasks
+from airflow_provider_luma.triggers.fired_tasks import FiredTasks
 from airflow_provider_luma.triggers.registry import subscribed
 from airflow_provider_luma.triggers.subscription import Subscription
 

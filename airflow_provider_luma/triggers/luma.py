@@ -129,7 +129,7 @@ class LumaTaskTrigger(BaseTrigger):
                     await subscription.news()
                     self._log_news(subscription)
         except (RelayError, LumaValueError) as error:  # of the connection
-            subscription.note(error)
+            subscription.add_error(error)
             subscription.finish_poll(time.monotonic(), 0)
             self._log_news(subscription)
             if not subscription.has_ended:

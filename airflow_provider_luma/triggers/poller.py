@@ -20,16 +20,16 @@ a trigger that joins meanwhile gets a request of its own.
 *Grid.* Polls keep to a grid of multiples of the interval, so that waits that began apart share requests. The
 grid is shifted by a hash of the API key: customers of one relay do not all poll in the same second.
 
-*Isolation.* The ids of a request that failed are queried again in smaller ones, so that a bad id, or one with
-a huge row, fails its own subscription alone (:mod:`~airflow_provider_luma.relay.isolation`). Where nothing
+*Bisection.* The ids of a request that failed are queried again in smaller ones, so that a bad id, or one with
+a huge row, fails its own subscription alone (:mod:`~airflow_provider_luma.relay.bisection`). Where nothing
 shows yet that the relay is up, a failed request waits for the others of its round.
 
 *Pause and pace.* A 429 pauses every request of the connection, and ``max_requests_per_minute`` spaces them
-out (:class:`RateLimiter`). ``max_in_flight`` requests run at once, each in a thread; a request that waits
-for its retry holds none. A request that nobody waits for any more is aborted: its socket is closed, which
-frees its slot and its thread. While it is still connecting there is no socket to close: its thread ends with
-the connect timeout, in a poller that may be closed by then. The next poller has threads of its own, so waits
-that come and go one by one leave a thread each for so long.
+out (:class:`AsyncRateLimiter`). ``max_in_flight`` requests run at once, each in a thread; a request that
+waits for its retry holds none. A request that nobody waits for any more is aborted: its socket is closed,
+which frees its slot and its thread. While it is still connecting there is no socket to close: its thread ends
+with the connect timeout, in a poller that may be closed by then. The next poller has threads of its own, so
+waits that come and go one by one leave a thread each for so long.
 
 *Rejection.* A rejected key or account (401, 402, 403) fails the round in which it came and spares the rest of
 that round its requests. The next round queries again, since keys may be accepted again.
@@ -67,11 +67,11 @@ from airflow_provider_luma.exceptions import (
     RelayTransientError,
 )
 from airflow_provider_luma.hooks.luma import LumaHook, RelaySettings
-from airflow_provider_luma.relay.isolation import Isolation, Response
+from airflow_provider_luma.relay.bisection import Bisection, QueryOutcome
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.relay.schedule import REREAD_SECONDS
 from airflow_provider_luma.relay.task import LumaTask
-from airflow_provider_luma.triggers.rate_limiter import RateLimiter
+from airflow_provider_luma.triggers.async_rate_limiter import AsyncRateLimiter
 from airflow_provider_luma.triggers.request import SLICE, Request, Round, Turns, query_slim
 from airflow_provider_luma.triggers.subscription import Subscription
 
@@ -110,7 +110,7 @@ class Poller:
         self._client = settings.create_client(max_connections=threads)
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="luma-poll")
         self._slots = asyncio.Semaphore(settings.max_in_flight)
-        self._limiter = RateLimiter(settings.max_requests_per_minute)
+        self._limiter = AsyncRateLimiter(settings.max_requests_per_minute)
         self._renewal = asyncio.Lock()
         self._read_at = time.monotonic()
         self._offset = _grid_offset(settings.api_key)
@@ -236,34 +236,34 @@ class Poller:
     async def _resolve(self, request: Request) -> None:
         """Query the ids of a request; where it fails, deliver the response to each of them, or its error."""
         response = await self._query(request.round, request.ids, self._client.retry)
-        isolation = Isolation(request.ids, response, request.round.evidence)
+        bisection = Bisection(request.ids, response, request.round.evidence)
         await self._deliver_tasks(request, request.ids, response)
-        while await self._isolate(request, isolation) or await self._may_go_on(request, isolation):
+        while await self._bisect(request, bisection) or await self._may_go_on(request, bisection):
             pass
-        isolation.finish()
-        if isolation.errors and not request.round.evidence.succeeds:
+        bisection.finish()
+        if bisection.errors and not request.round.evidence.succeeds:
             await self._renew_if_edited()
-        for ids, error in isolation.errors:
+        for ids, error in bisection.errors:
             self._deliver_error(request, ids, error)
 
-    async def _isolate(self, request: Request, isolation: Isolation) -> bool:
+    async def _bisect(self, request: Request, bisection: Bisection) -> bool:
         """Query some ids of a request that failed; return False when none may be queried now."""
-        ids = isolation.next_ids()
+        ids = bisection.next_ids()
         if ids is None:
             return False
         response = await self._query(request.round, ids, self._client.retry.once())
-        isolation.take(ids, response)
+        bisection.take(ids, response)
         await self._deliver_tasks(request, ids, response)  # at once, as the deadline of some may come first
         return True
 
-    async def _may_go_on(self, request: Request, isolation: Isolation) -> bool:
-        """Wait until another request of the round lets an isolation continue; return False when none does."""
-        while isolation.is_open and request.round.evidence.is_used_up:
+    async def _may_go_on(self, request: Request, bisection: Bisection) -> bool:
+        """Wait until another request of the round lets an bisection continue; return False when none does."""
+        while bisection.is_open and request.round.evidence.is_used_up:
             if not await request.round.next_end():
                 return False
-        return isolation.is_open
+        return bisection.is_open
 
-    async def _deliver_tasks(self, request: Request, ids: Sequence[str], response: Response) -> None:
+    async def _deliver_tasks(self, request: Request, ids: Sequence[str], response: QueryOutcome) -> None:
         """Give tasks to the subscriptions that wait for them, in slices: they may be 10,000."""
         if isinstance(response, Exception):
             return
@@ -281,7 +281,7 @@ class Poller:
         failed = frozenset(ids)
         for subscription, its_ids in request.ids_by_subscription.items():
             if request in subscription.requests and not failed.isdisjoint(its_ids):
-                subscription.note(error)
+                subscription.add_error(error)
 
     def _forget(self, request: Request, ids: Sequence[str]) -> None:
         for task_id in ids:
@@ -296,7 +296,7 @@ class Poller:
         if subscription.wakes_at < self._sleeps_until:
             self._wake.set()
 
-    async def _query(self, round_: Round, ids: Sequence[str], retry: RetryPolicy) -> Response:
+    async def _query(self, round_: Round, ids: Sequence[str], retry: RetryPolicy) -> QueryOutcome:
         arguments = retry.retrying_kwargs()
         arguments["retry"] &= retry_if_exception(lambda _: round_.rejection is None)
         log_wait = arguments.pop("before_sleep")

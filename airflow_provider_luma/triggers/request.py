@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from airflow_provider_luma.relay.bisection import Evidence
 from airflow_provider_luma.relay.client import RelayClient
-from airflow_provider_luma.relay.isolation import Evidence
 from airflow_provider_luma.relay.states import TaskState
 from airflow_provider_luma.relay.task import LumaTask
 from airflow_provider_luma.relay.transport import Exchange

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from airflow_provider_luma.arguments import FailWhen
-from airflow_provider_luma.exceptions import is_permanent, most_specific_error
+from airflow_provider_luma.exceptions import error_to_raise, is_permanent
 from airflow_provider_luma.relay.batch import TaskBatch
 from airflow_provider_luma.relay.result import Outcome
 from airflow_provider_luma.relay.schedule import LAST_POLL_SECONDS, QUIET_SECONDS, PollSchedule
@@ -18,8 +18,6 @@ from airflow_provider_luma.relay.task import LumaTask
 if TYPE_CHECKING:
     from airflow_provider_luma.triggers.poller import Poller
     from airflow_provider_luma.triggers.request import Request
-
-# How long a wait may go without waking its trigger, which then logs a sign of life.
 
 
 class Subscription:
@@ -111,7 +109,7 @@ class Subscription:
         if self.batch.update(requested, tasks, now=now):
             self._changed = True
 
-    def note(self, error: Exception) -> None:
+    def add_error(self, error: Exception) -> None:
         """Take in that a request failed; what that means is decided when the poll has ended."""
         self._errors.append(error)
 
@@ -125,7 +123,7 @@ class Subscription:
         errors, self._errors = self._errors, []
         self.last_error = errors[-1] if errors else None
         if fatal := [error for error in errors if self._is_fatal(error, now)]:
-            self.end_with(most_specific_error(fatal))
+            self.end_with(error_to_raise(fatal))
         elif self.batch.outcome(self._fail_when, fail_fast=self._fail_fast) is not Outcome.RUNNING:
             self.end("done")
         elif now >= self._deadline:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from airflow_provider_luma.relay.isolation import MAX_PROBES
+from airflow_provider_luma.relay.bisection import MAX_PROBES
 from airflow_provider_luma.relay.retry import RetryPolicy
 from airflow_provider_luma.sandbox import Sandbox
 from airflow_provider_luma.triggers.event import LumaTaskEventTrigger

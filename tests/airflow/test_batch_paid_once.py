@@ -182,7 +182,7 @@ def test_an_unknown_outcome_is_reported_by_position_and_not_resubmitted(
     assert prompts_of(sandbox, task.instance.xcoms["return_value"]) == PROMPTS[1:]
     with caplog.at_level("ERROR"), pytest.raises(LumaTaskFailedError, match="may have been charged for"):
         task.run()
-    assert "1 prompts are left alone, at the positions 0" in caplog.text
+    assert "Skipping 1 prompts, at the positions 0" in caplog.text
     assert charges(sandbox) == Counter(PROMPTS)
     task.clear()
     ids = task.run()

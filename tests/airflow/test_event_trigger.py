@@ -10,7 +10,7 @@ import pytest
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.triggers.event import LumaTaskEventTrigger
-from airflow_provider_luma.triggers.fired import MAX_HASHES, FiredTasks
+from airflow_provider_luma.triggers.fired_tasks import MAX_HASHES, FiredTasks
 
 Connect = Callable[..., None]
 
@@ -186,7 +186,7 @@ def test_watchers_of_one_asset_forget_nothing_of_each_other(sandbox: Sandbox) ->
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_luma.triggers.fired.STORING_SECONDS", 0)
+    monkeypatch.setattr("airflow_provider_luma.triggers.fired_tasks.STORING_SECONDS", 0)
     memory, number = Memory(), MAX_HASHES + 500
     ids = [f"{n:08}-7641-4809-a133-10786201bb56" for n in range(number)]
 

@@ -16,9 +16,9 @@ from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError, Luma
 from airflow_provider_luma.exceptions import LumaError, LumaValueError, RelayTransientError
 from airflow_provider_luma.operators.luma import LumaGenerateBatchOperator
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
-from airflow_provider_luma.submit.gate import MAX_UNKNOWN_OUTCOMES
 from airflow_provider_luma.submit.record_store import object_name
 from airflow_provider_luma.submit.result import SubmitResult
+from airflow_provider_luma.submit.throttle import MAX_UNKNOWN_OUTCOMES
 from tests.airflow.generate_harness import BatchTask, Store
 from tests.airflow.harness import Run, run_source
 from tests.stores import S3, free_port
@@ -96,7 +96,7 @@ def test_the_page_of_the_connection_is_that_of_each_task(
 ) -> None:
     connect(sandbox, task_page="https://relay.example.com/tasks/{id}")
     run = generate("LumaGenerateBatchOperator(**ARGUMENTS)", prompts=["cat dance"])
-    assert run.xcom("generate", "luma_submits")["page"] == "https://relay.example.com/tasks/{id}"
+    assert run.xcom("generate", "luma_submits")["page_template"] == "https://relay.example.com/tasks/{id}"
 
 
 @pytest.mark.usefixtures("airflow_db")

@@ -41,7 +41,7 @@ def test_a_prompt_becomes_a_luma_task(sandbox: Sandbox) -> None:
     assert [run.xcom("generate")] == sandbox.task_ids
     assert run.xcom("generate", "luma_task")["id"] == sandbox.task_ids[0]
     assert run.xcom("generate", "luma_task")["state"] == "pending"
-    assert "'queue_state': None" in run.xcom("generate", "luma_task")["response"]
+    assert '"queue_state": null' in run.xcom("generate", "luma_task")["response"]
 
 
 @pytest.mark.parametrize("wrong", [{"prompt": ""}, {"loop": "yes"}, {"extra_body": {"user_prompt": "x"}}])

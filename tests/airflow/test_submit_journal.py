@@ -14,11 +14,11 @@ import pytest
 
 from airflow_provider_luma.exceptions import SubmitRecordError
 from airflow_provider_luma.relay.generation import Generation
+from airflow_provider_luma.submit.conditional_writes import MAX_BYTES
 from airflow_provider_luma.submit.group_commit import GroupCommit
 from airflow_provider_luma.submit.journal import HEADER_KEY, SEGMENT_SIZE, Header, Journal
 from airflow_provider_luma.submit.record import Action, Phase, fingerprint_of
 from airflow_provider_luma.submit.record_store import StatePlace
-from airflow_provider_luma.submit.versioned_objects import MAX_BYTES
 from tests.airflow.generate_harness import Instance, Store
 from tests.stores import S3
 

@@ -20,8 +20,8 @@ from airflow_provider_luma.exceptions import (
     RelayTransientError,
 )
 from airflow_provider_luma.relay import RelayClient, RetryPolicy, TaskState
-from airflow_provider_luma.relay.settings import DEFAULT_BASE_URL
 from airflow_provider_luma.relay.task import PROBE_ID
+from airflow_provider_luma.relay.validation import DEFAULT_BASE_URL
 from airflow_provider_luma.sandbox import Faults, Sandbox, ScriptedResponse
 
 A = {"id": "a", "state": "completed"}

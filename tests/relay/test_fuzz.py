@@ -16,11 +16,11 @@ from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.relay.media import MEDIA_KINDS
 from airflow_provider_luma.relay.responses import parse_rows, parse_task_or_none
 from airflow_provider_luma.relay.result import Outcome
-from airflow_provider_luma.relay.settings import parse_base_url
 from airflow_provider_luma.relay.states import TERMINAL_STATES
 from airflow_provider_luma.relay.submit_response import parse_submitted
 from airflow_provider_luma.relay.task import parse_tasks
 from airflow_provider_luma.relay.transport import RelayResponse
+from airflow_provider_luma.relay.validation import parse_base_url
 from tests.strategies import JSON, RESPONSES, rejection
 
 PROPERTIES = [name for name in vars(LumaTask) if isinstance(vars(LumaTask)[name], property)]

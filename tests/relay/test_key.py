@@ -8,7 +8,7 @@ import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError, RelayError
 from airflow_provider_luma.relay import RelayClient, RetryPolicy
-from airflow_provider_luma.relay.settings import parse_base_url
+from airflow_provider_luma.relay.validation import parse_base_url
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 
 KEY = "sk-Zq3v8LkT0pW5xY7bN2mC4dF6gH9jR1sA"

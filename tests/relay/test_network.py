@@ -13,7 +13,7 @@ import requests
 from airflow_provider_luma.exceptions import LumaValueError, RelayError, RelayTransientError
 from airflow_provider_luma.relay import RelayClient, RetryPolicy
 from airflow_provider_luma.relay.network import secrets_in_proxies
-from airflow_provider_luma.relay.settings import parse_base_url
+from airflow_provider_luma.relay.validation import parse_base_url
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 
 FAR = "http://relay.invalid"

@@ -123,7 +123,7 @@ function readBatch({ instance, values }, board) {
   const positions = prompts.map((_, position) => position).filter((position) => !others.has(position));
   ids.forEach((id, number) => {
     const prompt = isComplete ? promptAt(positions[number]) : undefined;
-    if (text(id)) board.add(text(id), instance, { prompt, since: instance.start_date, page: pageIn(submits.page, text(id)) });
+    if (text(id)) board.add(text(id), instance, { prompt, since: instance.start_date, page: pageIn(submits.page_template, text(id)) });
   });
   const withoutId = (position, facts) => {
     board.add(`${instance.task_id} ${instance.map_index} ${position}`, instance, { ...facts, prompt: promptAt(position) }).id = null;

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.submit.versioned_objects import ConflictError, open_object
+from airflow_provider_luma.submit.conditional_writes import ConflictError, VersionedObject, open_folder
 from tests.serving import Quiet, serving
 from tests.stores import S3
 
@@ -22,6 +22,10 @@ def folder(destination_url: str) -> str:
     if destination_url.startswith("file:"):
         Path(destination_url.removeprefix("file://")).mkdir()
     return destination_url
+
+
+def open_object(folder: str, name: str) -> VersionedObject:
+    return open_folder(folder)(name)
 
 
 NAME = "dag/manual__2026-11-21T10%3A00%3A00%2B00%3A00/task/-1.json"

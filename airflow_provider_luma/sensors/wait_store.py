@@ -53,7 +53,7 @@ class WaitStore:
         )
         return kept if is_record and kept.get("try") == self._try_id else {}
 
-    def is_of_last_poll(self, record: Mapping[str, Any]) -> bool:
+    def was_saved_by_last_poll(self, record: Mapping[str, Any]) -> bool:
         """Return whether no other process has polled since a record with absences was saved."""
         return bool(record.get("reschedules") == self.reschedules - 1)
 

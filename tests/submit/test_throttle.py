@@ -10,17 +10,17 @@ from airflow_provider_luma.exceptions import (
     SubmitOutcomeUnknownError,
 )
 from airflow_provider_luma.relay.retry import RetryPolicy
-from airflow_provider_luma.submit.gate import MAX_UNKNOWN_OUTCOMES, SubmitGate
+from airflow_provider_luma.submit.throttle import MAX_UNKNOWN_OUTCOMES, SubmitThrottle
 
 RETRY = RetryPolicy(max_attempts=3, initial_delay=1, max_delay=8)
 
 
-def gate(max_parallel: int = 4, per_minute: float | None = None) -> SubmitGate:
-    return SubmitGate(max_parallel, per_minute, RETRY)
+def throttle(max_parallel: int = 4, per_minute: float | None = None) -> SubmitThrottle:
+    return SubmitThrottle(max_parallel, per_minute, RETRY)
 
 
 def test_max_in_flight_is_respected() -> None:
-    opened = gate(2)
+    opened = throttle(2)
     first = opened.enter(0)
     opened.enter(0)
     assert opened.delay(0) is None
@@ -29,13 +29,13 @@ def test_max_in_flight_is_respected() -> None:
 
 
 def test_submits_respect_the_pace() -> None:
-    opened = gate(per_minute=60)
+    opened = throttle(per_minute=60)
     opened.enter(0)
     assert opened.delay(0.25) == 0.75
 
 
 def test_a_rate_limit_pauses_all_submits_and_then_lets_one_leave_at_a_time() -> None:
-    opened = gate()
+    opened = throttle()
     passes = [opened.enter(0) for _ in range(4)]
     assert 30 <= opened.end_failed(passes[0], RelayRateLimitError("slow", retry_after=30), 0) < 31
     for other in passes[1:3]:  # they left before: one pause for all of them, but the longest
@@ -51,7 +51,7 @@ def test_a_rate_limit_pauses_all_submits_and_then_lets_one_leave_at_a_time() -> 
 
 @pytest.mark.parametrize("retry_after", [None, 0.0, 0.5])
 def test_rate_limits_back_off_whatever_they_say_and_never_give_up(retry_after: float | None) -> None:
-    opened = gate()
+    opened = throttle()
     error = RelayRateLimitError("slow", retry_after=retry_after)
     pauses = [opened.end_failed(opened.enter(0), error, 0) for _ in range(50)]
     assert all(delay <= pause <= delay + 1 for delay, pause in zip((1, 2, 4, 8), pauses, strict=False))
@@ -60,7 +60,7 @@ def test_rate_limits_back_off_whatever_they_say_and_never_give_up(retry_after: f
 
 
 def test_consecutive_transient_errors_give_up_and_a_response_resets_the_count() -> None:
-    opened = gate()
+    opened = throttle()
     for _ in range(RETRY.max_attempts - 1):
         opened.end_failed(opened.enter(0), RelayTransientError("gone"), 0)
     opened.end_judged(opened.enter(0))
@@ -72,10 +72,10 @@ def test_consecutive_transient_errors_give_up_and_a_response_resets_the_count() 
 
 
 def test_a_few_consecutive_unknown_outcomes_give_up() -> None:
-    opened = gate()
+    opened = throttle()
     together = [opened.enter(0) for _ in range(4)]
-    for token in together:  # those that were under way together count as one
-        opened.end_failed(token, SubmitOutcomeUnknownError("502"), 0)
+    for permit in together:  # those that were under way together count as one
+        opened.end_failed(permit, SubmitOutcomeUnknownError("502"), 0)
     for _ in range(MAX_UNKNOWN_OUTCOMES - 1):
         assert not opened.has_given_up
         opened.end_failed(opened.enter(0), SubmitOutcomeUnknownError("502"), 0)
@@ -83,7 +83,7 @@ def test_a_few_consecutive_unknown_outcomes_give_up() -> None:
 
 
 def test_a_submit_that_left_before_a_pause_does_not_end_it() -> None:
-    opened = gate()
+    opened = throttle()
     early, late = opened.enter(0), opened.enter(0)
     opened.end_failed(early, RelayRateLimitError("slow", retry_after=5), 0)
     opened.end_judged(late)

@@ -77,7 +77,8 @@ class DurableSubmit:
         if action is Action.FAIL_UNKNOWN:
             self._report_unknown_outcome(record.reason or f"{_NO_RESPONSE_SEEN}. {UNKNOWN_OUTCOME_HINT}")
         if action is Action.FAIL_AGAIN:
-            raise LumaTaskFailedError(f"{record.reason} To submit again, clear this task.")
+            reason = (record.reason or "The generation failed").rstrip(".")
+            raise LumaTaskFailedError(f"{reason}. To submit again, clear this task")
         log.info("Reconnecting to Luma task %s, which an earlier try submitted", record.id)
         return record.id
 

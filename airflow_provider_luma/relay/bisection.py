@@ -58,7 +58,7 @@ from airflow_provider_luma.exceptions import (
 )
 from airflow_provider_luma.relay.task import LumaTask
 
-Response: TypeAlias = Mapping[str, LumaTask] | Exception
+QueryOutcome: TypeAlias = Mapping[str, LumaTask] | Exception
 
 MAX_REQUESTS = 40
 MAX_PROBES = 5
@@ -78,7 +78,7 @@ class Evidence:
     rejects: bool = False
     requests: int = 0
 
-    def take(self, response: Response) -> None:
+    def take(self, response: QueryOutcome) -> None:
         """Take in how a request of the poll ended."""
         if isinstance(response, RelayInvalidRequestError) or response == {}:
             self.rejects = True
@@ -91,11 +91,11 @@ class Evidence:
         return self.requests >= (MAX_REQUESTS if self.succeeds or self.rejects else MAX_PROBES)
 
 
-class Isolation:
+class Bisection:
     """
     Tells apart the ids of a request, if it failed; :attr:`errors` are those that remain.
 
-    Query :meth:`next_ids` and :meth:`take` the response until it returns ``None``; again while the isolation
+    Query :meth:`next_ids` and :meth:`take` the response until it returns ``None``; again while the bisection
     :attr:`is_open`, when other requests of the poll have succeeded; and :meth:`finish` with the poll.
 
     :param ids: of the request.
@@ -103,7 +103,7 @@ class Isolation:
     :param evidence: of the poll; it is kept up to date.
     """
 
-    def __init__(self, ids: Sequence[str], response: Response, evidence: Evidence) -> None:
+    def __init__(self, ids: Sequence[str], response: QueryOutcome, evidence: Evidence) -> None:
         self.errors: list[tuple[Sequence[str], Exception]] = []
         self._error: Exception | None = None
         self._evidence = evidence
@@ -143,7 +143,7 @@ class Isolation:
             return self._pop_probe()
         return self._suspects.popleft() if finds_good_ids else self._suspects.pop()
 
-    def take(self, ids: Sequence[str], response: Response) -> None:
+    def take(self, ids: Sequence[str], response: QueryOutcome) -> None:
         """Take in the response to a query of ``ids``, or its error."""
         self._evidence.take(response)
         if not isinstance(response, Exception):
@@ -203,16 +203,16 @@ def find_tasks(
     :param query: queries some of them.
     :raises RelayTaskNotFoundError: when it takes too many requests.
     """
-    isolation, tasks = Isolation(ids, error, Evidence()), dict[str, LumaTask]()
-    while (requested := isolation.next_ids()) is not None:
+    bisection, tasks = Bisection(ids, error, Evidence()), dict[str, LumaTask]()
+    while (requested := bisection.next_ids()) is not None:
         try:
             found = query(requested)
         except RelayTaskNotFoundError as still:
-            isolation.take(requested, still)
+            bisection.take(requested, still)
         else:
-            isolation.take(requested, found)
+            bisection.take(requested, found)
             tasks |= found
-    if isolation.undecided_ids:
+    if bisection.undecided_ids:
         raise error
     return tasks
 

@@ -11,7 +11,7 @@ from airflow_provider_luma.exceptions import (
     RelayTransientError,
 )
 from airflow_provider_luma.relay import LumaTask, TaskState
-from airflow_provider_luma.relay.isolation import MAX_PROBES, MAX_REQUESTS, Evidence, Isolation, find_tasks
+from airflow_provider_luma.relay.bisection import MAX_PROBES, MAX_REQUESTS, Bisection, Evidence, find_tasks
 
 IDS = [f"id-{n}" for n in range(100)]
 INTERNAL = RelayTransientError("internal error", status=500)
@@ -34,22 +34,22 @@ class Relay:
         return {task_id: LumaTask(task_id, TaskState.COMPLETED) for task_id in ids}
 
     def open(self, ids=IDS, error=None):
-        isolation = Isolation(ids, error or self.error, self.evidence)
+        bisection = Bisection(ids, error or self.error, self.evidence)
         self.found = set()
-        self.go_on(isolation)
-        return isolation
+        self.go_on(bisection)
+        return bisection
 
-    def go_on(self, isolation):
-        while (requested := isolation.next_ids()) is not None:
+    def go_on(self, bisection):
+        while (requested := bisection.next_ids()) is not None:
             response = self.query(requested)
-            isolation.take(requested, response)
+            bisection.take(requested, response)
             self.found |= set() if isinstance(response, Exception) else {*requested}
 
     def isolate(self, ids=IDS, error=None):
         """Return the ids that have an error, and keep in ``left`` those that are left to the next poll."""
-        isolation = self.open(ids, error)
-        isolation.finish()
-        failed = [task_id for some, _ in isolation.errors for task_id in some]
+        bisection = self.open(ids, error)
+        bisection.finish()
+        failed = [task_id for some, _ in bisection.errors for task_id in some]
         assert len({*failed, *self.found}) == len(failed) + len(self.found)
         self.left = [task_id for task_id in ids if task_id not in {*failed, *self.found}]
         return set(failed)
@@ -116,15 +116,15 @@ def test_a_relay_that_goes_down_during_a_poll_gets_a_bounded_number_of_requests(
 
 def test_a_later_success_overturns_the_verdict():
     relay = Relay(*IDS)
-    isolation = relay.open()
+    bisection = relay.open()
     assert relay.requests == MAX_PROBES
-    assert isolation.is_open
-    probed = {task_id for ids, _ in isolation.errors for task_id in ids}
+    assert bisection.is_open
+    probed = {task_id for ids, _ in bisection.errors for task_id in ids}
     relay.bad = probed
     relay.evidence.take(SHOWN)
-    relay.go_on(isolation)
+    relay.go_on(bisection)
     assert relay.found == {*IDS} - probed
-    assert not isolation.is_open
+    assert not bisection.is_open
 
 
 @pytest.mark.parametrize("step", [2, 3, 6, 20])

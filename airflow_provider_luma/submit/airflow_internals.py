@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+log = logging.getLogger(__name__)
+
 
 def is_success_recorded(ti: Any) -> bool:
     """
-    Say whether Airflow recorded the success of the task instance that runs.
+    Return whether Airflow recorded the success of the task instance that runs.
 
     From 3.3 on success callbacks are called also when the api-server rejected the success.
     """
@@ -33,6 +36,8 @@ class Retries:
         self._should_retry = getattr(self._server_context, "should_retry", None)
 
     def forbid(self) -> None:
+        if self._server_context is None:
+            log.warning("This Airflow keeps its retries, which may be charged again: set retries=0")
         self._set(False)
 
     def restore(self) -> None:

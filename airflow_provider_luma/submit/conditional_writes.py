@@ -259,11 +259,6 @@ class OtherObject:
             return None
 
 
-def open_object(folder: str, name: str) -> VersionedObject:
-    """Return the object ``name`` below a folder, see :func:`open_folder`."""
-    return open_folder(folder)(name)
-
-
 def open_folder(url: str) -> Callable[[str], VersionedObject]:
     """
     Return a function from a name to the object below a folder; its objects share a client.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Pace:
+class RateLimiter:
     """
     Says when a request may leave: after a pause, and in step with a pace.
 

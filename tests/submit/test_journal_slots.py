@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_luma.exceptions import SubmitRecordError
-from airflow_provider_luma.submit.slots import assign_slots
+from airflow_provider_luma.submit.journal_slots import assign_slots
 
 Known = dict[int, str]
 

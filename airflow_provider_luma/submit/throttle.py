@@ -20,20 +20,20 @@ import random
 from dataclasses import dataclass
 
 from airflow_provider_luma.exceptions import RelayError, RelayRateLimitError, SubmitOutcomeUnknownError
-from airflow_provider_luma.relay.pace import Pace
+from airflow_provider_luma.relay.rate_limiter import RateLimiter
 from airflow_provider_luma.relay.retry import RetryPolicy
 
 MAX_UNKNOWN_OUTCOMES = 3
 
 
 @dataclass(frozen=True)
-class Token:
-    """The token of one submit to leave, since that many pauses."""
+class Permit:
+    """The permit of one submit to leave, since that many pauses."""
 
     pauses: int
 
 
-class SubmitGate:
+class SubmitThrottle:
     """
     Lets submits leave.
 
@@ -45,7 +45,7 @@ class SubmitGate:
     def __init__(self, max_parallel: int, requests_per_minute: float | None, retry: RetryPolicy) -> None:
         self._max_parallel = max_parallel
         self._width = max_parallel
-        self._pace = Pace(requests_per_minute)
+        self._limiter = RateLimiter(requests_per_minute)
         self._retry = retry
         self._in_flight = 0
         self._pauses = 0
@@ -59,7 +59,7 @@ class SubmitGate:
 
     @property
     def has_given_up(self) -> bool:
-        """Say whether too many errors followed each other."""
+        """Return whether too many errors followed each other."""
         return (
             self._transient_errors >= self._retry.max_attempts
             or self._unknown_outcomes >= MAX_UNKNOWN_OUTCOMES
@@ -69,35 +69,35 @@ class SubmitGate:
         """Return the seconds until a submit may leave; ``None`` while another one has to end first."""
         if self._in_flight >= self._width:
             return None
-        return self._pace.delay(now)
+        return self._limiter.delay(now)
 
-    def enter(self, now: float) -> Token:
-        self._pace.take(now)
+    def enter(self, now: float) -> Permit:
+        self._limiter.take(now)
         self._in_flight += 1
-        return Token(self._pauses)
+        return Permit(self._pauses)
 
     def end_unsent(self) -> None:
         """End a submit that was not sent."""
         self._in_flight -= 1
 
-    def end_judged(self, token: Token) -> None:
+    def end_judged(self, permit: Permit) -> None:
         """End a submit that the relay took or rejected."""
         self._in_flight -= 1
-        if token.pauses == self._pauses:
+        if permit.pauses == self._pauses:
             self._width = min(self._width + 1, self._max_parallel)
             self._backoffs = self._transient_errors = self._unknown_outcomes = 0
 
-    def end_failed(self, token: Token, error: RelayError, now: float) -> float:
+    def end_failed(self, permit: Permit, error: RelayError, now: float) -> float:
         """End a submit that the relay did not judge; return the seconds of the pause."""
         self._in_flight -= 1
-        is_first = token.pauses == self._pauses
+        is_first = permit.pauses == self._pauses
         if is_first:
             self._pauses += 1
             self._backoffs += 1
             self._width = 1
             self._count(error)
         seconds = self._seconds(error) if is_first or error.retry_after is not None else 0.0
-        self._pace.pause(now, seconds)
+        self._limiter.pause(now, seconds)
         return seconds
 
     def _count(self, error: RelayError) -> None:
