@@ -97,14 +97,15 @@ _ERROR_CODE = re.compile(r"[45]\d\d|.*(fail|error|exception|denied|invalid|unava
 # A task's id anywhere in the bytes of a body, also where they are not valid JSON, or JSON inside of a text.
 # All that repeats is bounded, as time would otherwise grow with the square of a body.
 _TASK_ID_IN_BYTES = re.compile(
-    rb'(?:task|generation|job)[_-]?ids?\\{0,9}" ?: ?[\[{]? ?\\{0,9}"?([^\s",\]}\\]{1,200})', re.IGNORECASE
+    rb"""(?:task|generation|job)[_-]?ids?\\{0,9}["'] ?: ?[\[{]? ?\\{0,9}["']?([^\s"',\]}\\]{1,200})""",
+    re.IGNORECASE,
 )
 
 _CONTROLS = re.compile("[\x00-\x1f]")
 _UUID_IN_BYTES = re.compile(rb"(?i)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 # Some relays number requests by UUIDs, and say so.
 _REQUEST_ID_IN_BYTES = re.compile(
-    rb'(?i)(?:request|req|trace|correlation)[_ -]?id\\{0,9}"? ?:? ?\\{0,9}"?[\w-]{1,200}'
+    rb"""(?i)(?:request|req|trace|correlation)[_ -]?id\\{0,9}["']? ?:? ?\\{0,9}["']?[\w-]{1,200}"""
 )
 
 

@@ -53,7 +53,7 @@ from airflow_provider_luma.exceptions import (
 from airflow_provider_luma.relay.text import clean_text
 from airflow_provider_luma.submit.durable_submit import DurableSubmit, SubmitStoppedError
 from airflow_provider_luma.submit.plan import plan_submits
-from airflow_provider_luma.submit.record import Phase
+from airflow_provider_luma.submit.record import Action, Phase
 from airflow_provider_luma.submit.result import SubmitResult, first_of
 from airflow_provider_luma.submit.throttle import Permit, SubmitThrottle
 from airflow_provider_luma.threads import StoppedError, call_abandonable, start_thread
@@ -72,7 +72,6 @@ MAX_REJECTIONS = 3
 _SECONDS_TO_STOP = 1.2
 _SECONDS_TO_SAVE = 0.5
 _POLL_SECONDS = 0.1
-_UNKNOWN_PHASES = frozenset({Phase.SENDING, Phase.REPORTED})
 
 
 @dataclass(frozen=True)
@@ -179,13 +178,14 @@ class BatchSubmitter:
         for position in range(len(self._generations)):
             if position in waiting or position in result.rejected:
                 continue
-            record = self._journal.record(position)
-            if record is not None and record.id is not None:
+            ledger = self._journal.ledger(position)
+            record, action = ledger.record, ledger.next_action()
+            if record is not None and record.id is not None and action is Action.RECONNECT:
                 result.ids[position] = record.id
                 quota += record.quota or 0.0
-            elif record is not None and record.phase in _UNKNOWN_PHASES:
+            elif action is Action.FAIL_UNKNOWN:
                 result.unknown.append(position)
-            else:  # nothing was planned: the store failed before
+            else:  # a stop or the store came before its submit
                 result.not_submitted += 1
         if quota and not self._stopped.is_set():
             result.cost = self._client.get_cost_of_quota(quota)

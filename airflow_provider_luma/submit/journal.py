@@ -153,13 +153,13 @@ class Journal:
                 self._fingerprints[slot] = fingerprint
                 self._commits.add(_segment_of(slot))
         self.save_rest()
-        header = replace(
+        self._header = replace(
             self._header,
             slots=max([*slots, *charged, self._header.slots - 1 if charged else -1], default=-1) + 1,
             is_edited=bool(charged) and (was_edited or slots != list(range(len(slots)))),
         )
-        if header != self._header or not self._has_header:
-            self._save_header(header)
+        # Also unchanged: an earlier try that writes ``returned`` now is too late, and must not replace it.
+        self._save_header(self._header)
         return slots
 
     def _may_be_charged(self, slot: int) -> bool:

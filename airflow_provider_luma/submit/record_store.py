@@ -106,7 +106,8 @@ class ObjectRecordStore:
     """
     One small object below ``state_path``, written with a condition where the store has one.
 
-    :param earlier: moved here while there is no object yet, as when a task was given a ``state_path`` later.
+    :param earlier: what it has is moved here, as when a task was given a ``state_path`` later. An object that
+        is here already is a copy of a try that saved nothing by it.
     :param on_save: called after each save.
     """
 
@@ -123,8 +124,8 @@ class ObjectRecordStore:
 
     def load(self) -> Any:
         content = self._object.read()
-        if content is None:
-            return self._load_earlier()
+        if (earlier := self._load_earlier()) is not None or content is None:
+            return earlier
         if len(content) > MAX_BYTES:
             raise SubmitRecordError("it is too large")
         try:

@@ -95,9 +95,9 @@ class GenerateTask:
             callback(context)  # type: ignore[arg-type]
         return result
 
-    def run_without_recording(self) -> Any:
+    def run_without_recording(self, **arguments: Any) -> Any:
         """Execute a try whose worker dies before Airflow records its success."""
-        operator, context = self.prepare({})
+        operator, context = self.prepare(arguments)
         return operator.execute(context)  # type: ignore[arg-type]
 
     def run_stopped(self, wait: Callable[[], object] | None = None, **arguments: Any) -> Any:

@@ -190,6 +190,40 @@ def test_an_unknown_outcome_is_reported_by_position_and_not_resubmitted(
     assert charges(sandbox) == Counter([PROMPTS[0], *PROMPTS])
 
 
+def test_ids_of_an_earlier_run_are_not_those_of_a_try_that_submitted_nothing(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    store = FailingStore(tmp_path / "s.json")
+    task = BatchTask(store, prompts=PROMPTS, max_parallel=1)
+    task.run()
+    task.clear()
+    sandbox.script_submits(ScriptedResponse(status=502), created=True)
+    task.run_without_recording(max_generations=1)
+    store.failing = range(store.writes + 2, 1000)  # the unknown outcome cannot be marked as reported
+    with pytest.raises(Exception, match="the api-server is gone"):
+        task.run()
+    assert task.submits == {"created": 0, "rejected": {}, "unknown": [0], "not_submitted": 3}
+    assert task.instance.xcoms["return_value"] == []
+
+
+def test_a_success_that_is_recorded_late_does_not_make_a_later_try_pay_again(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    """A person has cleared the task meanwhile, and its next try has submitted a corrected prompt."""
+    sandbox.script_submits(ScriptedResponse(status=400, body={"code": "invalid_request", "message": "no"}))
+    path = state_path(tmp_path)
+    task = BatchTask(None, prompts=["a cat", "a dog"], max_parallel=1, fail_when="all", state_path=path)
+    first, context = task.prepare({})
+    first.execute(context)  # type: ignore[arg-type]
+    task.clear()
+    task.run_without_recording(prompts=["a red cat", "a dog"])
+    task.instance.task = first
+    with pytest.raises(SubmitRecordError, match="another process has written it"):
+        first.on_success_callback[-1](context)  # type: ignore[index,arg-type]
+    task.run(prompts=["a red cat", "a dog"])
+    assert charges(sandbox) == Counter(["a dog", "a red cat"])
+
+
 def test_an_unreadable_segment_is_an_error_and_nothing_is_sent(tmp_path: Path, sandbox: Sandbox) -> None:
     prompts = [f"cat dance {number}" for number in range(SEGMENT_SIZE + 1)]
     task = BatchTask(None, prompts=prompts, state_path=state_path(tmp_path))

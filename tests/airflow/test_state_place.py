@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError
-from airflow_provider_luma.sandbox import Sandbox
+from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from tests.airflow.generate_harness import BatchTask, GenerateTask, Store
 
 Connect = Callable[..., None]
@@ -66,6 +66,34 @@ def test_a_state_path_that_is_taken_away_is_an_error(
     with pytest.raises(LumaNonRetryableError, match="Use the same state_path and luma_conn_id"):
         task.run()
     assert len(sandbox.submits) == charged
+
+
+def test_records_that_an_idle_try_has_moved_do_not_hide_those_of_a_later_try(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    """A state_path is added, taken away and added again; the try that had it first saved nothing by it."""
+    store = Store(tmp_path / "state.json")
+    path = folder(tmp_path, "a")
+    task = GenerateTask(store)
+    sandbox.script_submits(ScriptedResponse(status=402, body={"message": "insufficient balance"}))
+    with pytest.raises(LumaNonRetryableError):
+        task.run()
+    with pytest.raises(LumaNonRetryableError, match="image_url"):
+        task.run(state_path=path, image_url="ftp://x")
+    first = task.run_without_recording()
+    assert task.run(state_path=path) == first
+    assert len(sandbox.task_ids) == 1
+
+
+def test_a_batch_that_submits_nothing_remembers_where_it_moved_its_records(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    task = BatchTask(Store(tmp_path / "state.json"), prompts=["cat", "dog"], max_generations=1)
+    task.run_without_recording()
+    task.run_without_recording(state_path=folder(tmp_path, "a"))
+    with pytest.raises(LumaNonRetryableError, match="Use the same state_path"):
+        task.run(max_generations=2)
+    assert len(sandbox.submits) == 1
 
 
 def test_a_place_in_which_nothing_was_saved_may_change(tmp_path: Path, sandbox: Sandbox) -> None:

@@ -783,6 +783,15 @@ def test_what_is_nearly_json_and_names_an_id_created_a_task(status: int, body: b
         assert len(relay.posts) == 1
 
 
+@pytest.mark.parametrize("status", [400, 429])
+def test_a_task_id_in_what_python_prints_leaves_the_outcome_unknown(status: int) -> None:
+    body = b"{'task_id': 'luma_gen_abc123', 'state': 'queued'}"
+    with raw_relay(_raw(status, body)) as relay:
+        with pytest.raises(SubmitOutcomeUnknownError, match="luma_gen_abc123"):
+            RelayClient("sk-1", relay.url).submit(Generation("cat dance"))
+        assert len(relay.posts) == 1
+
+
 def test_an_id_in_capital_fields_beside_a_429_created_a_task() -> None:
     body = json.dumps({"Message": "slow down", "Data": {"Id": ID, "Status": "pending"}}).encode()
     with raw_relay(_raw(429, body)) as relay:
