@@ -43,6 +43,16 @@ async function get(path, parameters = {}) {
   return response.json();
 }
 
+/** Return the state of the run; undefined where the user may read its task instances, but not the run. */
+export async function getRunState() {
+  try {
+    return (await get(runPath)).state;
+  } catch (error) {
+    if (error.status === 403) return undefined;
+    throw error;
+  }
+}
+
 /** Yield the task instances of the run, a page at a time. */
 export async function* listTaskInstances() {
   for (let offset = 0; ; offset += PAGE) {
