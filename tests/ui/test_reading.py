@@ -96,9 +96,13 @@ def clip(task_id: str, map_index: int) -> Any:
 
 
 def show_all(page: Page) -> None:
-    more = page.locator("#more")
-    while more.is_visible() and more.inner_text().startswith("Show more"):
-        more.click()
+    """Show all that was read. In one step, as the page shows more by itself too, and would then read more."""
+    page.evaluate(
+        """() => {
+            const more = document.getElementById("more");
+            while (!more.hidden && more.textContent.startsWith("Show more")) more.click();
+        }"""
+    )
 
 
 def test_mapped_tasks_are_read_in_steps_with_one_refresh(page: Page, airflow: Airflow) -> None:
