@@ -191,6 +191,22 @@ def test_a_task_instance_that_is_cleared_leaves_no_clips(page: Page, airflow: Ai
     expect(page.locator(".card")).to_have_count(1)
 
 
+def test_prompts_are_read_where_the_list_of_task_instances_leaves_them_out(
+    page: Page, airflow: Airflow
+) -> None:
+    listed = [
+        instance("generate") | {"rendered_fields": {}},
+        instance("generate", 0) | {"rendered_fields": {}},
+    ]
+    make_up(page, listed, clip)
+    for path, prompt in (("generate", "cat dance"), ("generate/0", "dog dance")):
+        fields = {"rendered_fields": {"prompt": prompt}}
+        page.route(f"**/taskInstances/{path}?", lambda route, fields=fields: route.fulfill(json=fields))
+    page.goto(airflow.page_of(airflow.clips))
+    for prompt in ("cat dance", "dog dance"):
+        expect(page.locator(".card").filter(has_text=prompt)).to_have_count(1)
+
+
 def test_a_file_that_is_gone_hides_no_other_of_its_folder(page: Page, airflow: Airflow) -> None:
     records = [
         record(f"id-{at}", f"file:///clips/{at}.mp4", thumbnail=f"file:///clips/{at}.jpg") for at in range(3)

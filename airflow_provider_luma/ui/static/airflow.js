@@ -63,6 +63,12 @@ export async function* listTaskInstances() {
   }
 }
 
+/** Return the rendered fields of a task instance, which lists of Airflow 3.1 and 3.2 leave out. */
+export async function getRenderedFields(instance) {
+  const mapped = instance.map_index >= 0 ? `/${instance.map_index}` : "";
+  return (await getOrNothing(`${runPath}/taskInstances/${quote(instance.task_id)}${mapped}`))?.rendered_fields;
+}
+
 /** Return the value of an XCom, undefined where there is none. */
 export async function getXCom(instance, key) {
   const path = `${runPath}/taskInstances/${quote(instance.task_id)}/xcomEntries/${quote(key)}`;

@@ -10,7 +10,7 @@
 //
 // There is one timer, whoever wants to read, and readings follow each other.
 
-import { ApiError, getManifest, getProgress, getRunState, getXCom, listTaskInstances, scope } from "./airflow.js";
+import { ApiError, getManifest, getProgress, getRenderedFields, getRunState, getXCom, listTaskInstances, scope } from "./airflow.js";
 import { isSame, isUnfinished, isUnfinishedRun, kindOf, namesManifest, xcomKeys } from "./clips.js";
 
 const AT_ONCE = 6;
@@ -151,13 +151,19 @@ function needsReading(instance) {
 /** Read one task instance, whose failure is its own unless the session, or the line, is gone. */
 async function readInstance(instance, known) {
   try {
-    return { instance, values: await valuesOf(instance) };
+    return { instance: await withFields(instance), values: await valuesOf(instance) };
   } catch (error) {
     if (error instanceof TypeError || [401, 403].includes(error.status)) throw error;
     const count = (known?.failures ?? 0) + 1;
     const retryAt = Date.now() + delayAfter(count) * 1000;
     return { instance, values: known?.values ?? {}, error, failures: count, retryAt };
   }
+}
+
+async function withFields(instance) {
+  const isComplete = Object.keys(instance.rendered_fields ?? {}).length > 0;
+  const hasPrompts = ["batch", "generate", "sensor"].includes(kindOf(instance)) && xcomKeys(instance).length > 0;
+  return isComplete || !hasPrompts ? instance : { ...instance, rendered_fields: await getRenderedFields(instance) };
 }
 
 async function valuesOf(instance) {
