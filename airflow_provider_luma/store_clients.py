@@ -7,6 +7,7 @@ only needed for its store.
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import urlsplit
@@ -62,6 +63,26 @@ def s3_client(conn_id: str | None, *, max_connections: int = 1, signature_versio
     if signature_version is not None:
         config = config.merge(Config(signature_version=signature_version))
     return hook.get_client_type(config=config)
+
+
+def get_verify(kind: str, conn_id: str | None) -> bool | str:
+    """
+    Return how a connection verifies TLS, as ``requests`` takes it: for a request without the store's SDK.
+
+    :param kind: an extra of this package, as ``EXTRAS`` has it.
+    """
+    verify: bool | str | None = None
+    if kind == "s3":
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        verify = S3Hook(aws_conn_id=conn_id).verify
+        if verify is None:
+            verify = os.environ.get("AWS_CA_BUNDLE") or None
+    elif kind == "azure" and conn_id is not None:
+        from airflow.providers.microsoft.azure.hooks.wasb import WasbHook
+
+        verify = WasbHook.get_connection(conn_id).extra_dejson.get("connection_verify")
+    return True if verify is None else verify
 
 
 def gcs_client(conn_id: str | None) -> tuple[Any, bool]:

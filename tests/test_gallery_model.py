@@ -154,6 +154,19 @@ def test_the_records_of_a_manifest_are_clips() -> None:
     }
 
 
+def test_of_records_with_the_same_id_the_first_counts() -> None:
+    """As for the server, which serves the files of the first, and knows ids that are texts."""
+    second = RECORD | {"prompt": "another", "video": {"uri": "s3://b/2.mp4", "size": 8}}
+    failed = {"id": "1", "state": "failed", "status": "failed", "error": "moderated"}
+    records = [RECORD | {"id": 1, "prompt": "a number"}, RECORD, second, failed]
+    manifest = {"manifest": "s3://b/m.jsonl", "completed": 1}
+    for values in ({"return_value": records}, {"return_value": manifest, "records": records}):
+        (clip,) = build((instance("DownloadOperator"), values))["clips"]
+        assert (clip["prompt"], clip["state"]) == ("cat dance!", "completed")
+        assert clip["files"]["video"] == RECORD["video"]
+        assert clip["record"] == RECORD
+
+
 def test_a_partial_record_has_its_reason() -> None:
     partial = RECORD | {"status": "partial", "error": "thumbnail: 404", "thumbnail": None}
     assert states(build((instance("DownloadOperator"), {"return_value": [partial]}))) == {
@@ -185,7 +198,7 @@ def test_nonsense_in_xcom_hurts_nothing() -> None:
 
 
 def test_a_page_that_is_no_web_address_is_no_link() -> None:
-    for page in ("javascript:alert(1)", "data:text/html,x", 7):
+    for page in ("javascript:alert(1)", "data:text/html,x", "https:///x", "http:x", "http:/x", 7):
         (clip,) = build((GENERATE[0], {"return_value": "1", "luma_task": {"id": "1", "page": page}}))["clips"]
         assert "page" not in clip
 

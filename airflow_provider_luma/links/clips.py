@@ -14,6 +14,8 @@ from urllib.parse import quote, urlsplit
 import attrs
 from airflow.providers.common.compat.sdk import BaseOperatorLink, conf
 
+from airflow_provider_luma.download.urls import parse_url
+from airflow_provider_luma.exceptions import UnsafeURLError
 from airflow_provider_luma.operators.generate import XCOM_TASK_KEY
 from airflow_provider_luma.operators.luma import (
     LumaDownloadOperator,
@@ -63,8 +65,10 @@ class RelayPageLink(BaseOperatorLink):
 def web_page_of(pushed: Any) -> str | None:
     """Return the page that an XCom names. Any task may have pushed it: a script is not a page."""
     page = pushed.get("page") if isinstance(pushed, dict) else None
+    if not isinstance(page, str):
+        return None
     try:
-        is_web = isinstance(page, str) and urlsplit(page).scheme in {"http", "https"}
-    except ValueError:
-        is_web = False
-    return page if is_web else None
+        parse_url(page)
+    except UnsafeURLError:
+        return None
+    return page

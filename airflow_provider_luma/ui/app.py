@@ -22,10 +22,8 @@ that of a video or an image; it is below an entry of ``[luma] gallery_paths``. T
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -50,9 +48,10 @@ from airflow_provider_luma.ui.media_paths import (
     find_path,
     get_media_paths,
     locate,
+    resolve_own_folders,
 )
 from airflow_provider_luma.ui.presign import origin_of, presign
-from airflow_provider_luma.ui.records import find_uri, load_records
+from airflow_provider_luma.ui.records import dump_records, find_uri
 
 MOUNT = "/luma"
 
@@ -74,6 +73,7 @@ _may_read_xcom = Depends(requires_access_dag(method="GET", access_entity=DagAcce
 
 
 def create_app() -> FastAPI:
+    resolve_own_folders()
     app = FastAPI(title="Luma clips", openapi_url=None, docs_url=None, redoc_url=None)
     guarded: Any = {"dependencies": [_may_read_xcom], "response_model": None}
     app.add_api_route("/clips/{dag_id}/{rest:path}", clips, **guarded)
@@ -92,18 +92,9 @@ def clips(request: Request, dag_id: str) -> Response:
 
 def records(dag_id: str, run_id: str, task_id: str, map_index: _MapIndex = -1) -> Response:
     """Return the records of a task instance; none where they are in a manifest that must not be read."""
-    found = load_records(TaskInstanceKey(dag_id, task_id, run_id, map_index=map_index))
-    content = f'{{"records": [{",".join(_dump_each(found))}]}}'
-    return Response(content, headers=_SAFE_HEADERS, media_type="application/json")
-
-
-def _dump_each(found: list[Any]) -> Iterator[str]:
-    """Yield the JSON of each record that has one, which NaN and lists in lists without end have not."""
-    for one in found:
-        try:
-            yield json.dumps(one, allow_nan=False)  # in ASCII, which has half an emoji, too
-        except (ValueError, RecursionError):
-            continue
+    found = dump_records(TaskInstanceKey(dag_id, task_id, run_id, map_index=map_index))
+    headers = {**_SAFE_HEADERS, "Cache-Control": "no-store"}
+    return Response(f'{{"records": {found}}}', headers=headers, media_type="application/json")
 
 
 def media(
@@ -128,7 +119,7 @@ def media(
     disposition = _disposition(location, clip_id, is_download=download)
     if location.kind == LOCAL:
         return _local(request, path, location, content_type, disposition)
-    return _redirect(path, location, content_type, disposition)
+    return _redirect(request, path, location, content_type, disposition)
 
 
 def _local(
@@ -146,9 +137,11 @@ def _local(
     return file_response(opened, request.method, request.headers, headers, content_type)
 
 
-def _redirect(path: MediaPath, location: Location, content_type: str, disposition: str) -> Response:
+def _redirect(
+    request: Request, path: MediaPath, location: Location, content_type: str, disposition: str
+) -> Response:
     try:
-        url = presign(path, location.key, content_type, disposition)
+        url = presign(path, location.key, content_type, disposition, method=request.method)
     except Exception as error:  # whatever the store's provider raises
         log.exception("No presigned URL for [%s] %s", SECTION, OPTION)
         raise HTTPException(
@@ -215,4 +208,6 @@ async def _explain(request: Request, error: Any) -> Response:
         return RedirectResponse(f"{_root(request)}/api/v2/auth/login?next={here}", 307)
     if is_page and error.status_code == 403:
         return _page(request, "forbidden.html", [], 403)
-    return await http_exception_handler(request, error)
+    response = await http_exception_handler(request, error)
+    response.headers["Cache-Control"] = "no-store"
+    return response

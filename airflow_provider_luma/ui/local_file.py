@@ -1,9 +1,10 @@
 """
 Streams a local file, or a range of it.
 
-A task may put a symbolic link into the folder at any time, also in the place of a Dag's own folder. So only
-the administrator's part of the entry may lead over links; below it each segment is opened within the folder
-before it, and a link is an error. Nothing is checked before it is opened, so that there is no race to win.
+A task may put a symbolic link into the folder at any time, also in the place of a Dag's own folder, or of
+the entry's. So the links of the administrator's part are resolved once, when the process starts. From the
+root on each segment is opened within the folder before it, and a link is an error. Nothing is checked before
+it is opened, so that there is no race to win.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
     from airflow_provider_luma.ui.media_paths import Location, MediaPath
 
 _CHUNK_BYTES = 256 * 1024
+# To pass through a folder is to search it; its names need not be readable.
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_NOFOLLOW
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
 def open_below(path: MediaPath, location: Location) -> FileIO | None:
     """Open a regular file below an entry; ``None`` where there is none, or a link is on the way."""
     try:
-        opened = _open_beneath(path.own_folder, location.segments[path.own_segments :])
+        opened = _open_from_root((*path.resolve_own_folder(), *location.segments[path.own_segments :]))
     except (OSError, ValueError):  # a name that no file system has is a ValueError
         return None
     if not stat.S_ISREG(os.fstat(opened).st_mode):
@@ -40,11 +43,11 @@ def open_below(path: MediaPath, location: Location) -> FileIO | None:
     return os.fdopen(opened, "rb", buffering=0)
 
 
-def _open_beneath(folder: str, segments: Sequence[str]) -> int:
-    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _open_from_root(segments: Sequence[str]) -> int:
+    place = os.open("/", _FOLDER)
     try:
         for name in segments[:-1]:
-            inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place)
+            inner = os.open(name, _FOLDER, dir_fd=place)
             os.close(place)
             place = inner
         # Not blocked by a pipe, which is judged once it is open.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from airflow_provider_luma.exceptions import DownloadError
+from airflow_provider_luma.store_clients import get_verify
 from airflow_provider_luma.ui.local_file import open_below
 from airflow_provider_luma.ui.media_paths import LOCAL, Location, MediaPath
 from airflow_provider_luma.ui.presign import presign
@@ -50,7 +51,9 @@ def _read_object(path: MediaPath, location: Location) -> bytes:
     from airflow_provider_luma.download.transport import Transport
 
     url = presign(path, location.key, "application/json", "inline")
-    transport = Transport(AddressPolicy(url), timeout=_TIMEOUT_SECONDS)  # the store, wherever it is
+    verify = get_verify(location.kind, path.conn_id)
+    # The store, wherever it is.
+    transport = Transport(AddressPolicy(url), timeout=_TIMEOUT_SECONDS, verify=verify)
     try:
         with transport.open(url, {"Accept-Encoding": "identity"}) as response:
             if response.status_code != 200:

@@ -5,19 +5,23 @@ The URIs of records are stored in XCom, where the author of a Dag may write anyt
 *which* object is meant; what the api-server may read, and by which connection, this list alone decides. It is
 empty by default, and anything that is not clearly below one of its entries is rejected.
 
-An entry has two parts. What precedes the segment with ``{dag_id}`` is the administrator's own; from there on
-tasks may put anything into a local folder, also a symbolic link in the place of a Dag's folder.
+An entry has two parts. What precedes the segment with ``{dag_id}`` is the administrator's own, and may lead
+over symbolic links, which are resolved once: when the api-server starts. From there on tasks may put anything
+into a local folder, also a link in the place of a Dag's folder.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from airflow_provider_luma.store_clients import EXTRAS
+from airflow_provider_luma.exceptions import LumaValueError
+from airflow_provider_luma.store_clients import EXTRAS, show_url, validate_url
 
 SECTION, OPTION = "luma", "gallery_paths"
 
@@ -27,6 +31,8 @@ _KINDS = {"file": LOCAL} | EXTRAS
 
 # No store writes such names. Others are served, also those that ``isprintable`` rejects, as a no-break space.
 _HOSTILE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+_BEFORE_AT = re.compile(":.*@")
 
 # Nothing else is ever served, whatever a store says of its object: no page and no script among them.
 _CONTENT_TYPES = {
@@ -70,10 +76,9 @@ class MediaPath:
     conn_id: str | None
     own_segments: int
 
-    @property
-    def own_folder(self) -> str:
-        """The local folder that the administrator's own part names."""
-        return "/" + "/".join(self.location.segments[: self.own_segments])
+    def resolve_own_folder(self) -> tuple[str, ...]:
+        """Return the segments of the local folder that the administrator's own part led to at first."""
+        return _resolve(self.location.segments[: self.own_segments])
 
     def __contains__(self, location: Location) -> bool:
         mine = self.location
@@ -82,6 +87,18 @@ class MediaPath:
             and len(location.segments) > len(mine.segments)
             and location.segments[: len(mine.segments)] == mine.segments
         )
+
+
+@cache
+def _resolve(segments: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(filter(None, os.path.realpath("/" + "/".join(segments)).split("/")))
+
+
+def resolve_own_folders() -> None:
+    """Resolve the local entries now, so that a link that a task puts there later leads nowhere."""
+    for path in get_media_paths("any"):
+        if path.location.kind == LOCAL:
+            path.resolve_own_folder()
 
 
 def get_media_paths(dag_id: str) -> list[MediaPath]:
@@ -95,17 +112,24 @@ def read_media_paths(setting: str, dag_id: str) -> list[MediaPath]:
     """Read the setting; ``{dag_id}`` stands for the Dag's own folder."""
     paths = []
     for entry in filter(None, map(str.strip, setting.split(","))):
-        template, parsed = (
-            _split(text) for text in (entry.rstrip("/"), entry.rstrip("/").replace(DAG_ID, dag_id))
-        )
-        own = _count_own_segments(template[0]) if template else 0
-        if parsed is None or (parsed[0].kind == LOCAL and not own):
-            log.error(
-                "[%s] %s: %r is no path that the gallery can serve for %r", SECTION, OPTION, entry, dag_id
-            )
-            continue
-        paths.append(MediaPath(*parsed, own))
+        try:
+            paths.append(_read_entry(entry, dag_id))
+        except LumaValueError as error:
+            log.error("%s (for the Dag %r)", error, dag_id)  # noqa: TRY400 - says all there is to say
     return paths
+
+
+def _read_entry(entry: str, dag_id: str) -> MediaPath:
+    validate_url(f"[{SECTION}] {OPTION}", entry)
+    template, parsed = (
+        _split(text) for text in (entry.rstrip("/"), entry.rstrip("/").replace(DAG_ID, dag_id))
+    )
+    own = _count_own_segments(template[0]) if template else 0
+    if parsed is None or (parsed[0].kind == LOCAL and not own):
+        # The secret of a key may have slashes, so that it is not in the place of a user's.
+        shown = show_url(_BEFORE_AT.sub(":…@", entry))
+        raise LumaValueError(f"[{SECTION}] {OPTION}: the gallery cannot serve {shown}")
+    return MediaPath(*parsed, own)
 
 
 def _count_own_segments(template: Location) -> int:
@@ -142,6 +166,7 @@ def _split(uri: str) -> tuple[Location, str | None] | None:
         or kind is None
         or _HOSTILE.search(uri)
         or "\\" in uri
+        or ":" in bucket
         or (kind == LOCAL) == bool(bucket)
     ):
         return None

@@ -21,20 +21,22 @@ EXPIRES_SECONDS = 600
 # How long a client is kept: a connection that changed is read again.
 _KEPT_SECONDS = 300
 
-_Sign = Callable[[str, str, str], str]
+_Sign = Callable[[str, str, str, str], str]
 
 
-def presign(path: MediaPath, key: str, content_type: str, disposition: str) -> str:
+def presign(path: MediaPath, key: str, content_type: str, disposition: str, *, method: str = "GET") -> str:
     """
     Return a URL that anybody can read the object with, until it expires.
 
     :param path: the entry of the administrator's list whose connection signs.
+    :param method: ``GET`` or ``HEAD``; stores sign it.
     :raises Exception: what the store's provider raises, when its credentials cannot sign.
     """
     kind, bucket, _ = path.location
-    return _signer(kind, path.conn_id, bucket, int(time.time() / _KEPT_SECONDS))(
-        key, content_type, disposition
-    )
+    sign = _signer(kind, path.conn_id, bucket, int(time.time() / _KEPT_SECONDS))
+    parts = urlsplit(sign(method, key, content_type, disposition))
+    # An endpoint may be configured with a user and a password, which are not for browsers.
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def origin_of(path: MediaPath) -> str | None:
@@ -53,11 +55,14 @@ def _signer(kind: str, conn_id: str | None, bucket: str, _period: int) -> _Sign:
 def _s3(conn_id: str | None, bucket: str) -> _Sign:
     client = s3_client(conn_id, signature_version="s3v4")
 
-    def sign(key: str, content_type: str, disposition: str) -> str:
+    def sign(method: str, key: str, content_type: str, disposition: str) -> str:
         wanted = {"ResponseContentType": content_type, "ResponseContentDisposition": disposition}
         return str(
             client.generate_presigned_url(
-                "get_object", Params={"Bucket": bucket, "Key": key, **wanted}, ExpiresIn=EXPIRES_SECONDS
+                "get_object",
+                Params={"Bucket": bucket, "Key": key, **wanted},
+                ExpiresIn=EXPIRES_SECONDS,
+                HttpMethod=method,
             )
         )
 
@@ -67,13 +72,14 @@ def _s3(conn_id: str | None, bucket: str) -> _Sign:
 def _gcs(conn_id: str | None, bucket: str) -> _Sign:
     client, _ = gcs_client(conn_id)
 
-    def sign(key: str, content_type: str, disposition: str) -> str:
+    def sign(method: str, key: str, content_type: str, disposition: str) -> str:
         return str(
             client.bucket(bucket)
             .blob(key)
             .generate_signed_url(
                 version="v4",
                 expiration=timedelta(seconds=EXPIRES_SECONDS),
+                method=method,
                 api_access_endpoint=client._connection.API_BASE_URL,  # noqa: SLF001 - has no other name
                 response_type=content_type,
                 response_disposition=disposition,
@@ -90,7 +96,7 @@ def _azure(conn_id: str | None, container: str) -> _Sign:
     if client is None:
         raise ValueError("The connection is not one of type wasb")
 
-    def sign(key: str, content_type: str, disposition: str) -> str:
+    def sign(_method: str, key: str, content_type: str, disposition: str) -> str:
         start = datetime.now(UTC) - timedelta(minutes=1)
         expiry = start + timedelta(seconds=EXPIRES_SECONDS)
         account_key: str | None = getattr(client.credential, "account_key", None)

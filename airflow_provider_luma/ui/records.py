@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from airflow_provider_luma.relay.media import MEDIA_KINDS
 from airflow_provider_luma.relay.text import clean_text, redact_text
 from airflow_provider_luma.ui.manifest import read_manifest
 from airflow_provider_luma.ui.media_paths import find_path, locate
+from airflow_provider_luma.ui.single_flight import single_flight
 
 if TYPE_CHECKING:
     from airflow.models.taskinstancekey import TaskInstanceKey
@@ -58,6 +59,22 @@ def _uri(file: Any) -> str | None:
     return uri if isinstance(uri, str) else None
 
 
+@single_flight
+def dump_records(key: TaskInstanceKey) -> str:
+    """Return the records of a task instance as a JSON list; none of a manifest that must not be read."""
+    return f"[{','.join(_dump_each(load_records(key)))}]"
+
+
+def _dump_each(found: list[Any]) -> Iterator[str]:
+    """Yield the JSON of each record that has one, which NaN and lists in lists without end have not."""
+    for one in found:
+        try:
+            yield json.dumps(one, allow_nan=False)  # in ASCII, which has half an emoji, too
+        except (ValueError, RecursionError):
+            continue
+
+
+@single_flight
 def load_records(key: TaskInstanceKey) -> list[Any]:
     value = load_xcom(key, "return_value")
     if isinstance(value, dict):

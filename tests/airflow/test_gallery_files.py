@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import multiprocessing.synchronize
+import os
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import uvicorn
@@ -76,6 +79,41 @@ def test_a_link_that_takes_a_place_at_any_time_leads_nowhere(clips: Path, swappe
 @pytest.mark.parametrize("name", ["\ud83d.mp4", "a\0.mp4", "a\n.mp4", "a\x9b.mp4"])
 def test_a_name_with_what_no_store_writes_leads_nowhere(name: str) -> None:
     assert locate(f"file:///clips/{name}") is None
+
+
+@pytest.mark.parametrize(("entry", "file"), [("clips", "mine/a.mp4"), ("clips/{dag_id}", "mine/a.mp4")])
+def test_a_link_that_takes_the_place_of_an_entry_leads_nowhere(clips: Path, entry: str, file: str) -> None:
+    """Where tasks may write in its parent, an entry may become a link once the api-server has started."""
+    entry, uri = f"{clips.parent.as_uri()}/{entry}", f"{clips.as_uri()}/{file}"
+    assert read(entry, uri) == b"ours"
+    clips.rename(clips.parent / "moved")
+    clips.symlink_to(clips.parent / "secrets")
+    assert read(entry, uri) is None
+
+
+def test_a_folder_on_the_way_may_be_one_that_is_only_searched() -> None:
+    """As the home of another user is, with the mode 0711."""
+    with TemporaryDirectory() as folder:
+        inner = Path(folder, "home/clips")
+        inner.mkdir(parents=True)
+        (inner / "a.mp4").write_bytes(b"ours")
+        for place in (Path(folder), Path(folder, "home")):
+            place.chmod(0o311)  # also for its owner, as tests may run as any user but root
+        ends = multiprocessing.get_context("fork").Pipe(duplex=False)
+        arguments = (Path(folder), inner / "a.mp4", ends[1])
+        reader = multiprocessing.get_context("fork").Process(target=_read_as_nobody, args=arguments)
+        reader.start()
+        reader.join()
+        Path(folder).chmod(0o700)
+        Path(folder, "home").chmod(0o700)
+        assert ends[0].poll()
+        assert ends[0].recv() == b"ours"
+
+
+def _read_as_nobody(entry: Path, file: Path, answer: Any) -> None:
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    answer.send(read(entry.as_uri(), file.as_uri()))
 
 
 def test_an_absent_folder_is_no_error(clips: Path) -> None:

@@ -101,7 +101,9 @@ def test_a_task_links_to_its_page_at_the_relay(sandbox: Sandbox, connect: Any) -
     assert unquote(path) == f"/luma/clips/{run.dag_id}/{run.run_id}/generate/-1"
 
 
-@pytest.mark.parametrize("page", ["javascript:alert(1)", "data:text/html,x", "//[", 7, None])
+@pytest.mark.parametrize(
+    "page", ["javascript:alert(1)", "data:text/html,x", "//[", "https:///x", "http:x", "http:/x", 7, None]
+)
 def test_a_page_that_is_none_is_no_link(page: Any) -> None:
     from airflow_provider_luma.links.clips import web_page_of
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
@@ -462,6 +465,17 @@ def test_an_object_is_a_short_lived_url(get: Get) -> None:
 
 
 @pytest.mark.usefixtures("s3_paths")
+def test_a_head_of_an_object_is_a_url_for_a_head(get: Get) -> None:
+    response = get("s3", method="HEAD")
+    assert (response.status_code, response.content) == (307, b"")
+    assert response.headers["cache-control"] == "no-store"
+    got = requests.head(response.headers["location"], timeout=10)
+    assert (got.status_code, got.headers["content-length"]) == (200, str(len(VIDEO)))
+    assert requests.get(response.headers["location"], timeout=10).status_code == 403
+    assert get("s3-other-key", method="HEAD").status_code == 403
+
+
+@pytest.mark.usefixtures("s3_paths")
 def test_the_connection_that_an_author_writes_is_never_used(get: Get) -> None:
     # There is no connection of that name: the administrator's signs.
     assert get("s3-conn").status_code == 307
@@ -531,6 +545,21 @@ def test_a_manifest_has_the_records_that_xcom_has_not(get_records: Get, get: Get
 
 
 @pytest.mark.usefixtures("s3_paths")
+def test_no_response_without_media_is_stored(get: Get, get_records: Get, open_page: Get) -> None:
+    for response in (
+        *(get("s3", method=method) for method in ("GET", "HEAD")),
+        *(get("absent", method=method) for method in ("GET", "HEAD")),
+        get("ours", "outsider"),
+        get_records("manifested"),
+        get_records("manifested", "outsider"),
+        open_page(),
+        open_page("outsider"),
+    ):
+        assert response.headers["cache-control"] == "no-store"
+    assert get("ours").headers["cache-control"] == "private, no-cache"
+
+
+@pytest.mark.usefixtures("s3_paths")
 def test_a_manifest_in_an_object_store(get_records: Get) -> None:
     assert [row["id"] for row in get_records("in_s3").json()["records"]] == ["row", "stray"]
 
@@ -590,6 +619,41 @@ def test_many_posters_of_one_task_read_its_records_once(get: Get) -> None:
     finally:
         event.remove(settings.engine, "before_cursor_execute", count)
     assert 1 <= len(read) <= 2  # two where a period ends in between
+
+
+@pytest.mark.parametrize("load", [records.load_records, records.dump_records])
+def test_tabs_that_open_at_once_read_the_records_once(world: World, load: Callable[[Any], Any]) -> None:
+    from airflow import settings
+    from airflow.models.taskinstancekey import TaskInstanceKey
+    from sqlalchemy import event
+
+    tabs = 8
+    read: list[str] = []
+    started, go_on = threading.Barrier(tabs + 1), threading.Event()
+
+    def hold(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "xcom" in statement.lower():
+            read.append(statement)
+            go_on.wait(30)
+
+    def open_tab() -> Any:
+        started.wait()
+        return load(TaskInstanceKey("made_by_hand", "download", world.run.run_id, map_index=-1))
+
+    event.listen(settings.engine, "before_cursor_execute", hold)
+    try:
+        with ThreadPoolExecutor(tabs) as pool:
+            opened = [pool.submit(open_tab) for _ in range(tabs)]
+            started.wait()
+            time.sleep(1)  # for all to arrive
+            go_on.set()
+            found = [tab.result() for tab in opened]
+    finally:
+        event.remove(settings.engine, "before_cursor_execute", hold)
+    assert len(read) == 1
+    assert found[0]
+    assert all(one is found[0] for one in found)
+    assert load(TaskInstanceKey("made_by_hand", "download", world.run.run_id, map_index=-1)) is not found[0]
 
 
 @pytest.mark.parametrize(("user", "status"), [(None, 401), ("outsider", 403), ("neighbour", 403)])

@@ -122,7 +122,7 @@ def test_each_clip_of_a_batch_leads_to_its_page_at_the_relay(page: Page, airflow
         card(shown, PROMPTS[0]).locator(".poster").click()
         with page.context.expect_page() as opened:
             shown.get_by_role("button", name="Open at the relay").click()
-        assert opened.value.url == f"{RELAY_PAGES}/{clip}"
+        expect(opened.value).to_have_url(f"{RELAY_PAGES}/{clip}")
         opened.value.close()
 
 

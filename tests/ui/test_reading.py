@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import Page, Route, expect
 
+from airflow_provider_luma import sandbox
 from tests.ui.conftest import Airflow
 from tests.ui.seeds import record
 
 pytestmark = pytest.mark.ui
 
 Answer = Callable[[str, int], Any]
+
+THUMBNAIL = (Path(sandbox.__file__).parent / "media_files/thumbnail.jpg").read_bytes()
 
 # Lets a test see which refreshes are due, and run one now.
 TIMERS = """
@@ -33,7 +37,7 @@ TIMERS = """
 DUE = "[...due.values()].map(({ ms }) => ms)"
 
 
-def instance(task_id: str, map_index: int = -1, state: str = "success") -> dict[str, Any]:
+def instance(task_id: str, map_index: int = -1, state: str | None = "success") -> dict[str, Any]:
     return {
         "id": f"{task_id} {map_index}",
         "task_id": task_id,
@@ -46,8 +50,14 @@ def instance(task_id: str, map_index: int = -1, state: str = "success") -> dict[
     }
 
 
-def make_up(page: Page, instances: list[dict[str, Any]], answer: Answer) -> list[str]:
-    """Let Airflow's API tell of these task instances; return the list of XComs as they are requested."""
+def make_up(
+    page: Page, instances: list[dict[str, Any]], answer: Answer, run: dict[str, Any] | None = None
+) -> list[str]:
+    """
+    Let Airflow's API tell of these task instances; return the list of XComs as they are requested.
+
+    :param run: a Dag run, or the status of an error in its place, under ``status``; the real one by default.
+    """
     requested: list[str] = []
 
     def list_instances(route: Route) -> None:
@@ -67,6 +77,11 @@ def make_up(page: Page, instances: list[dict[str, Any]], answer: Answer) -> list
             # In ASCII, as half an emoji has no UTF-8.
             route.fulfill(body=json.dumps({"value": value}), content_type="application/json")
 
+    if run is not None:
+        page.route(
+            re.compile(r"/dagRuns/[^/?]+\?"),
+            lambda route: route.fulfill(status=run.get("status", 200), json=run),
+        )
     page.route("**/taskInstances?*", list_instances)
     page.route("**/xcomEntries/**", xcom)
     return requested
@@ -81,9 +96,13 @@ def clip(task_id: str, map_index: int) -> Any:
 
 
 def show_all(page: Page) -> None:
-    more = page.locator("#more")
-    while more.is_visible() and more.inner_text().startswith("Show more"):
-        more.click()
+    """Show all that was read. In one step, as the page shows more by itself too, and would then read more."""
+    page.evaluate(
+        """() => {
+            const more = document.getElementById("more");
+            while (!more.hidden && more.textContent.startsWith("Show more")) more.click();
+        }"""
+    )
 
 
 def test_mapped_tasks_are_read_in_steps_with_one_refresh(page: Page, airflow: Airflow) -> None:
@@ -118,6 +137,109 @@ def test_a_refresh_that_fails_is_tried_again_later_and_later(page: Page, airflow
     page.evaluate("refresh()")
     page.wait_for_function(f"() => {DUE}[0] === 10000")
     expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_the_page_is_refreshed_until_the_run_has_ended(page: Page, airflow: Airflow) -> None:
+    page.add_init_script(TIMERS)
+    run = {"state": "queued"}
+    generate = instance("generate", state=None)
+    instances = [generate, instance("download", state=None) | {"operator_name": "_PythonDecoratedOperator"}]
+    make_up(page, instances, clip, run)
+    page.goto(airflow.page_of(airflow.clips))
+    # None is scheduled yet; then one of ours has ended, and one of another operator has not.
+    for run_state, state in (("running", None), ("running", "running"), ("running", "success")):
+        page.wait_for_function(f"() => {DUE}[0] === 10000 && due.size === 1")
+        run["state"], generate["state"] = run_state, state
+        page.evaluate("refresh()")
+    expect(page.locator(".card")).to_have_count(1)
+    page.wait_for_function(f"() => {DUE}[0] === 10000 && due.size === 1")
+    run["state"] = "success"
+    page.evaluate("refresh()")
+    page.wait_for_function("() => due.size === 0")
+    expect(page.locator("#status")).to_have_text("1 clips")
+
+
+def test_a_user_who_may_not_read_the_run_sees_its_clips(page: Page, airflow: Airflow) -> None:
+    page.add_init_script(TIMERS)
+    generate = instance("generate", state="deferred")
+    make_up(page, [generate], clip, {"status": 403})
+    page.goto(airflow.page_of(airflow.clips))
+    expect(page.locator(".card")).to_have_count(1)
+    page.wait_for_function(f"() => {DUE}[0] === 10000 && due.size === 1")
+    generate["state"] = "success"
+    page.evaluate("refresh()")
+    page.wait_for_function("() => due.size === 0")
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_task_instance_that_is_cleared_leaves_no_clips(page: Page, airflow: Airflow) -> None:
+    page.add_init_script(TIMERS)
+    instances = [instance("download", 0), instance("download", 1)]
+    make_up(page, instances, clip, {"state": "running"})
+    page.goto(airflow.page_of(airflow.clips))
+    expect(page.locator(".card")).to_have_count(2)
+    # A cleared one gets another id; of a mapped task there may be fewer in the next try.
+    instances[0] |= {"id": "another", "state": None}
+    page.wait_for_function("() => due.size === 1")
+    page.evaluate("refresh()")
+    expect(page.locator(".card")).to_have_count(1)
+    instances[0] |= {"state": "success", "try_number": 2}
+    instances.pop()
+    page.wait_for_function("() => due.size === 1")
+    page.evaluate("refresh()")
+    expect(page.locator(".card .facts")).to_contain_text("id-0")
+    expect(page.locator(".card")).to_have_count(1)
+
+
+def test_prompts_are_read_where_the_list_of_task_instances_leaves_them_out(
+    page: Page, airflow: Airflow
+) -> None:
+    listed = [
+        instance("generate") | {"rendered_fields": {}},
+        instance("generate", 0) | {"rendered_fields": {}},
+    ]
+    make_up(page, listed, clip)
+    for path, prompt in (("generate", "cat dance"), ("generate/0", "dog dance")):
+        fields = {"rendered_fields": {"prompt": prompt}}
+        page.route(
+            re.compile(rf"/taskInstances/{path}(\?|$)"),
+            lambda route, fields=fields: route.fulfill(json=fields),
+        )
+    page.goto(airflow.page_of(airflow.clips))
+    for prompt in ("cat dance", "dog dance"):
+        expect(page.locator(".card").filter(has_text=prompt)).to_have_count(1)
+
+
+def test_a_file_that_is_gone_hides_no_other_of_its_folder(page: Page, airflow: Airflow) -> None:
+    records = [
+        record(f"id-{at}", f"file:///clips/{at}.mp4", thumbnail=f"file:///clips/{at}.jpg") for at in range(3)
+    ]
+    make_up(page, [instance("download")], lambda *_: records)
+
+    def serve(route: Route) -> None:
+        gone = parse_qs(urlsplit(route.request.url).query)["clip_id"] == ["id-0"]
+        route.fulfill(status=404 if gone else 200, body=THUMBNAIL, content_type="image/jpeg")
+
+    page.route("**/luma/media/**", serve)
+    page.goto(airflow.page_of(airflow.clips))
+    expect(page.locator(".card img")).to_have_count(2)
+
+
+def test_a_folder_that_was_closed_for_one_file_is_asked_again_for_the_next(
+    page: Page, airflow: Airflow
+) -> None:
+    records = [record(f"id-{at}", f"file:///clips/{at}.mp4") for at in range(2)]
+    make_up(page, [instance("download")], lambda *_: records)
+
+    def serve(route: Route) -> None:
+        closed = parse_qs(urlsplit(route.request.url).query)["clip_id"] == ["id-0"]
+        route.fulfill(status=403 if closed else 200, body=b"")
+
+    page.route("**/luma/media/**", serve)
+    page.goto(airflow.page_of(airflow.clips))
+    expect(page.locator("#notes")).to_contain_text("[luma] gallery_paths")
+    page.locator(".card").filter(has_text="id-1").get_by_role("button", name="Play").click()
+    expect(page.locator("#notes")).to_be_empty()
 
 
 def test_a_user_who_may_not_read_is_not_asked_again(page: Page, airflow: Airflow) -> None:

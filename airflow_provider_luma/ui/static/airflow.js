@@ -43,6 +43,16 @@ async function get(path, parameters = {}) {
   return response.json();
 }
 
+/** Return the state of the run; undefined where the user may read its task instances, but not the run. */
+export async function getRunState() {
+  try {
+    return (await get(runPath)).state;
+  } catch (error) {
+    if (error.status === 403) return undefined;
+    throw error;
+  }
+}
+
 /** Yield the task instances of the run, a page at a time. */
 export async function* listTaskInstances() {
   for (let offset = 0; ; offset += PAGE) {
@@ -51,6 +61,12 @@ export async function* listTaskInstances() {
     yield page.task_instances;
     if (page.task_instances.length === 0 || offset + PAGE >= page.total_entries) return;
   }
+}
+
+/** Return the rendered fields of a task instance, which lists of Airflow 3.1 and 3.2 leave out. */
+export async function getRenderedFields(instance) {
+  const mapped = instance.map_index >= 0 ? `/${instance.map_index}` : "";
+  return (await getOrNothing(`${runPath}/taskInstances/${quote(instance.task_id)}${mapped}`))?.rendered_fields;
 }
 
 /** Return the value of an XCom, undefined where there is none. */

@@ -12,6 +12,8 @@ const FILES = ["video", "thumbnail", "last_frame"];
 const WITHOUT_FILES = new Map(["failed", "missing", "running", "error"].map((status) => [status, status]));
 const FIELDS = ["prompt", "aspect_ratio", "created_at", "duration", "width", "height"];
 
+export const isUnfinishedRun = (state) => ["queued", "running"].includes(state);
+
 export const isUnfinished = (instance) => UNFINISHED.has(instance.state);
 
 export function kindOf(instance) {
@@ -173,14 +175,17 @@ function readSummary(instance, summary, board, waited) {
 
 function readRecords({ instance, values }, board) {
   const ofManifest = listOf(values.records);
+  const seen = new Set(); // of records with the same id the first counts, also for the server
   for (const record of [...listOf(values.return_value), ...ofManifest]) {
-    if (isRecord(record)) guarded(() => readRecord(record, instance, board));
+    if (!isRecord(record) || seen.has(record.id)) continue;
+    seen.add(record.id);
+    guarded(() => readRecord(record, instance, board));
   }
   if (ofManifest.length === 0) readManifest(instance, values.return_value, board);
 }
 
 function readRecord(record, instance, board) {
-  const [id, reason] = [text(record.id), text(record.error)];
+  const [id, reason] = [record.id, text(record.error)];
   const state = WITHOUT_FILES.get(record.status);
   if (state) {
     board.add(id, instance, { state, reason });
@@ -221,7 +226,7 @@ function described(record) {
 }
 
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
-const isRecord = (value) => isObject(value) && text(value.id) !== undefined;
+const isRecord = (value) => isObject(value) && typeof value.id === "string" && value.id !== "";
 const countOf = (value) => (Number.isSafeInteger(value) ? value : 0);
 const listOf = (value) => (Array.isArray(value) ? value : []);
 
@@ -241,10 +246,7 @@ function pageIn(template, id) {
   return typeof template === "string" ? webPage(template.replaceAll("{id}", () => encodeURIComponent(id))) : undefined;
 }
 
+/** Return the URL of a page that names its host, which the browser would otherwise take from the path. */
 function webPage(value) {
-  try {
-    return ["http:", "https:"].includes(new URL(value).protocol) ? value : undefined;
-  } catch {
-    return undefined;
-  }
+  return typeof value === "string" && /^https?:\/\/[^/?#\\]/i.test(value) && URL.canParse(value) ? value : undefined;
 }

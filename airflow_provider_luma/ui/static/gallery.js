@@ -3,7 +3,7 @@
 import { ApiError, isFramed, loginUrl, pageOf, scope } from "./airflow.js";
 import { STATES, makeCard, updateAges } from "./card.js";
 import { buildClips, guarded, isSame } from "./clips.js";
-import { forget, onClosedFolder } from "./media.js";
+import { forget, onFolder } from "./media.js";
 import { button, copy, element, link } from "./page.js";
 import { openPlayer } from "./player.js";
 import { entries, read, readAgain, readMore, report, unread, unreadable } from "./reader.js";
@@ -27,9 +27,10 @@ let drawing = false;
 
 followTheme();
 describeScope();
-onClosedFolder((folder) => {
-  if (closed.has(folder)) return;
-  closed.add(folder);
+onFolder((folder, isClosed) => {
+  if (closed.has(folder) === isClosed) return;
+  if (isClosed) closed.add(folder);
+  else closed.delete(folder);
   draw();
 });
 search.addEventListener("input", restart);

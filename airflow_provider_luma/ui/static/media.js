@@ -4,10 +4,11 @@ import { checkMedia, mediaUrl } from "./airflow.js";
 import { element } from "./page.js";
 
 const MARGIN = "200px";
+const OF_A_FOLDER = ["ok", "closed"]; // the other states are those of a file
 
 const folders = new Map();
 const loaders = new WeakMap();
-let reportClosed = () => {};
+let reportFolder = () => {};
 
 const viewer = new IntersectionObserver(
   (entries) => {
@@ -19,20 +20,27 @@ const viewer = new IntersectionObserver(
   { root: document, rootMargin: MARGIN },
 );
 
-export function onClosedFolder(report) {
-  reportClosed = report;
+/** Say who is told of a folder, and whether it is closed. */
+export function onFolder(report) {
+  reportFolder = report;
 }
 
-/** Return whether files of a clip are served, by the first that was asked for in its folder. */
-export function serving(clip, file) {
-  const folder = clip.files[file].uri.replace(/[^/]*$/, "");
-  if (!folders.has(folder)) folders.set(folder, checkMedia(urlOf(clip, file)));
-  const answer = folders.get(folder);
-  answer.then((state) => {
-    if (state === "closed") reportClosed(folder);
-    if (state === "broken" || state === "gone") folders.delete(folder); // of this file, perhaps only now
-  });
-  return answer;
+const folderOf = (clip, file) => clip.files[file].uri.replace(/[^/]*$/, "");
+
+/** Return whether a file is served, by what is known of its folder; where that was of one file, ask for this one. */
+async function serving(clip, file) {
+  const known = folders.get(folderOf(clip, file));
+  const state = known && (await known);
+  return OF_A_FOLDER.includes(state) ? state : check(clip, file);
+}
+
+/** Ask whether a file is served, and remember it for its folder. */
+export function check(clip, file) {
+  const folder = folderOf(clip, file);
+  const asked = checkMedia(urlOf(clip, file));
+  folders.set(folder, asked);
+  asked.then((state) => OF_A_FOLDER.includes(state) && reportFolder(folder, state === "closed"));
+  return asked;
 }
 
 export const urlOf = (clip, file, parameters) => mediaUrl(clip.owner, clip.id, file, parameters);

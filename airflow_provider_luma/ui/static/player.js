@@ -2,7 +2,7 @@
 
 import { isFramed, pageOf } from "./airflow.js";
 import { badge, nameOf } from "./card.js";
-import { serving, urlOf } from "./media.js";
+import { check, urlOf } from "./media.js";
 import { button, copy, download, element, formatBytes, formatSeconds, formatSize, link, openPage } from "./page.js";
 
 const WHY_NOT = {
@@ -78,7 +78,7 @@ function stage(clip) {
     place.append(badge(clip), element("p", { className: "reason", dir: "auto" }, clip.reason ?? "There is no video yet."));
     return place;
   }
-  serving(clip, "video").then((state) => {
+  check(clip, "video").then((state) => {
     place.append(state === "ok" ? player(clip, place) : message(state));
   });
   return place;
@@ -96,7 +96,7 @@ function player(clip, place) {
       video.play();
       return;
     }
-    const state = await serving(clip, "video");
+    const state = await check(clip, "video");
     video.remove();
     place.append(message(state === "ok" ? "broken" : state));
   });

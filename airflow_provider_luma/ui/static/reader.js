@@ -2,22 +2,23 @@
 //
 // What was read          | the next time
 // -----------------------|------------------------------------------------------------------------
-// some have not ended    | in ten seconds
+// the run has not ended  | in ten seconds, also while none of its tasks runs yet
+// one has not ended      | likewise; the run's state is for those who may read it, and ends a moment earlier
 // all have ended         | none
 // one cannot be read     | the others are; this one later and later, up to five minutes
 // the run cannot be read | later and later, up to five minutes; none where the user may not read it
 //
 // There is one timer, whoever wants to read, and readings follow each other.
 
-import { ApiError, getManifest, getProgress, getXCom, listTaskInstances, scope } from "./airflow.js";
-import { isSame, isUnfinished, kindOf, namesManifest, xcomKeys } from "./clips.js";
+import { ApiError, getManifest, getProgress, getRenderedFields, getRunState, getXCom, listTaskInstances, scope } from "./airflow.js";
+import { isSame, isUnfinished, isUnfinishedRun, kindOf, namesManifest, xcomKeys } from "./clips.js";
 
 const AT_ONCE = 6;
 const MAPPED = 200; // task instances of each mapped task that are read before somebody wants more
 const REFRESH_SECONDS = 10;
 const MAX_SECONDS = 300;
 
-export const entries = new Map(); // what is known of each task instance, by its id
+export const entries = new Map(); // what is known of each task instance that is listed, by its key
 export let unread = 0;
 
 let limit = MAPPED;
@@ -65,10 +66,12 @@ async function readOnce() {
   let error = null;
   let seconds;
   try {
+    const runState = await getRunState(); // first, so that what is read of a run that has ended is final
     const instances = await interesting();
+    forgetOthers(instances);
     await readAll(instances);
     failures = 0;
-    seconds = instances.some(isUnfinished) ? REFRESH_SECONDS : untilRetry();
+    seconds = isUnfinishedRun(runState) || instances.some(isUnfinished) ? REFRESH_SECONDS : untilRetry();
   } catch (caught) {
     error = caught;
     failures += 1;
@@ -112,12 +115,20 @@ async function interesting() {
 const isAbout = (instance) =>
   scope.taskId !== null && isSame({ taskId: instance.task_id, mapIndex: instance.map_index }, scope);
 
+/** The key of a task instance; its id is another with each try. */
+const keyOf = (instance) => `${instance.task_id} ${instance.map_index}`;
+
+function forgetOthers(instances) {
+  const listed = new Set(instances.map(keyOf));
+  for (const key of entries.keys()) if (!listed.has(key)) entries.delete(key);
+}
+
 async function readAll(instances) {
   const waiting = instances.filter((instance) => needsReading(instance));
   let done = 0;
   const work = async () => {
     for (let instance = waiting.shift(); instance; instance = waiting.shift()) {
-      entries.set(instance.id, await readInstance(instance, entries.get(instance.id)));
+      entries.set(keyOf(instance), await readInstance(instance, entries.get(keyOf(instance))));
       done += 1;
       reports.onProgress(done, done + waiting.length);
     }
@@ -131,7 +142,7 @@ async function readAll(instances) {
 
 /** One that has ended does not change, unless it is tried again. */
 function needsReading(instance) {
-  const known = entries.get(instance.id);
+  const known = entries.get(keyOf(instance));
   if (!known || isUnfinished(instance)) return true;
   if (known.instance.state !== instance.state || known.instance.try_number !== instance.try_number) return true;
   return Boolean(known.error) && known.retryAt <= Date.now();
@@ -140,13 +151,19 @@ function needsReading(instance) {
 /** Read one task instance, whose failure is its own unless the session, or the line, is gone. */
 async function readInstance(instance, known) {
   try {
-    return { instance, values: await valuesOf(instance) };
+    return { instance: await withFields(instance), values: await valuesOf(instance) };
   } catch (error) {
     if (error instanceof TypeError || [401, 403].includes(error.status)) throw error;
     const count = (known?.failures ?? 0) + 1;
     const retryAt = Date.now() + delayAfter(count) * 1000;
     return { instance, values: known?.values ?? {}, error, failures: count, retryAt };
   }
+}
+
+async function withFields(instance) {
+  const isComplete = Object.keys(instance.rendered_fields ?? {}).length > 0;
+  const hasPrompts = ["batch", "generate", "sensor"].includes(kindOf(instance)) && xcomKeys(instance).length > 0;
+  return isComplete || !hasPrompts ? instance : { ...instance, rendered_fields: await getRenderedFields(instance) };
 }
 
 async function valuesOf(instance) {
