@@ -72,6 +72,7 @@ bench-transfer: $(VENV)/stores ## measure downloads beside curl, rclone and Http
 
 test-memory: $(VENV)/stores ## test that gigabytes add little memory, on every store (six minutes)
 	$(BIN)/python -m pytest -m slow tests/download -rP $(ARGS)
+	$(BIN)/python scripts/charts.py
 
 screenshots: $(VENV)/stores postgresql chromium ## click through the approval example in a real browser; writes docs/images (four minutes)
 	$(BIN)/python scripts/screenshots.py
