@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -191,6 +192,10 @@ def test_a_task_instance_that_is_cleared_leaves_no_clips(page: Page, airflow: Ai
     expect(page.locator(".card")).to_have_count(1)
 
 
+def _respond_with_prompt(prompt: str, route: Route) -> None:
+    route.fulfill(json={"rendered_fields": {"prompt": prompt}})
+
+
 def test_prompts_are_read_where_the_list_of_task_instances_leaves_them_out(
     page: Page, airflow: Airflow
 ) -> None:
@@ -200,11 +205,7 @@ def test_prompts_are_read_where_the_list_of_task_instances_leaves_them_out(
     ]
     make_up(page, listed, clip)
     for path, prompt in (("generate", "cat dance"), ("generate/0", "dog dance")):
-        fields = {"rendered_fields": {"prompt": prompt}}
-        page.route(
-            re.compile(rf"/taskInstances/{path}(\?|$)"),
-            lambda route, fields=fields: route.fulfill(json=fields),
-        )
+        page.route(re.compile(rf"/taskInstances/{path}(\?|$)"), partial(_respond_with_prompt, prompt))
     page.goto(airflow.page_of(airflow.clips))
     for prompt in ("cat dance", "dog dance"):
         expect(page.locator(".card").filter(has_text=prompt)).to_have_count(1)
