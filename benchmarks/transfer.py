@@ -178,7 +178,7 @@ def download(cdn: str, destination: str, names: Sequence[str], *, fsync: bool) -
     from airflow_provider_luma.download.ssrf import AddressPolicy
     from airflow_provider_luma.download.staging import Staging
     from airflow_provider_luma.download.stores.base import NamedStore
-    from airflow_provider_luma.download.task_download import Options, TaskDownloader
+    from airflow_provider_luma.download.task_download import DownloadOptions, TaskDownloader
     from airflow_provider_luma.download.transport import Transport
     from airflow_provider_luma.operators.destination import open_store
     from airflow_provider_luma.relay.task import parse_tasks
@@ -189,7 +189,7 @@ def download(cdn: str, destination: str, names: Sequence[str], *, fsync: bool) -
     store = NamedStore(open_store(destination, None, max_parallel=PARALLEL, fsync=fsync))
     downloader = Downloader(Transport(AddressPolicy(cdn, ["127.0.0.1"]), max_connections=PARALLEL))
     staging = Staging(store.staging_folder(), crc32_above=store.store.multipart_above)
-    options = Options(max_parallel=PARALLEL)
+    options = DownloadOptions(max_parallel=PARALLEL)
     pool = DownloadPool(TaskDownloader(downloader, lambda _: None, store, staging, options))
     tasks = list(parse_tasks(rows).values())
 

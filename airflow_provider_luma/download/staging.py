@@ -94,7 +94,8 @@ class StagedFile:
         :raises DownloadError: when there is no disk space for them.
         """
         with self._open():
-            os.ftruncate(self._fd, 0)
+            if os.fstat(self._fd).st_size:  # ext4 writes out a file that was truncated, when it is closed
+                os.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)
             self.source = source
             self._begin()

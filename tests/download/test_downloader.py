@@ -596,6 +596,17 @@ def test_a_stop_ends_a_download_in_every_phase(file: StagedFile, name: str, thro
     assert time.monotonic() - set_at < 2
 
 
+def test_a_restarted_file_keeps_no_byte_of_before(file: StagedFile) -> None:
+    """Also none that a full disk has cut off, which its size does not count."""
+    with Path(file.path).open("r+b") as disk:
+        disk.write(b"a chunk that was not counted")
+    file.restart()
+    file.write(b"new")
+    assert Path(file.path).read_bytes() == b"new"
+    file.restart()
+    assert Path(file.path).read_bytes() == b""
+
+
 def test_a_late_chunk_of_an_abandoned_download_reaches_no_other_file(staging: Staging) -> None:
     with staging.file() as file:
         pass

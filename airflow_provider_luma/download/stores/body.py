@@ -7,7 +7,7 @@ import io
 from airflow_provider_luma.download.stores.base import Upload
 
 # HTTP clients send 16 KiB at a time of anything that they read; this is what they get instead.
-PIECE_BYTES = 256 * 1024
+PIECE_BYTES = 512 * 1024
 
 
 class FileBody(io.RawIOBase):

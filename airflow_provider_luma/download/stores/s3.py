@@ -27,6 +27,7 @@ from airflow_provider_luma.threads import start_thread
 
 PART_BYTES = 16 * 1024 * 1024
 PARTS_AT_ONCE = 4
+_SMALL_BYTES = 256 * 1024
 _MAX_PARTS = 10_000
 _NOT_FOUND, _PRECONDITION_FAILED, _CONFLICT = 404, 412, 409
 
@@ -96,7 +97,7 @@ class S3Store:
     def _put_at_once(self, upload: Upload, condition: Mapping[str, str]) -> None:
         file = upload.file
         # Of bytes botocore does not ask first whether it may send them (Expect: 100-continue).
-        is_small = file.size <= PIECE_BYTES
+        is_small = file.size <= _SMALL_BYTES
         self._client.put_object(
             **self._at(upload.name),
             **_description(upload),
