@@ -102,6 +102,8 @@ def parse_rows(response: RelayResponse) -> list[Any]:
         raise status_error(response, body)
     if is_html(response):
         raise _transient_error(response, "with a web page instead of JSON. Is this host a Luma relay?")
+    if _is_task(body):  # its error and its code are those of the task
+        return [body]
     if code.lower() not in SUCCESS_CODES or _has_error(body):
         raise _transient_error(response, f"with the error {message or code!r}")
     return _rows(response, body)
@@ -152,6 +154,14 @@ def parse_optional(response: RelayResponse, *, is_page_absence: bool = False) ->
     if code.lower() not in SUCCESS_CODES or _has_error(body):
         raise _transient_error(response, f"with the error {message or code!r}")
     return cast("Json", body)
+
+
+def _is_task(body: Any) -> bool:
+    """Return whether this is a task without a list; an envelope may have an id and a status of its own."""
+    if not isinstance(body, Mapping) or (isinstance(body.get("data"), list) and body["data"]):
+        return False
+    named = {name for name in ("id", "task_id", "state", "status") if clean_text(body.get(name))}
+    return named >= {"id", "state"} or ("task_id" in named and not named.isdisjoint({"state", "status"}))
 
 
 def _rows(response: RelayResponse, body: Any) -> list[Any]:

@@ -206,13 +206,14 @@ class LumaTaskSensor(BaseSensorOperator):
             if error is not None and event["status"] == "error":
                 with fail_without_retry(self.luma_conn_id):
                     raise error
-            if same_ids:
-                if event["status"] == "timeout":
-                    raise self._timeout_error(error)
+            if same_ids and self._outcome(wait) is not Outcome.RUNNING:
                 completed = self._finish(wait)
                 wait.push_summary(context)
                 return completed
-        self.log.warning("luma_task_ids has changed during the wait; waiting for its present ids")
+            if same_ids and event["status"] == "timeout":
+                raise self._timeout_error(error)
+        changed = "fail_when or fail_fast" if same_ids else "luma_task_ids"
+        self.log.warning("%s has changed during the wait, which continues", changed)
         return self.execute(context)
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:

@@ -15,7 +15,7 @@ from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.batch import TaskBatch, parse_task_ids
 from airflow_provider_luma.relay.result import BatchResult
 from airflow_provider_luma.relay.schedule import PollSchedule
-from airflow_provider_luma.triggers.fired_tasks import FiredTasks
+from airflow_provider_luma.triggers.fired_tasks import CONFIRM_SECONDS, FiredTasks
 from airflow_provider_luma.triggers.registry import subscribed
 from airflow_provider_luma.triggers.subscription import Subscription
 
@@ -81,10 +81,10 @@ class LumaTaskEventTrigger(BaseEventTrigger):
             except Exception as error:  # noqa: BLE001 - of any kind, as nobody would start a watcher again
                 self.log.warning("Polling again in %.0f s: %s", self.poke_interval, error)
                 await asyncio.sleep(self.poke_interval)
-        while not fired.is_saved:
-            await asyncio.sleep(self.poke_interval)
-            await fired.save()
         self.log.info("All %d Luma tasks have ended", len(self.luma_task_ids))
+        while not fired.is_saved:
+            await asyncio.sleep(self._save_interval)
+            await fired.save()
         await asyncio.Event().wait()  # Airflow would start a watcher that ends again, and it would fire twice
 
     async def _watch(
@@ -93,8 +93,6 @@ class LumaTaskEventTrigger(BaseEventTrigger):
         subscription = Subscription(batch, PollSchedule(self.poke_interval), tolerates=lambda error: True)
         async with subscribed(self.luma_conn_id, subscription):
             while unfired:
-                if not fired.is_saved:
-                    await fired.save()
                 if not subscription.has_ended:
                     await self._sleep(subscription, fired)
                 while subscription.warnings:
@@ -114,10 +112,18 @@ class LumaTaskEventTrigger(BaseEventTrigger):
                     raise subscription.error
 
     async def _sleep(self, subscription: Subscription, fired: FiredTasks) -> None:
-        """Sleep until there are news, or until what has fired is to be saved again."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(None if fired.is_saved else self.poke_interval):
-                await subscription.news()
+        """Sleep until there are news, and save meanwhile what has fired."""
+        while not fired.is_saved:
+            await fired.save()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._save_interval):
+                    await subscription.news()
+                return
+        await subscription.news()
+
+    @property
+    def _save_interval(self) -> float:
+        return min(self.poke_interval, CONFIRM_SECONDS)
 
 
 def _payload(task_id: str, result: BatchResult) -> TaskEvent:

@@ -1,21 +1,33 @@
 """
 Which tasks of an event trigger have fired, kept in the state store of its asset (Airflow 3.3 and newer).
 
-Each id is in one of three phases; the crash windows are those in which a triggerer may die::
+Each id is in one of four phases; the crash windows are those in which a triggerer may die::
 
     phase      what the store has of it    a restart
     unfired    nothing                     fires it when it ends
     unsaved    nothing                     fires it again: Airflow may not have stored its event
+    written    a hash of the id            fires it again only if another triggerer has erased the hash
     saved      a hash of the id            does not fire it
 
-An event is yielded, Airflow has ``STORING_SECONDS`` to store it, and only then it is saved. A write that
+An event is yielded, Airflow has ``STORING_SECONDS`` to store it, and only then it is written. A write that
 fails is repeated until it succeeds. A read that fails at the start is repeated, since to fire what has fired
 costs more than to fire late; after ``READ_SECONDS`` events are worth more than their memory.
 
 The record has one key for the asset, whatever ids the trigger watches: ids can be added to a list and taken
-out of it, and the others stay remembered. Each write keeps what the record has by then, as another trigger
-may watch other ids for the asset. What a trigger has fired itself stays; of all others, so many of the newest
-that there are ``MAX_HASHES``.
+out of it, and the others stay remembered. Several triggers may share the record, each with ids of its own, so
+each write is a read and what it has shown together with the trigger's own. The store cannot compare and set:
+
+- *Triggers of one triggerer* write one after the other, under a lock.
+- *Those of several triggerers* may read the same record and then erase each other's hashes. So an id is saved
+  only when the record still shows it ``CONFIRM_SECONDS`` after the write; what it lacks by then is written
+  again. Of those that write together the last one is saved, so all of them are after as many rounds. Only a
+  triggerer that takes longer from its read to its write can erase what was saved. The next write of the
+  trigger restores it; if there is none before a restart, it fires again.
+
+What a trigger has fired itself stays, also beyond ``MAX_HASHES``: to fire again costs more than Airflow's
+warning of a large record. Of all others stay so many of the newest that there are ``MAX_HASHES``, and
+``MIN_OTHERS`` at the least, so that two triggers of very many ids do not erase for ever what the other one is
+about to confirm.
 """
 
 from __future__ import annotations
@@ -27,6 +39,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +49,16 @@ VERSION = 1
 # So long Airflow may take to store an event.
 STORING_SECONDS = 2
 READ_SECONDS = 600
+# So long another triggerer may take from its read of the record to its write.
+CONFIRM_SECONDS = 10
 _MAX_BACKOFF = 60
 
 _HASH_BYTES, _HASH_CHARS = 6, 8
 # The record stays below 64 KB, from which on Airflow warns of it.
 MAX_HASHES = 8_000
+MIN_OTHERS = 1_000
+
+_locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
 
 class FiredTasks:
@@ -54,6 +72,7 @@ class FiredTasks:
         self._store = store
         self._fired: dict[str, None] = {}
         self._unsaved: dict[str, None] = {}
+        self._confirms_at = 0.0
 
     @property
     def is_saved(self) -> bool:
@@ -70,20 +89,30 @@ class FiredTasks:
         """Remember ids that have just fired."""
         if self._store is not None:
             self._unsaved |= dict.fromkeys(map(_hash_id, ids))
+            self._confirms_at = 0
             await asyncio.sleep(STORING_SECONDS)
             await self.save()
 
     async def save(self) -> None:
-        """Write what is not saved yet; where that fails, :attr:`is_saved` stays false."""
+        """Write what the record lacks, or confirm a write; to be called until :attr:`is_saved` is true."""
+        if time.monotonic() < self._confirms_at:
+            return
         try:
-            own = self._fired | self._unsaved
-            others = [code for code in await self._read() if code not in own]
-            kept = others[max(len(others) + len(own) - MAX_HASHES, 0) :]
-            await self._call("set", KEY, {"version": VERSION, "hashes": "".join([*kept, *own])})
+            async with _locks.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+                record = await self._read()
+                if self._unsaved.keys() <= record.keys():
+                    self._fired, self._unsaved = self._fired | self._unsaved, {}
+                else:
+                    await self._write(record)
+                    self._confirms_at = time.monotonic() + CONFIRM_SECONDS
         except Exception as error:  # noqa: BLE001 - of any kind, as nobody would start a watcher anew
             log.warning("What has fired is not remembered over a restart yet: %s", error)
-        else:
-            self._fired, self._unsaved = own, {}
+
+    async def _write(self, record: Iterable[str]) -> None:
+        own = self._fired | self._unsaved
+        others = [code for code in record if code not in own]
+        kept = others[-max(MAX_HASHES - len(own), MIN_OTHERS) :]
+        await self._call("set", KEY, {"version": VERSION, "hashes": "".join([*kept, *own])})
 
     async def _read_patiently(self) -> dict[str, None]:
         give_up_at, delay = time.monotonic() + READ_SECONDS, 1.0

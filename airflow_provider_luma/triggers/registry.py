@@ -28,11 +28,8 @@ class _Pollers:
             raise
         except Exception as error:
             raise RelayTransientError(f"The connection {conn_id!r} cannot be read: {error}") from error
-        poller = self.by_connection.get(conn_id)
-        if poller is None or poller.settings != settings or not poller.is_running:
-            # Subscriptions of the other settings stay with their poller until the relay rejects its key.
-            poller = self.by_connection[conn_id] = Poller(conn_id, settings, self._replace)
-        poller.add(subscription)
+        # Subscriptions of other settings stay with their poller until the relay rejects its key.
+        self._poller(conn_id, settings).add(subscription)
 
     def leave(self, subscription: Subscription) -> None:
         poller = subscription.poller
@@ -41,6 +38,13 @@ class _Pollers:
         poller.remove(subscription)
         if not poller.subscriptions:
             self._close(poller)
+
+    def _poller(self, conn_id: str, settings: RelaySettings) -> Poller:
+        """Return the running poller of these settings, a new one if need be."""
+        poller = self.by_connection.get(conn_id)
+        if poller is None or poller.settings != settings or not poller.is_running:
+            poller = self.by_connection[conn_id] = Poller(conn_id, settings, self._replace)
+        return poller
 
     async def _settings(self, conn_id: str) -> RelaySettings:
         """Read a connection; triggers that start meanwhile share the reading."""
@@ -52,9 +56,7 @@ class _Pollers:
     def _replace(self, old: Poller, settings: RelaySettings) -> None:
         if not old.subscriptions:  # they have left meanwhile, and nobody would close the new one
             return
-        new = self.by_connection.get(old.conn_id)
-        if new is None or new.settings != settings:
-            new = self.by_connection[old.conn_id] = Poller(old.conn_id, settings, self._replace)
+        new = self._poller(old.conn_id, settings)
         now = time.monotonic()
         for subscription in list(old.subscriptions):
             subscription.restart_poll(now)

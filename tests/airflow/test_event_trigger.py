@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, get_ident
 from typing import Any
 
 import pytest
@@ -111,6 +113,40 @@ class BlockingMemory:
         asyncio.run(self._memory.aset(key, value))
 
 
+class SlowMemory(Memory):
+    """Takes the calls of all triggers one by one, as a triggerer does, so that each waits its turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._turn = asyncio.Lock()
+
+    async def aget(self, key: str, default: Any = None) -> Any:
+        async with self._turn:
+            await asyncio.sleep(0.005)
+            return await super().aget(key, default)
+
+    async def aset(self, key: str, value: Any) -> None:
+        async with self._turn:
+            await asyncio.sleep(0.005)
+            await super().aset(key, value)
+
+
+class SharedMemory(Memory):
+    """Is read by each of several triggerers before any of them has written."""
+
+    def __init__(self, triggerers: int) -> None:
+        super().__init__()
+        self._have_read = Barrier(triggerers, timeout=60)
+        self._readers: set[int] = set()
+
+    async def aget(self, key: str, default: Any = None) -> Any:
+        record = await super().aget(key, default)
+        if get_ident() not in self._readers:
+            self._readers.add(get_ident())
+            await asyncio.to_thread(self._have_read.wait)
+        return record
+
+
 class BrokenMemory:
     async def aget(self, key: str, default: Any = None) -> Any:
         raise ValueError("Task has 2 concrete inlets and outlets")
@@ -183,6 +219,65 @@ def test_watchers_of_one_asset_forget_nothing_of_each_other(sandbox: Sandbox) ->
     for task_id in ids:
         assert len(asyncio.run(events(watcher([task_id], memory), 4))) == 1
     assert asyncio.run(events(watcher(ids, memory), 2)) == []
+
+
+@pytest.mark.parametrize("watchers", [2, 3])
+def test_watchers_of_one_asset_that_fire_together_erase_nothing_of_each_other(
+    sandbox: Sandbox, watchers: int
+) -> None:
+    ids = [sandbox.add_task(seconds=1) for _ in range(watchers)]
+
+    async def watch(memory: Memory) -> list[list[dict[str, Any]]]:
+        return await asyncio.gather(*[events(watcher([task_id], memory), 5) for task_id in ids])
+
+    memory = SlowMemory()
+    assert [len(fired) for fired in asyncio.run(watch(memory))] == [1] * watchers
+    restarted = SlowMemory()
+    restarted.values = memory.values
+    assert asyncio.run(watch(restarted)) == [[]] * watchers
+
+
+@pytest.mark.parametrize("triggerers", [2, 3])
+def test_triggerers_that_write_together_write_again_until_all_is_remembered(
+    monkeypatch: pytest.MonkeyPatch, triggerers: int
+) -> None:
+    monkeypatch.setattr("airflow_provider_luma.triggers.fired_tasks.STORING_SECONDS", 0)
+    monkeypatch.setattr("airflow_provider_luma.triggers.fired_tasks.CONFIRM_SECONDS", 1)
+    memory, ids = SharedMemory(triggerers), [f"task-{n}" for n in range(triggerers)]
+
+    async def fire(task_id: str) -> None:
+        fired = FiredTasks(memory)
+        await fired.add([task_id])
+        while not fired.is_saved:
+            await asyncio.sleep(0.1)
+            await fired.save()
+
+    with ThreadPoolExecutor() as threads:  # each has an event loop of its own, as a triggerer has
+        list(threads.map(lambda task_id: asyncio.run(fire(task_id)), ids))
+    restarted = Memory()
+    restarted.values = memory.values
+    assert asyncio.run(FiredTasks(restarted).load_unfired([*ids, "new"])) == ["new"]
+
+
+def test_watchers_of_too_many_ids_do_not_erase_what_the_other_has_just_fired(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("airflow_provider_luma.triggers.fired_tasks.STORING_SECONDS", 0)
+    monkeypatch.setattr("airflow_provider_luma.triggers.fired_tasks.CONFIRM_SECONDS", 0)
+    memory, number = Memory(), MAX_HASHES + 500
+    watchers = [(FiredTasks(memory), f"watcher-{n}") for n in range(2)]
+
+    async def fire() -> None:
+        for fired, name in watchers:
+            await fired.add([f"{name}-{n}" for n in range(number)])
+            await fired.save()
+        for fired, name in watchers:
+            await fired.add([f"{name}-last"])
+        for fired, _ in watchers:
+            await fired.save()
+
+    asyncio.run(fire())
+    assert [fired.is_saved for fired, _ in watchers] == [True, True]
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,11 +19,13 @@ import pytest
 from airflow_provider_luma.hooks.luma import LumaHook
 from airflow_provider_luma.relay import TaskBatch
 from airflow_provider_luma.relay.retry import RetryPolicy
+from airflow_provider_luma.relay.schedule import PollSchedule
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
 from airflow_provider_luma.triggers import registry
 from airflow_provider_luma.triggers.luma import LumaTaskTrigger
 from airflow_provider_luma.triggers.poller import _grid_offset
 from airflow_provider_luma.triggers.request import query_slim
+from airflow_provider_luma.triggers.subscription import Subscription
 from tests.airflow.test_poller import event_of, nothing_is_left, result_of, together, trigger
 
 
@@ -158,6 +160,36 @@ def test_a_key_that_is_rotated_moves_every_trigger_to_a_new_loop(
     assert asyncio.run(rotating()) == ["done"] * 3
     rejected = [request for request in sandbox.requests if request.status == 401]
     assert 1 <= len(rejected) <= 4
+    assert nothing_is_left()
+
+
+def test_a_rotated_key_moves_no_trigger_to_a_loop_that_has_ended(
+    sandbox: Sandbox, connect: Callable[..., None]
+) -> None:
+    async def rotating() -> tuple[bool, str | None]:
+        pollers, schedule = registry._Pollers(), PollSchedule(60)
+        before, after = (
+            Subscription(TaskBatch([sandbox.add_task(seconds=0)], started_at=time.time()), schedule)
+            for _ in range(2)
+        )
+        await pollers.join("luma_default", before)
+        connect(sandbox, max_in_flight=2)
+        await pollers.join("luma_default", after)
+        old, new = before.poller, after.poller
+        assert old is not None
+        assert new is not None
+        new._loop.cancel()
+        await asyncio.wait([new._loop])
+        pollers._replace(old, new.settings)
+        assert before.poller is not None
+        is_running = before.poller.is_running
+        if is_running:
+            await before.news()
+        for subscription in (before, after):
+            pollers.leave(subscription)
+        return is_running, before.status
+
+    assert asyncio.run(rotating()) == (True, "done")
     assert nothing_is_left()
 
 

@@ -263,6 +263,33 @@ def test_the_event_is_trusted_and_nothing_is_queried_again(sandbox: Sandbox) -> 
     assert sandbox.requests == []
 
 
+@pytest.mark.parametrize(
+    "edited", [{"fail_fast": False}, {"fail_when": "never", "fail_fast": True}, {"fail_when": "all"}]
+)
+def test_a_wait_whose_arguments_changed_continues_while_ids_are_running(
+    sandbox: Sandbox, edited: dict[str, Any]
+) -> None:
+    running = [sandbox.add_task(seconds=0), sandbox.add_task(seconds=math.inf)]
+    ids = ["failed", *running]
+    done, process = event("done", *ids, failed="failed"), Process()  # as of fail_when="any", fail_fast=True
+    with pytest.raises(TaskDeferred) as deferred:
+        sensor(*ids, deferrable=True, **edited).execute_complete(process, done)
+    batch = TaskBatch.load(ids, deferred.value.trigger.state)
+    assert batch is not None
+    assert (batch.result.completed, [*batch.result.failed]) == ([running[0]], ["failed"])
+    assert batch.started_at == done["state"]["started_at"]
+    assert [request.ids for request in sandbox.requests] == [running]
+    assert process.pushed == {}
+
+
+@pytest.mark.parametrize("status", ["done", "timeout"])
+def test_an_event_is_judged_by_the_present_arguments(status: str) -> None:
+    ids, process = ["failed", "running"], Process()
+    with pytest.raises(LumaTaskFailedError):
+        sensor(*ids, fail_fast=True).execute_complete(process, event(status, *ids, failed="failed"))
+    assert process.pushed["luma_summary"]["running"] == ["running"]
+
+
 def test_a_deferred_timeout_names_the_running_ids() -> None:
     ids = [f"id-{n}" for n in range(26)]
     process = Process()

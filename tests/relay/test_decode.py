@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal, localcontext
 
 import pytest
 
@@ -53,6 +54,7 @@ def longest_pause(body):
     done = threading.Event()
 
     def decode():
+        time.sleep(0.01)  # until this thread is watched
         decode_json(body)
         done.set()
 
@@ -67,6 +69,32 @@ def test_a_large_body_does_not_block_other_threads_for_long(item):
     assert FAST_VALUES < count_values(body) <= MAX_VALUES
     # Another process may take the core meanwhile, which is nobody's fault: the best of some attempts counts.
     assert min(longest_pause(body) for _ in range(5)) < 0.1
+
+
+@pytest.mark.parametrize("chars", [60, 180, 770])
+def test_long_fractions_do_not_block_other_threads_for_long(chars):
+    with localcontext(prec=800):  # halfway between two numbers, so that each digit counts
+        halfway = format(Decimal(2**53 + 1) * Decimal(2) ** -1075, "e")
+    digits, _, exponent = halfway.partition("e")
+    number = f"{digits[: chars - 1 - len(exponent)]}e{exponent}".encode()
+    body = b"[" + b",".join([number] * min(FAST_VALUES - 20, 8_000_000 // len(number))) + b"]"
+    assert count_values(body) <= FAST_VALUES
+    assert min(longest_pause(body) for _ in range(5)) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("number", "value"),
+    [
+        ("5.041667", 5.041667),
+        ("-1.7976931348623157e+308", -1.7976931348623157e308),
+        ("5.04166700000000016501786376466043293476104736328125", 5.041667),
+        ("0." + "1" * 1_000_000, 1 / 9),
+        ("1" * 50 + ".5", None),
+        ("5.04166700000000016501786376466043293476104736328125e-2", None),
+    ],
+)
+def test_a_fraction_of_many_digits_is_rounded_or_left_out(number, value):
+    assert decode_json(f"[{number}]".encode()) == [value]
 
 
 @pytest.mark.parametrize("shift", range(4))

@@ -70,6 +70,40 @@ def test_every_documented_shape_is_read(query, body, ids):
     assert list(query(200, body)) == ids
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        {"id": "a", "state": "failed", "error": "moderation"},
+        {"id": "a", "state": "failed", "code": "moderated", "failure_reason": "moderation"},
+        {"id": "a", "state": "failed", "success": False, "failure_reason": "moderation"},
+        {"task_id": "a", "status": "FAILURE", "error": {"message": "moderation"}, "data": None},
+        {"id": "a", "state": "completed", "data": []},
+        {"id": "a", "state": "completed", "data": None, "code": "success"},
+        {"id": "a", "state": "processing", "error": "a detail"},
+    ],
+)
+def test_a_task_without_a_list_is_read_as_in_one(query, task):
+    (alone,), (listed,) = query(200, task).values(), query(200, [task]).values()
+    assert (alone.id, alone.state, alone.failure_reason) == ("a", listed.state, listed.failure_reason)
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        {"id": "request-1", "status": "error", "error": "no"},
+        {"id": "request-1", "state": None, "error": "no"},
+        {"id": 5, "state": "failed", "error": "no"},
+        {"id": "request-1", "state": "failed", "error": "no", "data": [A]},
+    ],
+)
+def test_an_error_with_an_id_of_its_own_is_no_task(error_of, envelope):
+    assert isinstance(error_of(200, envelope), RelayTransientError)
+
+
+def test_an_envelope_with_an_id_and_a_state_of_its_own_is_read(query):
+    assert list(query(200, {"id": "request-1", "state": "success", "data": [A]})) == ["a"]
+
+
 def test_the_documented_example_is_read_over_http(sandbox, client):
     task_id = json.loads(SEED)[0]["id"]
     sandbox.script(ScriptedResponse(body=SEED), ScriptedResponse(body=f"\ufeff{SEED}"))
