@@ -106,6 +106,10 @@ class TaskBatch:
     def result(self) -> BatchResult:
         return BatchResult(self._ids, fit_reasons(self._failed), tuple(self._missing), tuple(self._pending))
 
+    def failure_reason(self, task_id: str) -> str | None:
+        """Return why a task failed, not truncated as all reasons together are; otherwise ``None``."""
+        return self._failed.get(task_id)
+
     def progress_message(self) -> str:
         """Return the counts in one line, as ``BatchResult.progress_message`` does."""
         return progress_message(len(self._ids), len(self._failed), len(self._missing), len(self._pending))

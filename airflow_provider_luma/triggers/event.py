@@ -13,7 +13,6 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_provider_luma.exceptions import LumaValueError
 from airflow_provider_luma.relay.batch import TaskBatch, parse_task_ids
-from airflow_provider_luma.relay.result import BatchResult
 from airflow_provider_luma.relay.schedule import PollSchedule
 from airflow_provider_luma.triggers.fired_tasks import CONFIRM_SECONDS, FiredTasks
 from airflow_provider_luma.triggers.registry import subscribed
@@ -100,12 +99,11 @@ class LumaTaskEventTrigger(BaseEventTrigger):
                         "Poll failed, retrying at the next interval: %s", subscription.warnings.pop(0)
                     )
                 self.log.info("%s", batch.progress_message())
-                result = batch.result
-                running = set(result.running)
+                running = set(batch.pending_ids)
                 ended = [task_id for task_id in unfired if task_id not in running]
                 for task_id in ended:
                     del unfired[task_id]
-                    yield TriggerEvent(_payload(task_id, result))  # type: ignore[no-untyped-call]
+                    yield TriggerEvent(_payload(task_id, batch.failure_reason(task_id)))  # type: ignore[no-untyped-call]
                 if ended:
                     await fired.add(ended)
                 if subscription.error is not None:
@@ -126,8 +124,7 @@ class LumaTaskEventTrigger(BaseEventTrigger):
         return min(self.poke_interval, CONFIRM_SECONDS)
 
 
-def _payload(task_id: str, result: BatchResult) -> TaskEvent:
-    reason = result.failed.get(task_id)
+def _payload(task_id: str, reason: str | None) -> TaskEvent:
     return {
         "id": task_id,
         "state": "completed" if reason is None else "failed",

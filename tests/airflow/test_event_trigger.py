@@ -44,6 +44,12 @@ def test_each_task_that_ends_fires_once(sandbox: Sandbox) -> None:
     assert [request.ids for request in sandbox.requests][-1] == [endless]
 
 
+def test_each_event_has_its_whole_reason_however_many_tasks_fail(sandbox: Sandbox) -> None:
+    reasons = [f"{number} {'x' * 280}" for number in range(100)]
+    ids = [sandbox.add_task(seconds=0, failure_reason=reason) for reason in reasons]
+    assert [event["failure_reason"] for event in asyncio.run(events(trigger(ids), 4))] == reasons
+
+
 def test_a_watcher_whose_tasks_all_ended_polls_no_more(sandbox: Sandbox) -> None:
     assert len(asyncio.run(events(trigger([sandbox.add_task(seconds=0)]), 3))) == 1
     assert len(sandbox.requests) == 1
