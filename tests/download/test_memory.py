@@ -14,7 +14,7 @@ from airflow_provider_luma.sandbox import Sandbox
 
 MIB = 2**20
 # In MiB; the largest is what several at once have together, too.
-SIZES = (32, 256, 2048)
+SIZES = (32, 256, 1024)
 AT_ONCE = 8
 
 TABLE = Path(__file__).parents[2] / "benchmarks/memory.md"
