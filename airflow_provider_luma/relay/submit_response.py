@@ -97,15 +97,19 @@ _ERROR_CODE = re.compile(r"[45]\d\d|.*(fail|error|exception|denied|invalid|unava
 # A task's id anywhere in the bytes of a body, also where they are not valid JSON, or JSON inside of a text.
 # All that repeats is bounded, as time would otherwise grow with the square of a body.
 _TASK_ID_IN_BYTES = re.compile(
-    rb"""(?:task|generation|job)[_-]?ids?\\{0,9}["'] ?: ?[\[{]? ?\\{0,9}["']?([^\s"',\]}\\]{1,200})""",
-    re.IGNORECASE,
+    rb'(?:task|generation|job)[_-]?ids?\\{0,9}" ?: ?[\[{]? ?\\{0,9}"?([^\s",\]}\\]{1,200})', re.IGNORECASE
+)
+
+# The same as Python prints it. Errors of validation do, too, with words where an id would have a digit.
+_TASK_ID_IN_REPR = re.compile(
+    rb"'(?:task|generation|job)[_-]?ids?' ?: ?[\[{]? ?'([^\s']{0,100}\d[^\s']{0,100})'", re.IGNORECASE
 )
 
 _CONTROLS = re.compile("[\x00-\x1f]")
 _UUID_IN_BYTES = re.compile(rb"(?i)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 # Some relays number requests by UUIDs, and say so.
 _REQUEST_ID_IN_BYTES = re.compile(
-    rb"""(?i)(?:request|req|trace|correlation)[_ -]?id\\{0,9}["']? ?:? ?\\{0,9}["']?[\w-]{1,200}"""
+    rb'(?i)(?:request|req|trace|correlation)[_ -]?id\\{0,9}"? ?:? ?\\{0,9}"?[\w-]{1,200}'
 )
 
 
@@ -209,7 +213,8 @@ def _hints_at_a_task(response: RelayResponse, body: Any, message: str, extended_
     """Return whether a rejection names something that may be a task of this submit, in a form of its own."""
     content = response.body + b" " + response.headers.get("Location", "").encode(errors="replace")
     content = _REQUEST_ID_IN_BYTES.sub(b"", re.sub(rb"\s+", b" ", content))
-    ids = [found[1] for found in _TASK_ID_IN_BYTES.finditer(content)] + _UUID_IN_BYTES.findall(content)
+    patterns = (_TASK_ID_IN_BYTES, _TASK_ID_IN_REPR, _UUID_IN_BYTES)
+    ids = [task_id for pattern in patterns for task_id in pattern.findall(content)]
     if any(may_be_task_id(task_id.decode(errors="replace"), extended_id) for task_id in ids):
         return True
     if is_task_location(response):

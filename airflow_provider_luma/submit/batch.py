@@ -141,6 +141,8 @@ class BatchSubmitter:
         :raises LumaError: when the records cannot be read or saved before the first submit.
         """
         self._waiting = [(0, position) for position in plan_submits(self._journal, self._generations)]
+        if self._waiting:
+            self._journal.claim()
         self._removed = len(self._journal.removed())
         futures: list[Future[None]] = []
         try:

@@ -78,33 +78,28 @@ class _ConditionalObject(ABC):
         return content
 
     def write(self, content: bytes) -> None:
-        try:
-            self._version = self._put(content, self._version)
-        except Exception as error:
-            if status_of(error) not in _CONFLICTS:
-                self._unconfirmed.add(content)  # it may have arrived all the same
-                raise
-            self._settle(content)
+        version = self._version
+        while not self._try_put(content, version):
+            # It may be this writer's own write that has changed the object: SDKs retry a write whose response
+            # was lost, and the first attempt fails the condition of the second.
+            found, version = self._get()
+            if found == content[: MAX_BYTES + 1]:
+                self._version = version
+                break
+            if found not in self._unconfirmed:
+                raise ConflictError
         self._unconfirmed.clear()
 
-    def _settle(self, content: bytes) -> None:
-        """
-        Raise a failed condition, unless it was this writer's own write that changed the object.
-
-        SDKs retry a write whose response was lost, and the first attempt fails the condition of the second.
-        """
-        found, version = self._get()
-        if found == content[: MAX_BYTES + 1]:
-            self._version = version
-        elif found in self._unconfirmed:
-            try:
-                self._version = self._put(content, version)
-            except Exception as error:
-                if status_of(error) in _CONFLICTS:
-                    raise ConflictError from None
-                raise
-        else:
-            raise ConflictError from None
+    def _try_put(self, content: bytes, version: Any) -> bool:
+        """Return ``False`` when the condition failed."""
+        try:
+            self._version = self._put(content, version)
+        except Exception as error:
+            self._unconfirmed.add(content)  # it may have arrived all the same
+            if status_of(error) in _CONFLICTS:
+                return False
+            raise
+        return True
 
     @abstractmethod
     def _get(self) -> tuple[bytes | None, Any]:

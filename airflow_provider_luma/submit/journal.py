@@ -126,6 +126,7 @@ class Journal:
         self._header_store = place.open(HEADER_KEY, "header")
         header = load_record(self._header_store, Header.from_dict)
         self._has_header = header is not None
+        self._is_claimed = False
         self._header = header or Header()
         self._records: dict[int, SubmitRecord] = {}
         self._fingerprints: dict[int, str] = {}
@@ -153,14 +154,23 @@ class Journal:
                 self._fingerprints[slot] = fingerprint
                 self._commits.add(_segment_of(slot))
         self.save_rest()
-        self._header = replace(
+        header = replace(
             self._header,
             slots=max([*slots, *charged, self._header.slots - 1 if charged else -1], default=-1) + 1,
             is_edited=bool(charged) and (was_edited or slots != list(range(len(slots)))),
         )
-        # Also unchanged: an earlier try that writes ``returned`` now is too late, and must not replace it.
-        self._save_header(self._header)
+        if header != self._header or not self._has_header:
+            self._save_header(header)
         return slots
+
+    def claim(self) -> None:
+        """
+        Make it this try's, before it submits: an earlier one that saves ``returned`` from now on is too late.
+
+        :raises LumaError: when it could not be saved.
+        """
+        if not self._is_claimed:
+            self._save_header(self._header)
 
     def _may_be_charged(self, slot: int) -> bool:
         """Return whether a try since the last success was charged for a slot's prompt, or may have been."""
@@ -259,7 +269,7 @@ class Journal:
 
     def _save_header(self, header: Header) -> None:
         save_record(self._header_store, header.to_dict())
-        self._header, self._has_header = header, True
+        self._header, self._has_header, self._is_claimed = header, True, True
 
 
 class PromptLedger(Ledger):

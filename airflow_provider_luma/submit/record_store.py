@@ -106,8 +106,8 @@ class ObjectRecordStore:
     """
     One small object below ``state_path``, written with a condition where the store has one.
 
-    :param earlier: what it has is moved here, as when a task was given a ``state_path`` later. An object that
-        is here already is a copy of a try that saved nothing by it.
+    :param earlier: what it has is copied here, as when a task was given a ``state_path`` later, also over an
+        earlier copy: a try that copied and saved nothing of its own leaves one behind.
     :param on_save: called after each save.
     """
 
@@ -123,9 +123,15 @@ class ObjectRecordStore:
         return self._object.uri
 
     def load(self) -> Any:
+        record = self._read()
+        if record is None or (isinstance(record, dict) and record.get("copied")):
+            return self._load_earlier() or record
+        return record
+
+    def _read(self) -> Any:
         content = self._object.read()
-        if (earlier := self._load_earlier()) is not None or content is None:
-            return earlier
+        if content is None:
+            return None
         if len(content) > MAX_BYTES:
             raise SubmitRecordError("it is too large")
         try:
@@ -139,7 +145,7 @@ class ObjectRecordStore:
         if isinstance(record, dict):
             # The earlier place may be wiped by a clear. It counts until this try saves a record of its own,
             # so that one that is killed while it moves a batch leaves no part behind.
-            self._write(record)
+            self._write({**record, "copied": True})
         return record
 
     def save(self, record: dict[str, Any]) -> None:

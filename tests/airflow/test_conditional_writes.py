@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from airflow_provider_luma.exceptions import LumaValueError
-from airflow_provider_luma.submit.conditional_writes import ConflictError, VersionedObject, open_folder
+from airflow_provider_luma.submit.conditional_writes import (
+    ConflictError,
+    VersionedObject,
+    _ConditionalObject,
+    open_folder,
+)
 from tests.serving import Quiet, serving
 from tests.stores import S3
 
@@ -109,6 +116,46 @@ def test_a_write_whose_response_was_lost_is_no_conflict(forgetful: str) -> None:
     item.write(b"3")
     with pytest.raises(ConflictError):
         other.write(b"4")
+
+
+class _FailedConditionError(Exception):
+    status_code = 412
+
+
+class _LosesResponses(_ConditionalObject):
+    """An object of a store that applies a write, and loses its response or fails the SDK's second attempt."""
+
+    def __init__(self, *losses: Exception) -> None:
+        super().__init__("s3://bucket/x")
+        self.losses = list(losses)
+        self.content: bytes | None = None
+        self.number = 0
+
+    def _get(self) -> tuple[bytes | None, Any]:
+        return self.content, self.number or None
+
+    def _put(self, content: bytes, version: Any) -> Any:
+        if version != (self.number or None):
+            raise _FailedConditionError
+        self.content, self.number = content, self.number + 1
+        if self.losses:
+            raise self.losses.pop(0)
+        return self.number
+
+
+@pytest.mark.parametrize(
+    "second", [ConnectionError("lost"), _FailedConditionError()], ids=["lost", "repeated"]
+)
+def test_two_lost_responses_in_a_row_are_no_conflict_of_a_single_writer(second: Exception) -> None:
+    item = _LosesResponses(ConnectionError("lost"), second)
+    item.read()
+    for content in (b"1", b"2", b"3"):
+        with suppress(ConnectionError):
+            item.write(content)
+    assert item.content == b"3"
+    item.content, item.number = b"of another writer", item.number + 1
+    with pytest.raises(ConflictError):
+        item.write(b"4")
 
 
 @pytest.mark.parametrize("url", ["bucket/prefix", "s3://", "", "s3:/bucket"])

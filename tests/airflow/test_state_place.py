@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from airflow_provider_luma.airflow_exceptions import LumaNonRetryableError
+from airflow_provider_luma.exceptions import SubmitRecordError
+from airflow_provider_luma.relay.generation import Generation
 from airflow_provider_luma.sandbox import Sandbox, ScriptedResponse
+from airflow_provider_luma.submit.record import Action, SubmitRecord
 from tests.airflow.generate_harness import BatchTask, GenerateTask, Store
 
 Connect = Callable[..., None]
@@ -83,6 +86,36 @@ def test_records_that_an_idle_try_has_moved_do_not_hide_those_of_a_later_try(
     first = task.run_without_recording()
     assert task.run(state_path=path) == first
     assert len(sandbox.task_ids) == 1
+
+
+def test_a_copy_never_replaces_what_another_try_has_begun(tmp_path: Path, sandbox: Sandbox) -> None:
+    """The other try has saved ``sending`` below the new state_path, and has not remembered it yet."""
+    store = Store(tmp_path / "state.json")
+    task = GenerateTask(store, state_path=folder(tmp_path, "a"))
+    sandbox.script_submits(ScriptedResponse(status=402, body={"message": "insufficient balance"}))
+    with pytest.raises(LumaNonRetryableError):
+        task.run(state_path=None)
+    sending = SubmitRecord.sending(Generation("cat dance"), task.instance.max_tries)
+    first, second = task.open_ledger(), task.open_ledger()
+    assert first.next_action() is second.next_action() is Action.SUBMIT
+    with pytest.raises(SubmitRecordError, match="another process has written it"):
+        first.save(sending)
+    second.save(sending)
+    store.set("luma_state_path", None)
+    assert task.open_ledger().next_action() is Action.FAIL_UNKNOWN
+
+
+def test_a_retry_that_only_reconnects_needs_no_store_that_can_be_written(
+    tmp_path: Path, sandbox: Sandbox
+) -> None:
+    class ReadOnly(Store):
+        def set(self, key: str, value: Any, *, retention: Any = None) -> None:
+            raise ConnectionError("the store is full")
+
+    task = BatchTask(Store(tmp_path / "state.json"), prompts=["cat", "dog"])
+    first = task.run_without_recording()
+    task.store = ReadOnly(tmp_path / "state.json")
+    assert task.run_without_recording() == first
 
 
 def test_a_batch_that_submits_nothing_remembers_where_it_moved_its_records(

@@ -19,6 +19,7 @@ from airflow_provider_luma.exceptions import (
     RelayError,
     RelayInsufficientBalanceError,
     RelayInvalidRequestError,
+    RelayPermanentError,
     RelayPermissionError,
     RelayPromptRejectedError,
     RelayRateLimitError,
@@ -790,6 +791,27 @@ def test_a_task_id_in_what_python_prints_leaves_the_outcome_unknown(status: int)
         with pytest.raises(SubmitOutcomeUnknownError, match="luma_gen_abc123"):
             RelayClient("sk-1", relay.url).submit(Generation("cat dance"))
         assert len(relay.posts) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {
+            "code": "invalid_request",
+            "message": "Invalid value for field 'task_id': must be a finished generation",
+        },
+        {"detail": "Validation failed: {'task_id': ['Generation is not completed.']}"},
+        {"detail": "Validation failed: {'task_id': 'required'}"},
+        {"message": "unexpected keyword 'job_id': not permitted"},
+    ],
+)
+def test_an_error_of_validation_that_quotes_a_field_is_a_rejection(
+    sandbox: Sandbox, client: RelayClient, body: Any
+) -> None:
+    sandbox.script_submits(ScriptedResponse(status=422, body=body))
+    with pytest.raises(RelayPermanentError) as caught:
+        client.submit(Generation("and on", extend_task_id=UUID))
+    assert not isinstance(caught.value, SubmitOutcomeUnknownError)
 
 
 def test_an_id_in_capital_fields_beside_a_429_created_a_task() -> None:
