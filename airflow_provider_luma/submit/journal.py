@@ -16,7 +16,7 @@ act                                 if the process dies after this step
 ==================================  =====================================================================
 all prompts are validated           no header: the next try submits all
 the fingerprints are saved          no records: the next try submits all
-the header is saved                 likewise
+the header is saved                 likewise; ``returned`` of an earlier try comes too late
 a flush saves ``sending``           unknown outcomes are reported, of at most ``max_parallel`` prompts
 the requests leave                  likewise
 a response arrives                  likewise

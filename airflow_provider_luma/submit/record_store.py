@@ -16,6 +16,7 @@ remembers the ``state_path`` from the first record on; where there is none, a te
 ==================================  =====================================================================
 act                                 if the process dies after this step, a try with another ``state_path``
 ==================================  =====================================================================
+earlier records are copied          uses those; the copies are copied again by a try with this one
 the object with ``sending`` is put  submits there: nothing was sent yet
 the ``state_path`` is remembered    fails: the records are elsewhere
 the request leaves                  likewise
