@@ -65,10 +65,10 @@ def test_every_module_on_disk_is_listed_and_can_be_imported(kind: str) -> None:
     package = importlib.import_module(f"airflow_provider_luma.{kind}")
     on_disk = [f"{package.__name__}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
     helpers = {
-        *("sensors.store", "sensors.wait", "operators.base", "operators.destination"),
+        *("sensors.wait", "sensors.wait_store", "operators.base", "operators.destination"),
         *(
             f"triggers.{name}"
-            for name in ("fired", "poller", "rate_limiter", "registry", "request", "subscription")
+            for name in ("async_rate_limiter", "fired_tasks", "poller", "registry", "request", "subscription")
         ),
     }
     assert set(listed) == set(on_disk) - {f"airflow_provider_luma.{helper}" for helper in helpers}
